@@ -1,0 +1,80 @@
+"""Every error the toolchain tells a person, as one tree. The command line catches `ToolchainError` once.
+
+ToolchainError           exit 2   see toolchain/runtime/errors.py for the part that ships
+├── RecipeError          exit 2   a recipe, with the YAML path of each problem
+├── DataError            exit 2   pictures, labels, splits
+├── BackboneError        exit 2   an architecture or weights file
+├── DeviceError          exit 2   a GPU asked for that is not there
+├── HostError            exit 1   the machine failed us: full disk, no permission, no memory
+├── TrainingError        exit 2   a loss that is not finite, settings that cannot work together
+├── ModelError, PictureError, ProviderError, BundleError (runtime)
+└── GateError            exit 3   a promise was measured and is not kept
+    ├── ParityError      exit 3   the exported file does not answer as the trained network did
+    └── (VerificationError, runtime, exit 3 as well)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from toolchain.runtime.errors import (
+    BundleError,
+    ModelError,
+    PictureError,
+    ProviderError,
+    ToolchainError,
+    VerificationError,
+)
+
+__all__ = [
+    "BackboneError",
+    "BundleError",
+    "DataError",
+    "DeviceError",
+    "GateError",
+    "HostError",
+    "ModelError",
+    "ParityError",
+    "PictureError",
+    "ProviderError",
+    "RecipeError",
+    "ToolchainError",
+    "TrainingError",
+    "VerificationError",
+]
+
+
+class RecipeError(ToolchainError):
+    """A recipe that cannot be read; the message lists each problem with its YAML path."""
+
+
+class DataError(ToolchainError):
+    """Pictures, labels or splits that cannot be used."""
+
+
+class BackboneError(ToolchainError):
+    """An architecture that is not known or cannot be pruned, or a weights file that does not fit."""
+
+
+class DeviceError(ToolchainError):
+    """A device that was asked for is not there."""
+
+
+class TrainingError(ToolchainError):
+    """Training that cannot go on: the loss is not finite, or settings exclude each other."""
+
+
+class HostError(ToolchainError):
+    """The machine failed: full disk, no permission, no memory."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class GateError(ToolchainError):
+    """A promise was measured and is not kept."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class ParityError(GateError):
+    """An exported file does not answer as the network it was made from."""
