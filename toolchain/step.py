@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Context:
     progress: Progress
 
 
-class Step(BaseModel):
+class Step(BaseModel, ABC):
     """A frozen model that IS its own settings; a subclass adds fields and `step: Literal["name"]`.
 
     takes: inputs by role ("model" is the artifact before it in the chain; other roles are named in
@@ -51,6 +52,10 @@ class Step(BaseModel):
     uses: ClassVar[frozenset[str]] = frozenset()
     libraries: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Read the inputs' folders, write `context.out`, return what was noticed."""
-        raise TypeError(f"{type(self).__name__} does not say how it runs")
+
+    def roots(self) -> Mapping[str, Path]:
+        """Files the settings name, by setting; their content (not their path) goes into the key."""
+        return {}
