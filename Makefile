@@ -1,0 +1,58 @@
+# make setup | demo | test | check | test-slow | test-gpu | test-root | bench-… | wheelhouse
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WHEELHOUSE ?=
+PIP_FLAGS := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE),)
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test check test-slow test-gpu test-root wheelhouse schema clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "Python 3.11 or 3.12 is needed: make setup PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing (about 6 GB, a few minutes the first time) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-build-isolation -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip check
+	@touch $@
+
+demo: setup
+	$(BIN)/toolchain run quickstart --out runs/quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+test-root: setup
+	$(BIN)/python -m pytest -m root
+
+schema: setup
+	$(BIN)/toolchain schema > docs/recipe.schema.json
+
+# For a site without network: run where there is one, carry the folder over, then
+#   make setup WHEELHOUSE=wheelhouse
+wheelhouse: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/wheelhouse-venv
+	build/wheelhouse-venv/bin/python -m pip download --quiet --dest wheelhouse -c constraints.txt "setuptools>=77" ".[dev]"
+	rm -f wheelhouse/toolchain-*
+
+clean:
+	rm -rf $(VENV) build dist wheelhouse runs .toolchain
