@@ -1,0 +1,85 @@
+"""The command line: parse, call the library, print. Errors are told once, here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from toolchain.errors import ToolchainError
+
+# Where each command lives; a command's file is imported only when it is called or asked for help.
+_COMMANDS = {
+    "run": "toolchain.cli.run",
+    "check": "toolchain.cli.run",
+    "init": "toolchain.cli.recipes",
+    "recipes": "toolchain.cli.recipes",
+    "schema": "toolchain.cli.recipes",
+    "report": "toolchain.cli.report",
+    "verify": "toolchain.cli.bundles",
+    "predict": "toolchain.cli.bundles",
+    "store": "toolchain.cli.store",
+    "doctor": "toolchain.cli.doctor",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of a first day's work."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the file of one command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which command was probably meant."""
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else " 'toolchain --help' lists them."
+            raise click.UsageError(f"There is no command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="toolchain", message="toolchain %(version)s")
+def cli() -> None:
+    """From labelled pictures to a measured, verified ONNX model for an edge device.
+
+    \b
+    Example:
+      toolchain run quickstart            # the whole trip on bundled pictures, no network needed
+      toolchain init ./pictures           # a recipe for your own image folder
+      toolchain run ./pictures/recipe.yaml
+    """
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 well, 1 the machine failed, 2 wrong input, 3 a gate or check failed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        code = cli(standalone_mode=False)
+    except ToolchainError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped. Start the same command again to go on where it was.", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,122 @@
+"""How long the final files take: all variants interleaved in one process, raw samples kept.
+
+The protocol (docs/measuring.md): randomised blocks of calls, the first of each block dropped; next to it
+the alternating figure, where every call follows another model's, as on a device that does other things.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from toolchain.runtime.session import Session
+
+from toolchain.artifact import Artifact
+from toolchain.data.dataset import Picture, PictureSet
+from toolchain.measure.settings import Measure
+from toolchain.runtime.timing import alternate, interleave
+
+File = Literal["plain", "fused"]
+FILES: Mapping[File, str] = {"plain": "model.plain.onnx", "fused": "model.onnx"}
+_ALTERNATING_CALLS = 200
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a latency was measured under. `input` is the picture's height x width in pixels."""
+
+    provider: str
+    threads: int
+    batch: int
+    file: File
+    input: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Raw nanoseconds [blocks, calls] of one variant under one condition, and those when alternating [calls]."""
+
+    variant: str
+    condition: Condition
+    samples: NDArray[np.int64]
+    alternating: NDArray[np.int64]
+
+
+def conditions(settings: Measure, providers: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Every (provider, threads, batch) to measure; the first one decides the choice."""
+    return [(p, t, b) for p in providers for t in settings.threads for b in settings.batch]
+
+
+def typical(pictures: PictureSet) -> Picture:
+    """The picture of median pixel count among the first 50: what the files are timed with."""
+    some = [pictures.picture(i) for i in range(min(50, len(pictures)))]
+    return sorted(some, key=lambda p: p.shape[0] * p.shape[1])[len(some) // 2]
+
+
+def time_files(
+    artifacts: Mapping[str, Artifact], picture: Picture, settings: Measure, providers: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Latency]:  # fmt: skip
+    """Time the plain and the fused file of every artifact under every condition, interleaved."""
+    found = []
+    plain = Session(next(iter(artifacts.values())).folder / "preprocess.onnx").run(
+        {"pictures": picture[None]}
+    )[0]
+    for provider, threads, batch in conditions(settings, providers):
+        for file, feed in (("plain", {"input": plain}), ("fused", {"pictures": picture[None]})):
+            size = "x".join(str(n) for n in (plain.shape[2:] if file == "plain" else picture.shape[:2]))
+            condition = Condition(provider, threads, batch, file, size)  # type: ignore[arg-type]
+            found += _time(artifacts, condition, feed, settings, progress)
+    return found
+
+
+def _time(
+    artifacts: Mapping[str, Artifact], condition: Condition, feed: Mapping[str, NDArray[np.generic]],
+    settings: Measure, progress: Callable[[int, int], None] | None,
+) -> list[Latency]:  # fmt: skip
+    repeated = {n: np.ascontiguousarray(np.repeat(v, condition.batch, axis=0)) for n, v in feed.items()}
+    sides: dict[str, Callable[[], object]] = {}
+    for name, artifact in artifacts.items():
+        session = Session(
+            artifact.folder / FILES[condition.file], provider=condition.provider,
+            threads=condition.threads, spinning=settings.spinning,
+        )  # fmt: skip
+        sides[name] = partial(session.run, repeated)
+    blocks = interleave(
+        sides, blocks=settings.blocks, calls=settings.calls, drop=settings.drop, progress=progress
+    )
+    mixed = alternate(sides, calls=_ALTERNATING_CALLS)
+    return [Latency(name, condition, blocks[name], mixed[name]) for name in sides]
+
+
+def save(latencies: Sequence[Latency], folder: Path) -> None:
+    """Keep raw samples (`samples.npz`) and what they belong to (`index.json`) in a store entry."""
+    arrays = {}
+    index = []
+    for number, latency in enumerate(latencies):
+        arrays[f"blocks_{number}"] = latency.samples
+        arrays[f"alternating_{number}"] = latency.alternating
+        index.append({"variant": latency.variant, "condition": asdict(latency.condition)})
+    np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def load(folder: Path) -> list[Latency]:
+    """The latencies kept by `save`."""
+    index = json.loads((folder / "index.json").read_text())
+    with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
+        return [
+            Latency(
+                item["variant"],
+                Condition(**item["condition"]),
+                arrays[f"blocks_{i}"],
+                arrays[f"alternating_{i}"],
+            )
+            for i, item in enumerate(index)
+        ]

@@ -1,0 +1,27 @@
+"""What a recipe asks to be measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Measure(BaseModel):
+    """Providers, threads and batch sizes to time the final files on; see docs/measuring.md.
+
+    providers: ONNX Runtime providers, "cpu", "cuda" or "auto" (what is there; the rest is told as
+    not measured). A provider that is named and cannot be used is an error.
+    blocks, calls, drop: randomised blocks a side, calls a block, first calls dropped of each block.
+    spinning: whether idle threads of ONNX Runtime spin; slower on a busy machine, faster on a quiet one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    providers: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto",)
+    threads: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1,)
+    batch: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1,)
+    blocks: int = Field(default=40, ge=20, le=1000)
+    calls: int = Field(default=30, ge=10, le=1000)
+    drop: int = Field(default=5, ge=0, le=100)
+    spinning: bool = False

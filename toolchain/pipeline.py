@@ -1,0 +1,178 @@
+"""The only loop over steps: a recipe's artifacts, each made once and kept by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolchain.artifact import Artifact
+from toolchain.data.checks import DataReport, apply, inspect
+from toolchain.data.dataset import Data, PictureSet
+from toolchain.data.sources import load as load_data
+from toolchain.device import Device
+from toolchain.errors import DataError, RecipeError
+from toolchain.measure import accuracy, latency
+from toolchain.measure.settings import Measure
+from toolchain.progress import Progress
+from toolchain.recipe import Node, Recipe
+from toolchain.recipe_problems import nearest
+from toolchain.record import JSON
+from toolchain.runtime import host
+from toolchain.step import Context, Step
+from toolchain.store import Entry, Job, Store, hash_path
+
+_RUNTIME = ("onnxruntime", "onnxruntime-gpu")
+_REPORT = "data.json"
+
+
+@dataclass
+class Pipeline:
+    """One run over one store. `keys` collects what the run needs; `fresh` does everything anew."""
+
+    recipe: Recipe
+    base: Path
+    device: Device
+    store: Store
+    progress: Progress
+    fresh: bool = False
+    keys: list[str] = field(default_factory=list)
+
+    def data(self) -> tuple[Data, DataReport]:
+        """Load the pictures and check them (kept by content); raises DataError with every problem found."""
+        found = load_data(self.recipe.data, self.base)
+        given = {name: split.fingerprint for name, split in found.splits} | {"labels": list(found.labels)}
+        job = Job("inspect", 1, self.recipe.data.model_dump(mode="json"), {}, given, ("pillow",))
+
+        def check(out: Path) -> None:
+            report = inspect(found, self.progress)
+            (out / _REPORT).write_text(report.model_dump_json(indent=1))
+
+        entry = self._measured(job, check)
+        report = DataReport.model_validate_json((entry.folder / _REPORT).read_text())
+        if report.problems:
+            raise DataError("the data cannot be used:" + "".join(f"\n  {line}" for line in report.problems))
+        return apply(found, report, self.recipe.data), report
+
+    def build(self, data: Data, until: str | None = None) -> dict[str, Artifact]:
+        """Make every artifact of the recipe (or only what `until` needs), in order, by node name."""
+        nodes = self.recipe.nodes()
+        wanted = _needed(nodes, until) if until else nodes.keys()
+        made: dict[str, Artifact] = {}
+        for name, node in nodes.items():
+            if name in wanted:
+                inputs = {role: made[source] for role, source in node.inputs.items()}
+                made[name] = self._make(node, inputs, data)
+        return made
+
+    def _make(self, node: Node, inputs: Mapping[str, Artifact], data: Data) -> Artifact:
+        step = node.step.resolved()
+        job = self._job(step, inputs, data)
+        with self.store.begin(job, fresh=self.fresh) as work:
+            if work.entry is None:
+                self.progress.say(f"{node.name}: {step.step}")
+                context = Context(work.out, work.scratch, data, self.device, self.recipe.seed, self.progress)
+                measurements = step.run(inputs, context)
+                work.commit(measurements, self.device.fingerprint)
+            else:
+                self.progress.say(f"{node.name}: done before")
+            entry = self._keep(work.entry)
+        return Artifact(step.gives, entry.folder, entry.record)
+
+    def _job(self, step: Any, inputs: Mapping[str, Artifact], data: Data) -> Job:
+        settings = step.model_dump(mode="json", exclude={role for role in step.takes if role != "model"})
+        for path, file in step.roots().items():
+            _put(settings, path, hash_path(file))
+        given: dict[str, JSON] = {}
+        for split in ("train", "val"):
+            if split in step.uses:
+                given[split] = getattr(data, split).fingerprint
+                given["labels"] = list(data.labels)
+        if "seed" in step.uses:
+            given["seed"] = self.recipe.seed
+        if "device" in step.uses:
+            given["device"] = self.device.fingerprint
+        parents = {role: artifact.key for role, artifact in inputs.items()}
+        return Job(step.step, step.version, settings, parents, given, step.libraries)
+
+    def answers(self, artifact: Artifact, split: str, pictures: PictureSet, provider: str) -> Entry:
+        """The fused file's probabilities over a split on a provider, measured once a file and host kind."""
+        given = {"pictures": pictures.fingerprint, "provider": provider, "host": host_kind()}
+        job = Job("answers", 1, {}, {"model": artifact.key}, given, runtime_libraries())
+
+        def measure(out: Path) -> None:
+            with self.progress.task(f"accuracy on {split} ({provider})", len(pictures)) as task:
+                found = accuracy.answers(artifact, pictures, provider, self.device.threads, task.advance)
+            accuracy.save(found, out)
+
+        return self._measured(job, measure)
+
+    def latencies(
+        self,
+        files: Mapping[str, Artifact],
+        pictures: PictureSet,
+        settings: Measure,
+        providers: tuple[str, ...],
+    ) -> Entry:
+        """Raw latency samples of all files together, measured once a set of files and host kind."""
+        picture = latency.typical(pictures)
+        given = {"pictures": pictures.fingerprint, "providers": list(providers), "host": host_kind()}
+        asked = settings.model_dump(mode="json", exclude={"providers"})
+        job = Job("latency", 1, asked, {name: a.key for name, a in files.items()}, given, runtime_libraries())
+
+        def measure(out: Path) -> None:
+            rounds = len(latency.conditions(settings, providers)) * len(latency.FILES)
+            with self.progress.task("latency", rounds * settings.blocks) as task:
+                found = latency.time_files(files, picture, settings, providers, lambda *_: task.advance())
+            latency.save(found, out)
+
+        return self._measured(job, measure)
+
+    def _measured(self, job: Job, measure: Callable[[Path], None]) -> Entry:
+        with self.store.begin(job, fresh=self.fresh) as work:
+            if work.entry is None:
+                measure(work.out)
+                work.commit()
+            return self._keep(work.entry)
+
+    def _keep(self, entry: Entry | None) -> Entry:
+        if entry is None:  # a committed work has its entry
+            raise RecipeError("the store lost what it had just kept")
+        self.keys.append(entry.record.key)
+        return entry
+
+
+def host_kind() -> dict[str, JSON]:
+    """What makes two hosts answer and time alike: processor, ISA, cores."""
+    facts = host.facts()
+    return {"cpu": facts["cpu"], "isa": host.isa(), "cores": facts["cores"]}
+
+
+def runtime_libraries() -> tuple[str, ...]:
+    """The ONNX Runtime distribution that is installed (exactly one should be)."""
+    return tuple(name for name in _RUNTIME if host.distribution_version(name))
+
+
+def _needed(nodes: Mapping[str, Node], until: str) -> Collection[str]:
+    """`until` and everything it is made from."""
+    if until not in nodes:
+        raise RecipeError(f"--until {until}: there is no such artifact{nearest(until, nodes)}")
+    found, waiting = {until}, [until]
+    while waiting:
+        for name in nodes[waiting.pop()].inputs.values():
+            if name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+def _put(settings: dict[str, JSON], path: str, value: str) -> None:
+    """Replace one value by its dotted path."""
+    *parents, last = path.split(".")
+    for part in parents:
+        settings = settings[part]
+    settings[last] = value
+
+
+__all__ = ["Pipeline", "Step", "host_kind"]

@@ -1,0 +1,118 @@
+"""`toolchain init`: a commented recipe for the pictures found in a folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from toolchain.data.settings import DataSettings
+from toolchain.data.sources import load
+from toolchain.errors import DataError
+from toolchain.store import write_whole
+
+_FEW_A_CLASS = 200
+_UNEVEN = 3.0
+_LOOKED_AT = 60
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found: pictures for training in all and in the rarest and commonest class, side in pixels."""
+
+    classes: int
+    train: int
+    rarest: int
+    commonest: int
+    side: int
+    groups: Path | None
+
+
+def propose(folder: Path, force: bool = False) -> Path:
+    """Write `recipe.yaml` into an image folder and return its path.
+
+    Raises DataError when the folder holds no usable pictures, or a recipe is there and `force` is not given.
+    """
+    target = folder / "recipe.yaml"
+    if target.exists() and not force:
+        raise DataError(f"{target}: is there already; take --force to replace it")
+    seen = _look(folder)
+    write_whole(target, _recipe(folder, seen).encode())
+    return target
+
+
+def _look(folder: Path) -> _Seen:
+    groups = next((p for p in (folder / "groups.csv", folder / "split.csv") if p.is_file()), None)
+    data = load(
+        DataSettings(folder=folder.resolve(), groups=groups.resolve() if groups else None), Path.cwd()
+    )
+    counts = [int((data.train.labels == k).sum()) for k in range(len(data.labels))]
+    step = max(1, len(data.train) // _LOOKED_AT)
+    sides = [min(data.train.picture(i).shape[:2]) for i in range(0, len(data.train), step)]
+    return _Seen(len(data.labels), len(data.train), min(counts), max(counts), int(median(sides)), groups)
+
+
+def _recipe(folder: Path, seen: _Seen) -> str:
+    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._")[:64] or "pictures"
+    few = seen.rarest < _FEW_A_CLASS
+    uneven = seen.commonest > _UNEVEN * seen.rarest
+    size = next(s for s in (32, 64, 96, 128, 160, 224) if s >= min(seen.side, 224))
+    groups = (
+        f"\n  groups: ./{seen.groups.name}   # pictures of one group never fall into two splits"
+        if seen.groups
+        else ""
+    )
+    epochs = 30 if few else 15
+    balance, metric = ("sampler", "balanced") if uneven else ("none", "top1")
+    note = "the classes are uneven" if uneven else "the classes are about even"
+    return f"""\
+# Made by 'toolchain init': {seen.classes} classes, {seen.train} training pictures (the rarest class has {seen.rarest}).
+# Check it: toolchain check recipe.yaml      Run it: toolchain run recipe.yaml
+# Editors complete and check this file with the schema that 'toolchain schema' prints.
+name: {name}
+seed: 0
+
+data:
+  folder: .{groups}
+
+# The bundled backbone needs no network and nobody's pictures. With a way to timm's hub, a network pretrained
+# on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
+#   backbone: {{timm: resnet18.a1_in1k, weights: hub}}
+# or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
+backbone:
+  bundled: nano
+  preprocess: {{height: {size}, width: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {seen.side} pixels
+
+tune:                       # makes the artifact `tuned`
+  epochs: {epochs}
+  batch_size: 32
+  optimizer: adamw
+  lr: 0.001
+  weight_decay: 0.05
+  schedule: cosine
+  warmup_epochs: 1
+  label_smoothing: 0.05
+  balance: {balance}{" " * (9 - len(balance))}          # none, loss or sampler; {note}
+  select: {metric}
+  augment: {{flip_horizontal: true, rotate: 10, translate: 0.05}}   # no flips if left and right mean something
+
+variants:
+  fp32: {{from: tuned, steps: [export]}}
+  int8: {{from: fp32, steps: [quantize]}}
+  pruned:
+    from: tuned
+    steps:
+      - prune: {{ratio: 0.5}}
+      - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {balance}, select: {metric}}}
+      - export
+  pruned-int8: {{from: pruned, steps: [quantize]}}
+
+measure: {{providers: [auto], threads: [1], batch: [1]}}
+
+gates:                      # decided on val, from the final files; exit code 3 when nothing passes
+  metric: {metric}
+  max_drop: 1.0             # points lost against fp32 on the same pictures
+  # min_recall: 90          # percent, for every class
+  # max_latency_ms: 5
+"""

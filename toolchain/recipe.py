@@ -1,0 +1,369 @@
+"""Recipes: the only reader of YAML. Names and lists, no logic; every problem is told with its path.
+
+    name: surface-inspection
+    data: {folder: ./tiles}
+    backbone: {timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}
+    tune: {epochs: 20, optimizer: adamw}             # makes the artifact `tuned`
+    variants:
+      fp32:   {from: tuned, steps: [export]}
+      int8:   {from: fp32,  steps: [quantize]}
+      pruned: {from: tuned, steps: [{prune: {ratio: 0.5}}, {recover: {teacher: tuned}}, export]}
+
+Paths are relative to the recipe's folder; `${NAME}` and `${NAME:-default}` take environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from toolchain.artifact import Form
+from toolchain.backbones.settings import Backbone
+from toolchain.data.settings import DataSettings
+from toolchain.errors import RecipeError
+from toolchain.measure.settings import Measure
+from toolchain.recipe_problems import nearest, problems
+from toolchain.record import JSON
+from toolchain.steps import Adopt, AnyStep, Load, Tune
+
+TRUNK = "tuned"
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Gates(_Settings):
+    """What a file must keep to be chosen; decided on val, from the file itself.
+
+    max_drop: points of `metric` that a variant may lose against fp32 on the same pictures (point
+    estimate); the bad end of its 95 % interval may lose `max_drop_worst` (2 points more when not given).
+    min_top1, min_balanced: percent. min_recall: percent, one figure for all classes or one a class.
+    max_latency_ms: median of the plain file on the first provider, thread count and batch measured.
+    max_megabytes: size of the fused file (10^6 bytes).
+    parity: greatest difference of probabilities between the trained network and the fp32 file.
+    """
+
+    metric: Literal["top1", "balanced"] = "top1"
+    max_drop: float | None = Field(default=1.0, ge=0)
+    max_drop_worst: float | None = Field(default=None, ge=0)
+    min_top1: float | None = Field(default=None, ge=0, le=100)
+    min_balanced: float | None = Field(default=None, ge=0, le=100)
+    min_recall: float | dict[str, float] | None = None
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_megabytes: float | None = Field(default=None, gt=0)
+    parity: float = Field(default=1e-3, gt=0)
+
+
+class Variant(_Settings):
+    """A named file: made from another artifact by steps, or taken from a foreign ONNX file."""
+
+    source: Name | None = Field(default=None, alias="from")
+    steps: tuple[AnyStep, ...] = ()
+    adopt: Adopt | None = None
+
+
+class Recipe(_Settings):
+    """A whole run: data, a trunk (`tuned`) and named variants of it, what to measure, what must hold."""
+
+    name: Name
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=256)
+    data: DataSettings
+    backbone: Backbone | None = None
+    tune: Tune | None = None
+    tuned: Load | None = None
+    variants: dict[Name, Variant]
+    measure: Measure = Measure()
+    gates: Gates = Gates()
+
+    @property
+    def trunk(self) -> Tune | Load | None:
+        """The step that makes `tuned`."""
+        return self.tune or self.tuned
+
+    def nodes(self) -> dict[str, Node]:
+        """Every artifact to make, by name, each after its inputs."""
+        found: dict[str, Node] = {}
+        if self.trunk is not None:
+            found[TRUNK] = Node(TRUNK, self.trunk, {}, None)
+        waiting = dict(self.variants)
+        while waiting:
+            ready = [name for name, variant in waiting.items() if _needs(variant) <= found.keys()]
+            for name in ready:
+                found.update(_chain(name, waiting.pop(name)))
+            if not ready:  # names were checked, so what is left waits for itself
+                raise RecipeError(f"variants {', '.join(sorted(waiting))}: each is made from the other")
+        return found
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact of a run. `inputs` maps roles to node names; `variant` is set on a variant's last node."""
+
+    name: str
+    step: AnyStep | Load
+    inputs: Mapping[str, str]
+    variant: str | None
+
+
+def load(source: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
+    """Read a recipe: a YAML file, or the name of one that comes with the toolchain (`toolchain recipes`).
+
+    overrides: "path=value" settings, values in YAML ("tune.epochs=3", "variants.pruned.steps[0].prune.ratio=0.3").
+    data: replaces the recipe's data by this image folder.
+    Raises RecipeError listing every problem with its YAML path.
+    """
+    path = find(source)
+    raw = _parse(path)
+    for override in overrides:
+        _override(raw, override)
+    if data is not None:
+        raw["data"] = _with_folder(raw.get("data"), data)
+    return build(raw, path.parent, path.name)
+
+
+def build(raw: Mapping[str, JSON], base: Path, title: str = "recipe") -> Recipe:
+    """Make a Recipe of parsed YAML. `base` is the folder that relative paths start from."""
+    expanded = _long_form(_expand(raw, ""))
+    try:
+        recipe = Recipe.model_validate(expanded)
+    except ValidationError as error:
+        raise RecipeError(_listed(title, problems(error, Recipe))) from None
+    found = list(_graph_problems(recipe))
+    if found:
+        raise RecipeError(_listed(title, found))
+    return _absolute(recipe, base)
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the toolchain, by name."""
+    folder = Path(__file__).resolve().parent.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(source: str | Path) -> Path:
+    """The file of a recipe given by path or by shipped name; RecipeError when there is none."""
+    path = Path(source)
+    if path.is_file():
+        return path.resolve()
+    ours = shipped()
+    if str(source) in ours:
+        return ours[str(source)]
+    hint = nearest(str(source), ours)
+    raise RecipeError(
+        f"{source}: no such recipe file, nor a shipped recipe{hint}; 'toolchain recipes' lists those"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(path: Path) -> dict[str, JSON]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{path.name}{line}: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name}: not readable as YAML: {error}".replace("\n", " ")) from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path.name}: a recipe is a mapping (name:, data:, variants:, …), this is not")
+    return raw
+
+
+def _with_folder(given: JSON, folder: Path) -> JSON:
+    """The data section for another image folder; split and duplicate settings stay."""
+    kept = given if isinstance(given, dict) else {}
+    sources = ("folder", "csv", "root", "source", "groups")
+    return {**{k: v for k, v in kept.items() if k not in sources}, "folder": str(folder.resolve())}
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: JSON, path: str) -> JSON:
+    """Replace `${NAME}` and `${NAME:-default}` in every string."""
+    if isinstance(value, Mapping):
+        return {key: _expand(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replaced(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1]) or match[2]
+        if found is None:
+            raise RecipeError(f"{path}: the environment variable {match[1]} is not set; export {match[1]}=…")
+        return found
+
+    return _VARIABLE.sub(replaced, value)
+
+
+def _override(raw: dict[str, JSON], override: str) -> None:
+    """Set one value of the raw recipe: path=value, with names and [index] in the path."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set tune.epochs=3")
+    parts = re.findall(r"[^.\[\]]+", path)
+    here: JSON = raw
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        key: int | str = int(part) if isinstance(here, list) and part.isdigit() else part
+        if isinstance(here, list) and (not isinstance(key, int) or key >= len(here)):
+            raise RecipeError(f"--set {path}: the list has {len(here)} items, '{part}' is none of them")
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"--set {path}: '{parts[depth - 1]}' is a plain value and has no '{part}'")
+        if last:
+            here[key] = yaml.load(text, _Loader)  # type: ignore[index]
+        elif isinstance(here, dict):
+            here = here.setdefault(str(key), {})
+        else:
+            here = here[key]  # type: ignore[index]
+
+
+def _long_form(raw: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Turn the short spellings of steps into the models' fields."""
+    full = dict(raw)
+    if isinstance(full.get("tune"), dict):
+        full["tune"] = {"step": "tune", "backbone": full.get("backbone"), **full["tune"]}
+    if isinstance(full.get("tuned"), dict):
+        full["tuned"] = {"step": "load", "backbone": full.get("backbone"), **full["tuned"]}
+    if isinstance(full.get("variants"), dict):
+        full["variants"] = {name: _long_variant(variant) for name, variant in full["variants"].items()}
+    return full
+
+
+def _long_variant(variant: JSON) -> JSON:
+    if not isinstance(variant, dict):
+        return variant
+    full = dict(variant)
+    if isinstance(full.get("steps"), list):
+        full["steps"] = [_long_step(step) for step in full["steps"]]
+    if isinstance(full.get("adopt"), dict):
+        full["adopt"] = {"step": "adopt", **full["adopt"]}
+    return full
+
+
+def _long_step(step: JSON) -> JSON:
+    if isinstance(step, str):
+        return {"step": step}
+    if isinstance(step, dict) and len(step) == 1:
+        name, settings = next(iter(step.items()))
+        if settings is None or isinstance(settings, dict):
+            return {"step": name, **(settings or {})}
+    return step
+
+
+def _listed(title: str, found: Sequence[str]) -> str:
+    if len(found) == 1:
+        return f"{title}: {found[0]}"
+    return f"{title}: {len(found)} problems" + "".join(f"\n  {line}" for line in found)
+
+
+def _needs(variant: Variant) -> set[str]:
+    """Names of the artifacts a variant is made from."""
+    names = {variant.source} if variant.source else set()
+    return names | {name for step in variant.steps for _, name in _roles(step)}
+
+
+def _roles(step: AnyStep) -> Iterable[tuple[str, str]]:
+    """The inputs of a step besides the one before it: (role, artifact name)."""
+    return [(role, str(getattr(step, role))) for role in step.takes if role != "model"]
+
+
+def _chain(name: str, variant: Variant) -> dict[str, Node]:
+    """The nodes of one variant, in order."""
+    if variant.adopt is not None:
+        return {name: Node(name, variant.adopt, {}, name)}
+    nodes, before = {}, str(variant.source)
+    for index, step in enumerate(variant.steps):
+        last = index == len(variant.steps) - 1
+        label = name if last else f"{name}/{index}-{step.step}"
+        inputs = {"model": before, **dict(_roles(step))}
+        nodes[label] = Node(label, step, inputs, name if last else None)
+        before = label
+    return nodes
+
+
+def _graph_problems(recipe: Recipe) -> Iterable[str]:
+    """Names that do not exist and steps in an impossible order, each with its path."""
+    if recipe.tune and recipe.tuned:
+        yield "tune, tuned: give one of them: training settings, or a finished checkpoint"
+    if recipe.tune and recipe.tune.backbone is None:
+        yield "backbone: missing; say which pretrained network to fine-tune, e.g. {timm: resnet18, weights: hub}"
+    if "fp32" not in recipe.variants:
+        yield "variants.fp32: missing; it is what every other variant is compared with"
+    forms: dict[str, Form] = {TRUNK: Form.TORCH} if recipe.trunk else {}
+    forms |= {name: v.steps[-1].gives if v.steps else Form.ONNX for name, v in recipe.variants.items()}
+    for name, variant in recipe.variants.items():
+        yield from _variant_problems(f"variants.{name}", variant, forms)
+
+
+def _variant_problems(path: str, variant: Variant, forms: Mapping[str, Form]) -> Iterable[str]:
+    if (variant.adopt is None) == (variant.source is None) or (variant.adopt is not None) == bool(
+        variant.steps
+    ):
+        yield f"{path}: give either 'from' and 'steps', or 'adopt'"
+        return
+    if variant.adopt is not None:
+        return
+    source = str(variant.source)
+    if source not in forms:
+        yield f"{path}.from: there is no artifact '{source}'{nearest(source, forms)}"
+        return
+    form, before = forms[source], source
+    for index, step in enumerate(variant.steps):
+        where = f"{path}.steps[{index}] '{step.step}'"
+        if step.takes.get("model", form) is not form:
+            put = ": put 'export' before it" if form is Form.TORCH else ""
+            yield f"{where} takes {step.takes['model']}, but '{before}' is {form}{put}"
+            return
+        for role, name in _roles(step):
+            if name not in forms:
+                yield f"{where} {role}: there is no artifact '{name}'{nearest(name, forms)}"
+            elif forms[name] is not step.takes[role]:
+                yield f"{where} {role}: takes {step.takes[role]}, but '{name}' is {forms[name]}"
+        form, before = step.gives, step.step
+    if form is not Form.ONNX:
+        yield f"{path}: ends as a {form} network: put 'export' at its end"
+
+
+def _absolute(model: _ModelT, base: Path) -> _ModelT:
+    """A copy in which every relative path starts from `base`."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Path):
+            return base / value.expanduser()
+        if isinstance(value, BaseModel):
+            return _absolute(value, base)
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(walk(item) for item in value)
+        return value
+
+    changed = {name: walk(value) for name, value in model}
+    return model.model_copy(update=changed)

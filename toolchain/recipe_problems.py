@@ -1,0 +1,85 @@
+"""Turn pydantic's findings into sentences with YAML paths and a guess at what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" when something known is close to `word`, else nothing."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One sentence for each problem, with the path as the recipe's author wrote it."""
+    return [_sentence(item, model) for item in error.errors(include_url=False)]
+
+
+def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
+    path, kind, given = _path(item["loc"]), item["type"], item.get("input")
+    context = item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{path}: unknown setting{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        named = str(context.get("tag") or given)
+        known = [name.strip(" '") for name in str(context.get("expected_tags", "")).split(",")]
+        listed = f"; known: {', '.join(known)}" if any(known) else ""
+        return f"{path}: unknown step '{named}'{nearest(named, known)}{listed}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if kind == "value_error" or isinstance(given, dict | list) or not path:
+        return f"{path}: {message}".removeprefix(": ")
+    return f"{path}: {message}, not {given!r}"
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """variants.int8.steps[0].quantize.bits from pydantic's location (the step's tag names the step)."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part != "[key]":
+            text += f".{part}" if text else str(part)
+    return text
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The settings known at a location, to guess from."""
+    here: list[Any] = [model]
+    for part in location:
+        here = [below for kind in here for below in _below(kind, part)]
+    names = []
+    for kind in _models(here):
+        names += [field.alias or name for name, field in kind.model_fields.items() if name != "step"]
+    return names
+
+
+def _below(kind: Any, part: int | str) -> list[Any]:
+    """The types one location part further down."""
+    models = _models([kind])
+    if isinstance(part, int) or not models:
+        return list(get_args(kind)) or [kind]
+    tagged = [m for m in models if "step" in m.model_fields and m.model_fields["step"].default == part]
+    if tagged:
+        return list(tagged)
+    fields = [f for m in models for n, f in m.model_fields.items() if part in (n, f.alias)]
+    return [field.annotation for field in fields] or models
+
+
+def _models(kinds: Iterable[Any]) -> list[type[BaseModel]]:
+    """All model classes inside annotations (unions, tuples, dictionaries, Annotated)."""
+    found: list[type[BaseModel]] = []
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+        elif get_origin(kind) is not None:
+            found += _models(get_args(kind))
+    return found

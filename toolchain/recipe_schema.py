@@ -1,0 +1,43 @@
+"""The JSON schema of recipes as people write them, for editors (docs/recipe.schema.json)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolchain.recipe import Recipe
+
+_STEPS = ("Prune", "Recover", "Export", "Quantize", "Half")
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12): the models' schema with the short spellings of steps put in."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    models: dict[str, Any] = schema["$defs"]
+    for model in models.values():
+        model.get("properties", {}).pop("step", None)
+    for name in ("Tune", "Load"):
+        models[name]["properties"].pop("backbone", None)
+        required = [field for field in models[name].get("required", []) if field != "backbone"]
+        models[name]["required"] = required
+    models["Variant"]["properties"]["steps"]["items"] = {"anyOf": _spellings(models)}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "toolchain recipe"
+    return schema
+
+
+def _spellings(models: dict[str, Any]) -> list[dict[str, Any]]:
+    """A step is a bare name, or a mapping of one name to its settings."""
+    found: list[dict[str, Any]] = [
+        {"enum": [name.lower() for name in _STEPS if not models[name].get("required")]}
+    ]
+    for name in _STEPS:
+        reference = {"$ref": f"#/$defs/{name}"}
+        found.append(
+            {
+                "type": "object",
+                "properties": {name.lower(): reference},
+                "required": [name.lower()],
+                "additionalProperties": False,
+            }
+        )
+    return found

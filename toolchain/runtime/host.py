@@ -1,0 +1,101 @@
+"""The machine that answers are computed and timed on, as plain values for the record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Collection
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from toolchain.runtime import providers
+
+_CPUINFO = Path("/proc/cpuinfo")
+_DEVICE_TREE = Path("/proc/device-tree/model")
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
+# The instruction sets that decide which of ONNX Runtime's kernels run, in /proc/cpuinfo's spelling.
+_FEATURES = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+def isa() -> str:
+    """The ISA family of this machine, within which int8 answers agree: see `family`."""
+    return family(platform.machine(), _features())
+
+
+def has_vnni() -> bool:
+    """Whether this x86 processor multiplies 8-bit integers without saturating in between."""
+    return isa() == "x86-vnni"
+
+
+def family(machine: str, features: Collection[str]) -> str:
+    """Return "x86-vnni", "x86-avx2", "x86-other", "arm64", or the machine's name in lower case.
+
+    Without VNNI, x86 adds pairs of u8 x s8 products in 16 bits, which saturate: AVX-512 without VNNI counts
+    as "x86-avx2". arm64 never saturates, with or without its dot product instructions.
+    """
+    name = machine.lower()
+    if name in ("x86_64", "amd64", "i386", "i686"):
+        if _VNNI & set(features):
+            return "x86-vnni"
+        return "x86-avx2" if "avx2" in features else "x86-other"
+    return "arm64" if name in ("aarch64", "arm64") else name
+
+
+def facts() -> dict[str, Any]:
+    """What a figure measured here must be read with, JSON-able.
+
+    cpu (name), isa, features, cores (that this process may use), load (1, 5 and 15 minutes), memory_bytes,
+    gpus (names), kernel, python, libraries (name -> version).
+    """
+    return {
+        "cpu": _cpu_name(),
+        "isa": isa(),
+        "features": [name for name in _FEATURES if name in _features()],
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": list(providers.gpus()),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "libraries": {name: found for name in _LIBRARIES if (found := distribution_version(name))},
+    }
+
+
+def distribution_version(name: str) -> str | None:
+    """The version of an installed distribution (as pip names it), or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _features() -> frozenset[str]:
+    info = _cpuinfo()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def _cpu_name() -> str:
+    """The processor's name; Arm kernels give none, but often the board's."""
+    if name := _cpuinfo().get("model name"):
+        return name
+    try:
+        return _DEVICE_TREE.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -1,0 +1,276 @@
+"""The store: finished work by content address. A record exists if and only if the work finished.
+
+Layout below the root:
+    objects/KEY/      a finished job: its files and `record.json`; never edited
+    scratch/KEY/      what an unfinished job keeps across a kill (training checkpoints)
+    work/KEY.XXXX/    a job being done; without meaning once its process is gone
+    locks/KEY.lock    held (flock) while a job is done, so that two runs never do it twice
+    runs/NAME.json    which keys a named run needs; `clean` keeps those
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from toolchain.errors import HostError, ToolchainError
+from toolchain.record import JSON, Measurement, Record
+
+_HOST_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a result; its hash is the key.
+
+    settings: plain values, with file paths already replaced by content hashes.
+    parents: keys of the inputs by role. given: the rest (data fingerprint, seed, device, host).
+    libraries: distributions whose versions count.
+    """
+
+    name: str
+    version: int
+    settings: Mapping[str, JSON]
+    parents: Mapping[str, str]
+    given: Mapping[str, JSON]
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The installed version of each library named."""
+        return {name: version(name) for name in self.libraries}
+
+    @property
+    def key(self) -> str:
+        """sha256 (hex) of the canonical JSON of all fields."""
+        fields = [self.name, self.version, self.settings, self.parents, self.given, self.versions]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=dict)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished job: its folder and record."""
+
+    folder: Path
+    record: Record
+
+
+class Store:
+    """Finished jobs below `root`; safe for several processes of one host."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def find(self, key: str) -> Entry | None:
+        """Return the finished job of this key, or None. A damaged record counts as absent."""
+        folder = self.root / "objects" / key
+        try:
+            record = Record.model_validate_json((folder / "record.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        if record.key != key or not all((folder / name).is_file() for name in record.files):
+            return None
+        return Entry(folder, record)
+
+    def begin(self, job: Job, *, fresh: bool = False) -> Work:
+        """Lock the job's key and lend folders for it; see Work. `fresh` forgets an earlier result."""
+        return Work(self, job, fresh)
+
+    def register(self, name: str, keys: Collection[str]) -> None:
+        """Remember that the run `name` needs these keys."""
+        text = json.dumps({"name": name, "keys": sorted(keys)})
+        with host_faults(self.root):
+            write_whole(self.root / "runs" / f"{name}.json", text.encode())
+
+    def runs(self) -> dict[str, list[str]]:
+        """The keys each named run needs."""
+        found = {}
+        for path in sorted((self.root / "runs").glob("*.json")):
+            content = json.loads(path.read_text())
+            found[str(content["name"])] = [str(key) for key in content["keys"]]
+        return found
+
+    def entries(self) -> list[Entry]:
+        """Every finished job."""
+        keys = sorted(path.name for path in (self.root / "objects").glob("*"))
+        return [entry for entry in map(self.find, keys) if entry is not None]
+
+    def clean(self, keep: Collection[str]) -> int:
+        """Delete what no run in `keep` (names) needs, and the rests of killed work; return bytes freed.
+
+        Work that another process is doing right now is left alone.
+        """
+        needed = {key for name, keys in self.runs().items() if name in keep for key in keys}
+        before = size_of(self.root)
+        for folder in ("objects", "scratch", "work"):
+            for path in sorted((self.root / folder).glob("*")):
+                key = path.name.partition(".")[0]
+                if folder == "objects" and key in needed and self.find(key):
+                    continue
+                with self._lock(key, wait=False) as held:
+                    if held:
+                        shutil.rmtree(path)
+        for path in sorted((self.root / "runs").glob("*.json")):
+            if path.stem not in keep:
+                path.unlink()
+        return before - size_of(self.root)
+
+    @contextmanager
+    def _lock(self, key: str, *, wait: bool) -> Iterator[bool]:
+        path = self.root / "locks" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+class Work:
+    """A job while it is done: `with store.begin(job) as work: ...; entry = work.commit(...)`.
+
+    entry: the result, when another process (or an earlier run) has already finished it.
+    out: an empty folder for the result. scratch: a folder that survives a kill.
+    Leaving without `commit` throws `out` away. A full disk, whatever error it surfaced as, becomes HostError.
+    """
+
+    def __init__(self, store: Store, job: Job, fresh: bool) -> None:
+        self.store, self.job, self.fresh = store, job, fresh
+        self.key = job.key
+        self.entry: Entry | None = None
+        self.scratch = store.root / "scratch" / self.key
+        self.out = store.root / "work" / self.key
+
+    def __enter__(self) -> Work:
+        with host_faults(self.store.root):
+            self._held = self.store._lock(self.key, wait=True)
+            self._held.__enter__()
+            if self.fresh:
+                self._forget()
+            self.entry = self.store.find(self.key)
+            if self.entry is None:
+                self.scratch.mkdir(parents=True, exist_ok=True)
+                (self.store.root / "work").mkdir(exist_ok=True)
+                self.out = Path(tempfile.mkdtemp(prefix=f"{self.key}.", dir=self.store.root / "work"))
+        self.started = time.monotonic()
+        return self
+
+    def commit(self, measurements: tuple[Measurement, ...] = (), device: str | None = None) -> Entry:
+        """Make the result final: hash and fsync every file, write the record last, rename into place."""
+        job, out = self.job, self.out
+        with host_faults(self.store.root):
+            files = {str(p.relative_to(out)): sync_and_hash(p) for p in sorted(out.rglob("*")) if p.is_file()}
+            record = Record(
+                key=self.key, step=job.name, version=job.version, settings=job.settings, parents=job.parents,
+                libraries=job.versions, device=device, seconds=round(time.monotonic() - self.started, 3),
+                measurements=measurements, files=files,
+            )  # fmt: skip
+            write_whole(out / "record.json", record.model_dump_json(indent=1).encode())
+            final = self.store.root / "objects" / self.key
+            final.parent.mkdir(exist_ok=True)
+            self._forget_object(final)
+            out.chmod(0o755)
+            out.rename(final)
+            sync_folder(final.parent)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.entry = Entry(final, record)
+        return self.entry
+
+    def _forget(self) -> None:
+        self._forget_object(self.store.root / "objects" / self.key)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    @staticmethod
+    def _forget_object(folder: Path) -> None:
+        """Remove a result (an outdated or damaged one) so that it is never half there: record first."""
+        (folder / "record.json").unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        free = shutil.disk_usage(self.store.root).free if self.store.root.exists() else 0
+        self._held.__exit__(None, None, None)
+        if isinstance(error, Exception) and not isinstance(error, ToolchainError) and free < 1 << 20:
+            raise HostError(
+                f"{self.store.root}: the disk is full; free some space and start again, finished work is kept"
+            ) from error
+
+
+@contextmanager
+def host_faults(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals (full disk, no permission) into HostError naming `where`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _HOST_FAULTS:
+            raise
+        reason = os.strerror(error.errno or 0)
+        raise HostError(f"{error.filename or where}: {reason}; mend that and start again") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that a rename in it is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_and_hash(path: Path) -> str:
+    """fsync a file and return the sha256 of its content."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def hash_path(path: Path) -> str:
+    """sha256 of a file's content, or of the names and contents of all files in a folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    names = sorted(p for p in path.rglob("*") if p.is_file())
+    lines = (f"{p.relative_to(path)}\0{hash_path(p)}\n" for p in names)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
