@@ -82,7 +82,7 @@ data:
 # or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
 backbone:
   bundled: nano
-  preprocess: {{height: {size}, width: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {seen.side} pixels
+  preprocess: {{size: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {seen.side} pixels
 
 tune:                       # makes the artifact `tuned`
   epochs: {epochs}

@@ -66,7 +66,9 @@ def _check_place(model: Path, place: str) -> None:
     except OSError as e:
         raise ModelError(f"{model}: its weights file {place!r} cannot be read ({e.strerror})") from e
     if real != wanted or links > 1 or not real.is_file():
-        raise ModelError(f"{model}: its weights file {place!r} is a link or no plain file; copy the file there")
+        raise ModelError(
+            f"{model}: its weights file {place!r} is a link or no plain file; copy the file there"
+        )
 
 
 def _locations(data: bytes | mmap.mmap, label: str) -> list[str]:
@@ -97,6 +99,8 @@ def _fields(data: bytes | mmap.mmap, span: _Span) -> Iterator[tuple[int, _Span]]
     at, end = span
     while at < end:
         tag, at = _varint(data, at, end)
+        if tag > 0xFFFFFFFF:  # other readers would drop the high bits and see another field
+            raise IndexError("a field number of more than 32 bits")
         kind = tag & 7
         if kind == _VARINT:
             _, at = _varint(data, at, end)

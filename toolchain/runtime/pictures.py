@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from toolchain.runtime.errors import PictureError
 
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split()
-)
+PICTURE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".jp2", ".avif",
+})  # fmt: skip
 # Pillow knows many more, some of which start other programs (EPS) or carry no pictures.
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged files.
@@ -102,7 +103,7 @@ def _open(source: Path | bytes, label: str, max_pixels: int) -> Image.Image:
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-    except Image.UnidentifiedImageError as e:
+    except UnidentifiedImageError as e:
         raise PictureError(f"{label}: not a picture of a known format, or cut short in its header") from e
     except FileNotFoundError as e:
         raise PictureError(f"{label}: no such file") from e
@@ -140,7 +141,7 @@ def _eight_bits(values: NDArray[np.generic], label: str) -> NDArray[np.uint8]:
     low, high = float(grey.min()), float(grey.max())
     whole = np.issubdtype(values.dtype, np.integer)
     limits = (65535.0,) if whole else (1.0, 255.0)
-    limit = next((limit for limit in limits if 0 <= low and high <= limit), None)
+    limit = next((limit for limit in limits if low >= 0 and high <= limit), None)
     if limit is None:  # also when a value is NaN
         agreed = "0..65535" if whole else "0..1 or 0..255"
         raise PictureError(

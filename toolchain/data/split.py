@@ -1,0 +1,133 @@
+"""Dividing labelled samples into train, val and test, or into folds: by class, and by whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from toolchain.data.dataset import Data, PictureSet
+from toolchain.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+class Shares(NamedTuple):
+    """The shares of the samples that val and test get; 0 means none."""
+
+    val: float
+    test: float
+
+
+class Parts(NamedTuple):
+    """Sorted indices of the samples of each split."""
+
+    train: Indices
+    val: Indices
+    test: Indices
+
+
+def partition(labels: Indices, groups: Sequence[str] | None, shares: Shares, seed: int) -> Parts:
+    """Divide samples with `labels` [n] by class; with `groups` [n], whole groups, near the classes' shares.
+
+    A class with at least 3 samples (3 groups, when groups are given) has one or more in each split that
+    is asked for; a class of 1 or 2 may go to train alone.
+    """
+    home = _by_class(labels, shares, seed) if groups is None else _by_group(labels, groups, shares, seed)
+    return Parts(*(np.flatnonzero(home == split) for split in range(3)))
+
+
+def folds(data: Data, k: int, seed: int) -> list[Data]:
+    """Return `k` re-divisions of all of a task's pictures, for cross-validation.
+
+    In fold i, test is the i-th of k disjoint parts that together hold every picture once; val is a part
+    of the rest, as large as val was of train and val. Both keep classes in proportion and groups whole.
+    Raises DataError when there are fewer than `k` groups (or pictures, where there are no groups).
+    """
+    samples = tuple(sample for _, split in data.splits for sample in split.samples)
+    everything = PictureSet(samples, data.train.decode)
+    grouped = any(sample.group for sample in samples)
+    if k < 2 or len(set(everything.groups)) < k:
+        units = "groups" if grouped else "pictures"
+        raise DataError(f"{data.name}: {len(set(everything.groups))} {units} cannot make {k} folds")
+    labels, groups = everything.labels, np.array(everything.groups)
+    val_share = len(data.val) / max(1, len(data.train) + len(data.val))
+    maker = StratifiedGroupKFold if grouped else StratifiedKFold
+    made = []
+    for number, (rest, test) in enumerate(maker(k, shuffle=True, random_state=seed).split(labels, labels, groups)):
+        parts = partition(
+            labels[rest], list(groups[rest]) if grouped else None, Shares(val_share, 0), seed + number
+        )
+        pieces = (rest[parts.train], rest[parts.val], test)
+        made.append(Data(data.name, data.labels, *(everything.subset(piece) for piece in pieces)))
+    return made
+
+
+def limit(pictures: PictureSet, per_class: int, seed: int) -> PictureSet:
+    """Keep at most `per_class` samples of each class, picked at random by `seed`, in their old order."""
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    labels = pictures.labels[order]
+    kept = [order[labels == label][:per_class] for label in np.unique(labels)]
+    return pictures.subset(int(i) for i in np.sort(np.concatenate(kept)))
+
+
+def _by_class(labels: Indices, shares: Shares, seed: int) -> Indices:
+    """The split (0 train, 1 val, 2 test) of each sample [n]."""
+    rng = np.random.default_rng(seed)
+    home = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        val, test = (_count(len(members), share) for share in shares)
+        home[members[:val]] = 1
+        home[members[val : val + test]] = 2
+    return home
+
+
+def _count(members: int, share: float) -> int:
+    """How many of a class's members a split gets: its share, but one of three if it gets any at all."""
+    if share == 0:
+        return 0
+    least = 1 if members >= 3 else 0
+    return min(max(round(share * members), least), max(0, (members - 1) // 2))
+
+
+def _by_group(labels: Indices, groups: Sequence[str], shares: Shares, seed: int) -> Indices:
+    """Greedy: groups from large to small, each to the split whose class counts it brings nearest.
+
+    The order and the aim are those of scikit-learn's StratifiedGroupKFold, with unequal shares.
+    """
+    names, of_group = np.unique(np.array(groups), return_inverse=True)
+    counts = np.zeros((len(names), int(labels.max()) + 1))  # [groups, classes]
+    np.add.at(counts, (of_group, labels), 1)
+    totals = counts.sum(axis=0)
+    aims = np.outer([1 - sum(shares), *shares], totals)  # [splits, classes]
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
+    home = np.full(len(names), -1, dtype=np.int64)
+    _reserve(home, counts, order, shares)
+    have = np.stack([counts[home == split].sum(axis=0) for split in range(3)])
+    weights = 1 / np.maximum(totals, 1)
+    for group in order[home[order] < 0]:
+        # What the squared distance from the aim changes by, were the group put into each split.
+        change = ((2 * (have - aims) + counts[group]) * counts[group] * weights**2).sum(axis=1)
+        change[1:][np.array(shares) == 0] = np.inf
+        home[group] = int(change.argmin())
+        have[home[group]] += counts[group]
+    return home[of_group]
+
+
+def _reserve(home: Indices, counts: NDArray[np.float64], order: Indices, shares: Shares) -> None:
+    """Give val and test a small group of each class that has one for every split, rarest class first."""
+    present = counts > 0
+    for label in np.argsort(present.sum(axis=0), kind="stable"):
+        holders = order[present[order, label]][::-1]  # small groups first
+        if len(holders) < 3:
+            continue
+        for split, share in ((1, shares.val), (2, shares.test)):
+            free = holders[home[holders] < 0]
+            # The last free group of a class stays for train.
+            if share and len(free) > 1 and not np.any(home[holders] == split):
+                home[free[0]] = split

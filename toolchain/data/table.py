@@ -1,0 +1,139 @@
+"""Pictures listed in a CSV, and groups listed beside an image folder. Errors name the file and line."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from toolchain.data.settings import Columns
+from toolchain.errors import DataError
+
+# What people call the splits.
+SPLIT_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_PATH_NAMES = ("file", "filename", "image", "picture")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a CSV of pictures: a path below the root, with / between folders, and what is known of it."""
+
+    line: int
+    path: str
+    label: str
+    group: str | None
+    split: str | None
+
+
+def read_rows(file: Path, columns: Columns) -> list[Row]:
+    """Read path, label[, group][, split] from `file` (UTF-8; comma, semicolon or tab between values).
+
+    Raises DataError for a missing column, an empty path or label, a split that is none of train, val and
+    test, a split given for some rows only, and a path listed twice.
+    """
+    header = _header(file)
+    for column in (columns.path, columns.label):
+        _require(file, header, column)
+    rows: list[Row] = []
+    lines: dict[str, int] = {}
+    for line, values in _records(file):
+        row = _row(file, line, values, columns)
+        if row.path in lines:
+            raise DataError(f"{file}, line {line}: '{row.path}' is listed in line {lines[row.path]} already")
+        if rows and (row.split is None) != (rows[0].split is None):
+            raise DataError(f"{file}, line {line}: give '{columns.split}' for every picture or for none")
+        lines[row.path] = line
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{file}: lists no pictures")
+    return rows
+
+
+def group_column(file: Path, columns: Columns) -> str | None:
+    """The column that names groups: the one called `columns.group`, or else the only one ending in "group"."""
+    header = _header(file)
+    if columns.group in header:
+        return columns.group
+    endings = [name for name in header if name.lower().endswith("group")]
+    return endings[0] if len(endings) == 1 and columns.group == "group" else None
+
+
+def read_groups(file: Path, columns: Columns, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Read the group of each picture in `names`, which are paths below the data folder.
+
+    A row's path may also be only the end of such a path (a file name, say) if one picture alone has it.
+    Returns the group by picture, and what a person should know (rows and pictures that don't match).
+    Raises DataError for missing columns, and for a path that several pictures have.
+    """
+    header = _header(file)
+    path_column = next((name for name in (columns.path, *_PATH_NAMES) if name in header), columns.path)
+    _require(file, header, path_column)
+    column = group_column(file, columns)
+    if column is None:
+        _require(file, header, columns.group)
+    endings = _endings(names)
+    found: dict[str, str] = {}
+    unknown = 0
+    for line, values in _records(file):
+        path = _posix(values[path_column])
+        matches = endings.get(path, [])
+        if len(matches) > 1 and path not in matches:
+            raise DataError(
+                f"{file}, line {line}: '{path}' may be {matches[0]} or {matches[1]}: "
+                f"give the path below the data folder"
+            )
+        if not matches:
+            unknown += 1
+        elif group := values[str(column)].strip():
+            found[path if path in matches else matches[0]] = group
+    if not found:
+        raise DataError(f"{file}: none of its {unknown} rows names a picture of the data folder")
+    return found, _unmatched(file, len(names) - len(found), unknown)
+
+
+def _unmatched(file: Path, without: int, unknown: int) -> list[str]:
+    notes = []
+    if without:
+        notes.append(f"{file.name}: {without} pictures have no group there, each counts as its own group")
+    if unknown:
+        notes.append(f"{file.name}: {unknown} rows name no picture of the data folder")
+    return notes
+
+
+def _row(file: Path, line: int, values: Mapping[str, str], columns: Columns) -> Row:
+    path, label = _posix(values[columns.path]), values[columns.label].strip()
+    for column, value in ((columns.path, path), (columns.label, label)):
+        if not value:
+            raise DataError(f"{file}, line {line}: '{column}' is empty")
+    split = values.get(columns.split, "").strip()
+    if split and split.lower() not in SPLIT_NAMES:
+        raise DataError(f"{file}, line {line}: '{split}' is no split; write train, val or test")
+    group = values.get(columns.group, "").strip()
+    return Row(line, path, label, group or None, SPLIT_NAMES[split.lower()] if split else None)
+
+
+def _records(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield each row with the number of its (last) line; every column of the header has a string."""
+    header = _header(file)
+    with _open(file) as stream:
+        reader = csv.reader(stream, delimiter=_delimiter(stream.readline()))
+        stream.seek(0)
+        try:
+            next(reader)
+            for values in reader:
+                if len(values) > len(header) or (len(values) < len(header) and values):
+                    raise DataError(
+                        f"{file}, line {reader.line_num}: {len(values)} values for {len(header)} columns"
+                    )
+                if values:
+                    yield reader.line_num, dict(zip(header, values, strict=True))
+        except csv.Error as e:
+            raise DataError(f"{file}, line {reader.line_num}: not readable as CSV ({e})") from e
+        except UnicodeDecodeError as e:
+            raise DataError(f"{file}, line {reader.line_num + 1}: is not UTF-8 text; save it as UTF-8") from e
