@@ -20,11 +20,10 @@ from toolchain.backbones.network import Network
 from toolchain.data.dataset import PictureSet
 from toolchain.record import JSON
 from toolchain.runtime import host
-from toolchain.runtime.bundle import identity
+from toolchain.runtime import manifest as names
 from toolchain.runtime.session import Session
 from toolchain.store import host_faults, sync_and_hash, write_whole
 
-MINIMUM_ONNXRUNTIME = "1.24.4"  # older ones load external data from outside the folder
 GOLDEN_PICTURES = 16
 
 # Largest difference of probabilities that is still the same answer, by ISA family. Rounding alone for
@@ -64,14 +63,14 @@ def write(folder: Path, artifact: Artifact, val: PictureSet, papers: Papers) -> 
     with host_faults(folder):
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            for name in ("model.onnx", "model.plain.onnx"):
+            for name in (names.MODEL, names.PLAIN_MODEL):
                 shutil.copyfile(artifact.folder / name, work / name)
             _golden(work, val)
-            (work / "measured.json").write_text(_pretty(papers.measured))
-            (work / "MODEL_CARD.md").write_text(papers.card)
-            (work / "NOTICE").write_text(_notice(papers.network))
+            (work / names.MEASURED).write_text(_pretty(papers.measured))
+            (work / names.CARD).write_text(papers.card)
+            (work / names.NOTICE).write_text(_notice(papers.network))
             manifest = _manifest(work, papers)
-            write_whole(work / "manifest.json", _pretty(manifest).encode())
+            write_whole(work / names.MANIFEST, _pretty(manifest).encode())
             work.chmod(0o755)
             _replace(work, folder)
         finally:
@@ -82,11 +81,11 @@ def write(folder: Path, artifact: Artifact, val: PictureSet, papers: Papers) -> 
 def _golden(work: Path, val: PictureSet) -> None:
     """`golden.npz`: pictures as decoded, and the raw probabilities of the file for them."""
     pictures = [val.picture(i) for i in golden_indices(val.labels.tolist())]
-    session = Session(work / "model.onnx", provider="cpu", threads=1)
+    session = Session(work / names.MODEL, provider="cpu", threads=1)
     answers = [session.run({"pictures": np.ascontiguousarray(p[None])})[0][0] for p in pictures]
     arrays = {f"picture_{i}": picture for i, picture in enumerate(pictures)}
     np.savez_compressed(
-        work / "golden.npz", count=np.int64(len(pictures)), probabilities=np.stack(answers), **arrays
+        work / names.GOLDEN, count=np.int64(len(pictures)), probabilities=np.stack(answers), **arrays
     )  # type: ignore[arg-type]
 
 
@@ -104,10 +103,10 @@ def _manifest(work: Path, papers: Papers) -> dict[str, JSON]:
     classes = len(network.labels)
     files = {p.name: sync_and_hash(p) for p in sorted(work.iterdir())}
     manifest: dict[str, JSON] = {
-        "schema_version": 1,
+        "schema_version": names.SCHEMA_VERSION,
         "name": papers.name,
         "variant": papers.variant,
-        "task": "image-classification",
+        "task": names.TASK,
         "labels": list(network.labels),
         "input": {"name": "pictures", "dtype": "uint8", "layout": "NHWC", "shape": ["N", "H", "W", 3], "color": "RGB"},
         "plain_input": {
@@ -117,18 +116,18 @@ def _manifest(work: Path, papers: Papers) -> dict[str, JSON]:
         "preprocessing": prepared.model_dump(mode="json"),
         "temperature": papers.temperature,
         "thresholds": dict(papers.thresholds),
-        "minimum_onnxruntime": MINIMUM_ONNXRUNTIME,
+        "minimum_onnxruntime": names.MINIMUM_ONNXRUNTIME,
         "lineage": dict(papers.lineage),
         "licences": [{
             "what": f"pretrained weights of {network.architecture} ({network.provenance.source})",
             "licence": network.provenance.licence or "not stated",
             "source": network.provenance.weights or "none",
         }],
-        "golden": {"file": "golden.npz", "made_on": host.isa(), "provider": "cpu"},
+        "golden": {"file": names.GOLDEN, "made_on": host.isa(), "provider": "cpu"},
         "tolerances": tolerances(host.isa(), quantized=papers.quantized, saturating=papers.saturating),
         "files": files,
     }  # fmt: skip
-    manifest["identity"] = identity(manifest, files)
+    manifest["identity"] = names.identity(manifest, files)
     return manifest
 
 

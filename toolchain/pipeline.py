@@ -20,7 +20,7 @@ from toolchain.recipe import Node, Recipe
 from toolchain.recipe_problems import nearest
 from toolchain.record import JSON
 from toolchain.runtime import host
-from toolchain.step import Context, Step
+from toolchain.step import Context
 from toolchain.store import Entry, Job, Store, hash_path
 
 _RUNTIME = ("onnxruntime", "onnxruntime-gpu")
@@ -29,7 +29,8 @@ _REPORT = "data.json"
 
 @dataclass
 class Pipeline:
-    """One run over one store. `keys` collects what the run needs; `fresh` does everything anew."""
+    """One run over one store. `keys` collects what the run needs, `reused` what lay there already;
+    `fresh` does everything anew."""
 
     recipe: Recipe
     base: Path
@@ -38,6 +39,7 @@ class Pipeline:
     progress: Progress
     fresh: bool = False
     keys: list[str] = field(default_factory=list)
+    reused: set[str] = field(default_factory=set)
 
     def data(self) -> tuple[Data, DataReport]:
         """Load the pictures and check them (kept by content); raises DataError with every problem found."""
@@ -76,7 +78,7 @@ class Pipeline:
                 measurements = step.run(inputs, context)
                 work.commit(measurements, self.device.fingerprint)
             else:
-                self.progress.say(f"{node.name}: done before")
+                self.reused.add(node.name)
             entry = self._keep(work.entry)
         return Artifact(step.gives, entry.folder, entry.record)
 
@@ -122,7 +124,7 @@ class Pipeline:
         job = Job("latency", 1, asked, {name: a.key for name, a in files.items()}, given, runtime_libraries())
 
         def measure(out: Path) -> None:
-            rounds = len(latency.conditions(settings, providers)) * len(latency.FILES)
+            rounds = len(latency.conditions(settings, providers)) * len(latency.FILES) * len(files)
             with self.progress.task("latency", rounds * settings.blocks) as task:
                 found = latency.time_files(files, picture, settings, providers, lambda *_: task.advance())
             latency.save(found, out)
@@ -174,5 +176,3 @@ def _put(settings: dict[str, JSON], path: str, value: str) -> None:
         settings = settings[part]
     settings[last] = value
 
-
-__all__ = ["Pipeline", "Step", "host_kind"]

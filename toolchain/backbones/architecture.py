@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import timm
 import torch
-from timm.models import group_modules
+from timm.models import PretrainedCfg, group_modules
 from timm.utils.model import reparameterize_model
 from torch import nn
 
@@ -29,13 +29,19 @@ def create(architecture: str, kwargs: Mapping[str, JSON], classes: int, seed: in
 
     Raises BackboneError when timm has no such model or the model does not take these kwargs.
     """
-    made = {name: _tuples(value) for name, value in kwargs.items()}
     try:
         with seeded(seed):
-            model: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=classes, **made)
+            model = construct(architecture, kwargs, classes, pretrained=False)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise BackboneError(refusal(architecture, kwargs, error)) from error
     return model.eval()
+
+
+def construct(architecture: str, kwargs: Mapping[str, JSON], classes: int, pretrained: bool) -> nn.Module:
+    """Call timm's constructor; lists in kwargs, which is what YAML and JSON have, are given as tuples."""
+    options = {name: _tuples(value) for name, value in kwargs.items()}
+    model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=classes, **options)
+    return model
 
 
 def refusal(architecture: str, kwargs: Mapping[str, JSON], error: Exception) -> str:
@@ -52,14 +58,22 @@ def first_line(error: Exception) -> str:
 
 def fixed_size(architecture: str) -> bool:
     """Whether the model is built for one input size (ViT, Swin) and must be told another one."""
-    return bool(timm.get_pretrained_cfg(architecture, allow_unregistered=True).fixed_input_size)
+    return bool(published(architecture).fixed_input_size)
+
+
+def published(architecture: str) -> PretrainedCfg:
+    """What timm states about a model's weights and the pictures they expect."""
+    found = timm.get_pretrained_cfg(architecture)
+    if found is None:
+        raise BackboneError(f"timm says nothing about the weights and pictures of '{architecture}'")
+    return found
 
 
 def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     """The layers that give one output a label (two in distilled DeiT)."""
     found = model.get_classifier()  # type: ignore[operator]
     layers = found if isinstance(found, tuple | list) else (found,)
-    return tuple(layer for layer in layers if isinstance(layer, nn.Module) and any(layer.parameters()))
+    return tuple(layer for layer in layers if isinstance(layer, nn.Module) and list(layer.parameters()))
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
@@ -77,10 +91,15 @@ def blocks(model: nn.Module) -> list[tuple[nn.Module, ...]]:
     heads = head_names(model)
     found = []
     for names in group_modules(model, model.group_matcher(coarse=False)).values():  # type: ignore[operator]
-        body = [name for name in names if not name.startswith(heads)] if heads else names
+        body = [name for name in names if not is_below(name, heads)]
         if body:
             found.append(tuple(model.get_submodule(name) for name in body))
     return found
+
+
+def is_below(name: str, owners: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of `owners` or lies in one."""
+    return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
 
 
 def deployable(model: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     architecture: str
-    kwargs: Mapping[str, JSON] = {}
+    options: Annotated[Mapping[str, JSON], Field(alias="kwargs")] = {}
     size: Annotated[int, Field(ge=8)] = 32
     interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
@@ -49,4 +49,6 @@ def card(name: str) -> Card:
     try:
         return Card.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise BackboneError(f"bundled backbone '{name}': {path.name} is missing or damaged, reinstall") from error
+        raise BackboneError(
+            f"bundled backbone '{name}': {path.name} is missing or damaged, reinstall"
+        ) from error

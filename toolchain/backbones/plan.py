@@ -47,7 +47,9 @@ def plan(before: nn.Module, after: nn.Module) -> ChannelPlan:
     shapes = {name: tuple(new[name].shape) for name in old if new[name].shape != old[name].shape}
     lost = shapes.keys() - after.state_dict().keys()
     if lost:
-        raise BackboneError(f"pruning changed tensors that are not saved with the weights: {', '.join(sorted(lost))}")
+        raise BackboneError(
+            f"pruning changed tensors that are not saved with the weights: {', '.join(sorted(lost))}"
+        )
     return ChannelPlan(attributes=attributes, shapes=shapes)
 
 
@@ -59,7 +61,9 @@ def apply(model: nn.Module, change: ChannelPlan) -> None:
     modules, tensors = dict(model.named_modules()), _tensors(model)
     for name, values in change.attributes.items():
         if name not in modules:
-            raise BackboneError(f"the channel plan names a module '{name}' that this architecture does not have")
+            raise BackboneError(
+                f"the channel plan names a module '{name}' that this architecture does not have"
+            )
         for key, value in values.items():
             _set_number(modules[name], name, key, value)
     for name, shape in change.shapes.items():

@@ -85,7 +85,9 @@ class Backbone(BaseModel):
             raise ValueError(f"timm has no model '{architecture}'{hint}")
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
         if tag and tag not in tags:
-            raise ValueError(f"timm's '{architecture}' has no weights '{tag}'; known: {', '.join(tags) or 'none'}")
+            raise ValueError(
+                f"timm's '{architecture}' has no weights '{tag}'; known: {', '.join(tags) or 'none'}"
+            )
         return name
 
     @field_validator("bundled")

@@ -58,13 +58,14 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class Data:
-    """A task's pictures. `labels[k]` is the name of class k."""
+    """A task's pictures. `labels[k]` is the name of class k; `notes` say what was noticed while loading."""
 
     name: str
     labels: tuple[str, ...]
     train: PictureSet
     val: PictureSet
     test: PictureSet
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> Sequence[tuple[str, PictureSet]]:

@@ -86,7 +86,7 @@ class Preprocessing(nn.Module):
         full_h = torch.sym_max(height, (width * target_h + target_w - 1) // target_w)
         full_w = torch.sym_max(width, (height * target_w + target_h - 1) // target_h)
         top, left = (full_h - height) // 2, (full_w - width) // 2
-        return F.pad(planes, (left, full_w - width - left, top, full_h - height - top))
+        return F.pad(planes, [left, full_w - width - left, top, full_h - height - top])  # type: ignore[list-item]
 
     def _center(self, pictures: Tensor) -> Tensor:
         target_h, target_w = self.settings.height, self.settings.width

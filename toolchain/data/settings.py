@@ -21,7 +21,9 @@ class Split(BaseModel):
     @model_validator(mode="after")
     def _leave_train_something(self) -> Self:
         if self.val + self.test > 0.9:
-            raise ValueError(f"val and test take {self.val + self.test:.0%} of the pictures: leave train 10 %")
+            raise ValueError(
+                f"val and test take {self.val + self.test:.0%} of the pictures: leave train 10 %"
+            )
         return self
 
 

@@ -57,12 +57,14 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
     val_share = len(data.val) / max(1, len(data.train) + len(data.val))
     maker = StratifiedGroupKFold if grouped else StratifiedKFold
     made = []
-    for number, (rest, test) in enumerate(maker(k, shuffle=True, random_state=seed).split(labels, labels, groups)):
+    for number, (rest, test) in enumerate(
+        maker(k, shuffle=True, random_state=seed).split(labels, labels, groups)
+    ):
         parts = partition(
             labels[rest], list(groups[rest]) if grouped else None, Shares(val_share, 0), seed + number
         )
-        pieces = (rest[parts.train], rest[parts.val], test)
-        made.append(Data(data.name, data.labels, *(everything.subset(piece) for piece in pieces)))
+        train, val, held_back = (everything.subset(p) for p in (rest[parts.train], rest[parts.val], test))
+        made.append(Data(data.name, data.labels, train, val, held_back))
     return made
 
 
@@ -120,14 +122,13 @@ def _by_group(labels: Indices, groups: Sequence[str], shares: Shares, seed: int)
 
 
 def _reserve(home: Indices, counts: NDArray[np.float64], order: Indices, shares: Shares) -> None:
-    """Give val and test a small group of each class that has one for every split, rarest class first."""
+    """Give train a group of each class, then val and test one of each class with 3 or more, rarest first."""
     present = counts > 0
-    for label in np.argsort(present.sum(axis=0), kind="stable"):
-        holders = order[present[order, label]][::-1]  # small groups first
-        if len(holders) < 3:
-            continue
-        for split, share in ((1, shares.val), (2, shares.test)):
+    rarest_first = np.argsort(present.sum(axis=0), kind="stable")
+    for split, share in enumerate((1.0, *shares)):
+        for label in rarest_first:
+            holders = order[present[order, label]]  # large groups first
             free = holders[home[holders] < 0]
-            # The last free group of a class stays for train.
-            if share and len(free) > 1 and not np.any(home[holders] == split):
-                home[free[0]] = split
+            served = bool(np.any(home[holders] == split))
+            if share and len(free) and not served and (split == 0 or len(holders) >= 3):
+                home[free[0 if split == 0 else -1]] = split

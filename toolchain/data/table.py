@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from toolchain.data.settings import Columns
 from toolchain.errors import DataError
@@ -37,12 +39,12 @@ def read_rows(file: Path, columns: Columns) -> list[Row]:
     Raises DataError for a missing column, an empty path or label, a split that is none of train, val and
     test, a split given for some rows only, and a path listed twice.
     """
-    header = _header(file)
+    table = _read(file)
     for column in (columns.path, columns.label):
-        _require(file, header, column)
+        _require(file, table, column)
     rows: list[Row] = []
     lines: dict[str, int] = {}
-    for line, values in _records(file):
+    for line, values in table.records:
         row = _row(file, line, values, columns)
         if row.path in lines:
             raise DataError(f"{file}, line {line}: '{row.path}' is listed in line {lines[row.path]} already")
@@ -57,11 +59,7 @@ def read_rows(file: Path, columns: Columns) -> list[Row]:
 
 def group_column(file: Path, columns: Columns) -> str | None:
     """The column that names groups: the one called `columns.group`, or else the only one ending in "group"."""
-    header = _header(file)
-    if columns.group in header:
-        return columns.group
-    endings = [name for name in header if name.lower().endswith("group")]
-    return endings[0] if len(endings) == 1 and columns.group == "group" else None
+    return _group_column(_read(file), columns)
 
 
 def read_groups(file: Path, columns: Columns, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -71,17 +69,16 @@ def read_groups(file: Path, columns: Columns, names: Sequence[str]) -> tuple[dic
     Returns the group by picture, and what a person should know (rows and pictures that don't match).
     Raises DataError for missing columns, and for a path that several pictures have.
     """
-    header = _header(file)
-    path_column = next((name for name in (columns.path, *_PATH_NAMES) if name in header), columns.path)
-    _require(file, header, path_column)
-    column = group_column(file, columns)
-    if column is None:
-        _require(file, header, columns.group)
+    table = _read(file)
+    path_column = next((name for name in (columns.path, *_PATH_NAMES) if name in table.header), columns.path)
+    column = _group_column(table, columns) or columns.group
+    _require(file, table, path_column)
+    _require(file, table, column)
     endings = _endings(names)
     found: dict[str, str] = {}
     unknown = 0
-    for line, values in _records(file):
-        path = _posix(values[path_column])
+    for line, values in table.records:
+        path, group = _posix(values[path_column]), values[column].strip()
         matches = endings.get(path, [])
         if len(matches) > 1 and path not in matches:
             raise DataError(
@@ -90,10 +87,10 @@ def read_groups(file: Path, columns: Columns, names: Sequence[str]) -> tuple[dic
             )
         if not matches:
             unknown += 1
-        elif group := values[str(column)].strip():
+        elif group:
             found[path if path in matches else matches[0]] = group
     if not found:
-        raise DataError(f"{file}: none of its {unknown} rows names a picture of the data folder")
+        raise DataError(f"{file}: none of its rows gives a group to a picture of the data folder")
     return found, _unmatched(file, len(names) - len(found), unknown)
 
 
@@ -118,22 +115,66 @@ def _row(file: Path, line: int, values: Mapping[str, str], columns: Columns) -> 
     return Row(line, path, label, group or None, SPLIT_NAMES[split.lower()] if split else None)
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row with the number of its (last) line; every column of the header has a string."""
-    header = _header(file)
-    with _open(file) as stream:
-        reader = csv.reader(stream, delimiter=_delimiter(stream.readline()))
-        stream.seek(0)
-        try:
-            next(reader)
-            for values in reader:
-                if len(values) > len(header) or (len(values) < len(header) and values):
-                    raise DataError(
-                        f"{file}, line {reader.line_num}: {len(values)} values for {len(header)} columns"
-                    )
-                if values:
-                    yield reader.line_num, dict(zip(header, values, strict=True))
-        except csv.Error as e:
-            raise DataError(f"{file}, line {reader.line_num}: not readable as CSV ({e})") from e
-        except UnicodeDecodeError as e:
-            raise DataError(f"{file}, line {reader.line_num + 1}: is not UTF-8 text; save it as UTF-8") from e
+class _Table(NamedTuple):
+    """A header, and each row by column with the number of its last line."""
+
+    header: list[str]
+    records: list[tuple[int, dict[str, str]]]
+
+
+def _read(file: Path) -> _Table:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise DataError(f"{file}, line {line}: is not UTF-8 text; save it as UTF-8") from e
+    except OSError as e:
+        raise DataError(f"{file}: cannot be read ({e.strerror})") from e
+    first = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    header: list[str] = []
+    records = []
+    try:
+        for values in reader:
+            if not header:
+                header = [name.strip() for name in values]
+            elif len(values) == len(header):
+                records.append((reader.line_num, dict(zip(header, values, strict=True))))
+            elif values:
+                raise DataError(
+                    f"{file}, line {reader.line_num}: {len(values)} values where the header has {len(header)}"
+                )
+    except csv.Error as e:
+        raise DataError(f"{file}, line {reader.line_num}: is not CSV ({e})") from e
+    return _Table(header, records)
+
+
+def _require(file: Path, table: _Table, column: str) -> None:
+    if column not in table.header:
+        raise DataError(
+            f"{file}: has no column '{column}' (it has {', '.join(table.header) or 'none'}); "
+            f"rename one, or name it under data.columns"
+        )
+
+
+def _group_column(table: _Table, columns: Columns) -> str | None:
+    if columns.group in table.header:
+        return columns.group
+    endings = [name for name in table.header if name.lower().endswith("group")]
+    return endings[0] if len(endings) == 1 and columns.group == "group" else None
+
+
+def _posix(path: str) -> str:
+    """The path with / between folders and without a leading ./ ."""
+    text = path.strip().replace("\\", "/")
+    return str(PurePosixPath(text)) if text else ""
+
+
+def _endings(names: Sequence[str]) -> dict[str, list[str]]:
+    """Every way to end a picture's path (`a/b/c.png`, `b/c.png`, `c.png`), with the pictures that end so."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for start in range(len(parts)):
+            found["/".join(parts[start:])].append(name)
+    return found

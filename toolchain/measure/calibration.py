@@ -57,7 +57,8 @@ def heat(probabilities: Floats, temperature: float) -> NDArray[np.float32]:
     """Probabilities [n, C] at a temperature: above 1 less sure, below 1 surer; the order stays."""
     logs = np.log(np.maximum(probabilities.astype(np.float64), _TINY)) / temperature
     powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    heated: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return heated
 
 
 def fit_temperature(probabilities: Floats, labels: Ints) -> float:

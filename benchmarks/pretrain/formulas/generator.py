@@ -1,0 +1,134 @@
+"""Compose pictures: a textured or plain ground, and on most of them a figure; both are to be named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmarks.pretrain.formulas.camera import shoot
+from benchmarks.pretrain.formulas.draw import Draw
+from benchmarks.pretrain.formulas.figures import Contours, Figure, Fractals, Outlines, Strokes
+from benchmarks.pretrain.formulas.textures import Cells, Palettes, Spectra, Texture, Waves
+
+NONE = -100  # what cross_entropy ignores
+
+F = TypeVar("F", Texture, Figure)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many classes each family has."""
+
+    waves: int = 160
+    spectra: int = 160
+    cells: int = 100
+    outlines: int = 130
+    contours: int = 70
+    fractals: int = 80
+    strokes: int = 160
+
+    @property
+    def textures(self) -> int:
+        """Classes of grounds."""
+        return self.waves + self.spectra + self.cells
+
+    @property
+    def figures(self) -> int:
+        """Classes of figures."""
+        return self.outlines + self.contours + self.fractals + self.strokes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures float32 [n, 3, size, size] normalised to [-1, 1] (mean = std = 0.5), with two labels each:
+    texture int64 [n] in [0, textures) and figure int64 [n] in [0, figures), NONE where there is none."""
+
+    pictures: Tensor
+    texture: Tensor
+    figure: Tensor
+
+
+class Formulas:
+    """All classes of one seed. `batch` renders pictures that depend on (seed, step, n, size) only."""
+
+    def __init__(self, sizes: Sizes, seed: int, device: torch.device) -> None:
+        self.sizes, self.seed, self.device = sizes, seed, device
+        draw = Draw(seed, device)
+        self._textures: tuple[Texture, ...] = (
+            Waves(sizes.waves, draw),
+            Spectra(sizes.spectra, draw),
+            Cells(sizes.cells, draw),
+        )
+        self._figures: tuple[Figure, ...] = (
+            Outlines(sizes.outlines, draw),
+            Contours(sizes.contours, draw),
+            Fractals(sizes.fractals, draw),
+            Strokes(sizes.strokes, draw),
+        )
+        self._palettes = Palettes(sizes.textures, draw)
+
+    @torch.no_grad()
+    def batch(self, step: int, n: int, size: int) -> Batch:
+        """Render `n` pictures of `size` pixels a side for training step `step`."""
+        draw = Draw((self.seed + 1) * 1_000_003 + step, self.device)
+        texture = draw.integers(0, self.sizes.textures, n)
+        figure = draw.integers(0, self.sizes.figures, n)
+        pictures = self._textured(texture, size, draw)
+        plain = n // 4  # the first quarter has a plain ground, the last third no figure
+        drawn = n - n // 3
+        pictures[:plain] = draw.colours(plain)
+        pictures[:drawn] = self._figured(pictures[:drawn], figure[:drawn], draw)
+        texture[:plain] = NONE
+        figure[drawn:] = NONE
+        order = torch.argsort(draw.uniform(0, 1, n))
+        pictures = shoot(pictures[order], draw)
+        flip = draw.chance(0.5, n).view(-1, 1, 1, 1) & (figure[order] == NONE).view(-1, 1, 1, 1)
+        pictures = torch.where(flip, pictures.flip(3), pictures)
+        return Batch(pictures * 2 - 1, texture[order], figure[order])
+
+    def _textured(self, labels: Tensor, size: int, draw: Draw) -> Tensor:
+        """Grounds [n, 3, size, size] in [0, 1]; a fifth wears another class's palette, so that form counts."""
+        field = torch.empty(len(labels), size, size, device=self.device)
+        for where, local, family in _families(labels, self._textures):
+            field[where] = family.field(local, size, draw)
+        foreign = draw.integers(0, self.sizes.textures, len(labels))
+        palette = torch.where(draw.chance(0.2, len(labels)), foreign, labels)
+        return self._palettes.colour(field, palette, draw)
+
+    def _figured(self, ground: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        """Draw a figure on each ground: half plain, half filled with a texture, apart in lightness."""
+        n, size = len(labels), ground.shape[-1]
+        mask = torch.empty(n, size, size, device=self.device)
+        for where, local, family in _families(labels, self._figures):
+            mask[where] = family.mask(local, size, draw)
+        plain = n // 2
+        order = torch.argsort(draw.uniform(0, 1, n))
+        fill = torch.empty_like(ground)
+        fill[order[:plain]] = draw.colours(plain).expand(-1, -1, size, size)
+        other = draw.integers(0, self.sizes.textures, n - plain)
+        fill[order[plain:]] = self._textured(other, size, draw)
+        return ground + mask[:, None] * (_apart(fill, ground, draw) - ground)
+
+
+def _apart(fill: Tensor, ground: Tensor, draw: Draw) -> Tensor:
+    """Shift the lightness of fills, so that each is at least 0.2 to 0.6 from its ground's mean."""
+    low, high = ground.mean((1, 2, 3), keepdim=True), fill.mean((1, 2, 3), keepdim=True)
+    gap = draw.uniform(0.2, 0.6, len(fill), 1, 1, 1)
+    side = torch.where(low > 0.5, -1.0, 1.0)
+    near = (high - low).abs() < gap
+    return torch.where(near, (fill - high + low + side * gap), fill).clamp(0, 1)
+
+
+def _families(labels: Tensor, families: Sequence[F]) -> list[tuple[Tensor, Tensor, F]]:
+    """Split labels [n] among families: positions, labels within the family, the family; empty ones left out."""
+    parts, start = [], 0
+    for family in families:
+        where = ((labels >= start) & (labels < start + family.count)).nonzero()[:, 0]
+        if len(where):
+            parts.append((where, labels[where] - start, family))
+        start += family.count
+    return parts

@@ -1,0 +1,234 @@
+"""Pretrain a bundled backbone on pictures made by formulas (2101.08515, 2206.09132): no picture file is read.
+
+    python -m benchmarks.pretrain.train --out build/pretrain --pictures 480000
+    python -m benchmarks.pretrain.train --out build/pretrain --publish toolchain/backbones/weights/nano
+
+Seeded; killed at any moment, the same command goes on from its last checkpoint. Pictures of a step depend on
+(seed, step) alone, so a resumed run sees what an undisturbed one would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.pretrain.formulas import NONE, Batch, Formulas, Sizes
+from toolchain.device import Device, select
+
+SIZES = (32, 48, 64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a backbone is pretrained. `pictures` are seen once each; `shares` of them have the side SIZES[i].
+
+    The learning rate warms up for `warmup`, stays, and falls linearly over the last `cooldown` of all steps.
+    """
+
+    architecture: str = "resnet10t"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    pictures: int = 480_000
+    batch: int = 128
+    shares: tuple[float, ...] = (0.65, 0.25, 0.10)
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.02
+    cooldown: float = 0.4
+    ema: float = 0.999
+    smoothing: float = 0.05
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """How many batches there are."""
+        return self.pictures // self.batch
+
+    def side(self, step: int) -> int:
+        """The side of a step's pictures, in pixels."""
+        return random.Random(self.seed * 1_000_003 + step).choices(SIZES, self.shares)[0]
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        up = (step + 1) / max(1.0, self.warmup * self.steps)
+        down = (self.steps - step) / max(1.0, self.cooldown * self.steps)
+        return self.lr * min(1.0, up, down)
+
+
+def network(plan: Plan, sizes: Sizes) -> nn.Module:
+    """The backbone with one linear head for both questions: which texture, which figure."""
+    torch.manual_seed(plan.seed)
+    classes = sizes.textures + sizes.figures
+    model: nn.Module = timm.create_model(plan.architecture, channels=plan.channels, num_classes=classes)
+    return model.to(memory_format=torch.channels_last)
+
+
+class Run:
+    """A pretraining run in a folder: `last.pt` to go on from, `log.jsonl`, and weights at parts of the way."""
+
+    def __init__(self, plan: Plan, out: Path, device: Device) -> None:
+        self.plan, self.out, self.device = plan, out, device
+        self.sizes = Sizes()
+        self.formulas = Formulas(self.sizes, plan.seed, device.torch)
+        self.model = network(plan, self.sizes).to(device.torch)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(_groups(self.model, plan.weight_decay), lr=plan.lr)
+        self.step = 0
+        self.seconds = 0.0
+        self.generating = 0.0
+        out.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def train(self, save_every: float = 60.0, stop_after: int | None = None) -> None:
+        """Train until the plan is done, or for `stop_after` steps; save every `save_every` seconds."""
+        marks = {self.plan.steps * part // 4: part for part in (1, 2, 4)}
+        last = self.plan.steps if stop_after is None else min(self.plan.steps, self.step + stop_after)
+        saved = begun = time.monotonic()
+        before = self.seconds
+        window: list[tuple[float, float, float]] = []
+        self.model.train()
+        while self.step < last:
+            window.append(self._one())
+            self.seconds = before + time.monotonic() - begun
+            if self.step % 50 == 0:
+                self._log(window)
+                window.clear()
+            if self.step in marks:
+                self._write_average(f"quarter{marks[self.step]}.pt")
+            if time.monotonic() - saved > save_every or self.step == last:
+                self._save()
+                saved = time.monotonic()
+
+    def _one(self) -> tuple[float, float, float]:
+        """One step; gives loss, texture accuracy and figure accuracy of its batch."""
+        started = time.monotonic()
+        batch = self.formulas.batch(self.step, self.plan.batch, self.plan.side(self.step))
+        self.device.synchronize()
+        self.generating += time.monotonic() - started
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.step)
+        pictures = batch.pictures.contiguous(memory_format=torch.channels_last)
+        kind = self.device.amp_type("auto")
+        with torch.autocast(self.device.kind, dtype=kind, enabled=kind is not None):
+            logits = self.model(pictures)
+        loss, texture, figure = score(logits.float(), batch, self.sizes.textures, self.plan.smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self._update_average()
+        return loss.item(), texture, figure
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def _log(self, window: list[tuple[float, float, float]]) -> None:
+        loss, texture, figure = (sum(column) / len(window) for column in zip(*window, strict=True))
+        row = {
+            "step": self.step,
+            "pictures": self.step * self.plan.batch,
+            "loss": round(loss, 4),
+            "texture_top1": round(texture, 4),
+            "figure_top1": round(figure, 4),
+            "lr": self.plan.rate(self.step),
+            "seconds": round(self.seconds, 1),
+            "generating": round(self.generating, 1),
+        }
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    def _write_average(self, name: str) -> None:
+        _write(self.out / name, {"plan": asdict(self.plan), "step": self.step, "average": self.average})
+
+    def _save(self) -> None:
+        state = {
+            "plan": asdict(self.plan),
+            "step": self.step,
+            "seconds": self.seconds,
+            "generating": self.generating,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        _write(self.out / "last.pt", state)
+
+    def _resume(self) -> None:
+        path = self.out / "last.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device.torch, weights_only=True)
+        if state["plan"] != asdict(self.plan):
+            raise SystemExit(f"{path} is of another plan: take another --out, or remove it")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step, self.seconds, self.generating = state["step"], state["seconds"], state["generating"]
+
+
+def score(logits: Tensor, batch: Batch, textures: int, smoothing: float) -> tuple[Tensor, float, float]:
+    """Cross-entropy of both questions over logits [n, textures + figures], and the top-1 of each.
+
+    Pictures without the thing asked for (label NONE) are left out of that question.
+    """
+    loss = logits.new_zeros(())
+    shares = []
+    parts = ((logits[:, :textures], batch.texture), (logits[:, textures:], batch.figure))
+    for part, labels in parts:
+        loss = loss + F.cross_entropy(part, labels, ignore_index=NONE, label_smoothing=smoothing)
+        asked = labels != NONE
+        shares.append((part.argmax(1) == labels)[asked].float().mean().item())
+    return loss, shares[0], shares[1]
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels, none for biases and normalisation."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    free = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def main() -> None:
+    """Train, or go on training; with --publish also write the package's weights."""
+    plan = Plan()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and the log")
+    parser.add_argument("--pictures", type=int, default=plan.pictures)
+    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    device = select(arguments.device, arguments.threads)
+    plan = Plan(pictures=arguments.pictures, seed=arguments.seed)
+    Run(plan, arguments.out, device).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Weights that timm publishes, downloaded (and kept) by huggingface_hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import nn
+
+from toolchain.backbones.architecture import construct, create, first_line, published, refusal
+from toolchain.backbones.settings import Head
+from toolchain.errors import BackboneError
+from toolchain.record import JSON
+
+
+def fetch(architecture: str, kwargs: Mapping[str, JSON], classes: int, head: Head) -> nn.Module:
+    """Build a timm model with its published weights; with head "new" its classifier has random weights.
+
+    Raises BackboneError when there are no such weights, no network, or (head "keep") not `classes` outputs.
+    """
+    config = published(architecture)
+    if not config.has_weights:
+        raise BackboneError(
+            f"timm publishes no weights for '{architecture}': give weights: FILE or weights: random"
+        )
+    outputs = int(config.num_classes)
+    if head == "keep" and outputs != classes:
+        raise BackboneError(
+            f"head: keep: '{architecture}' has {outputs} outputs, the data have {classes} labels: take head: new"
+        )
+    create(architecture, kwargs, classes)  # tells wrong options before anything is downloaded
+    try:
+        model = construct(architecture, kwargs, classes, pretrained=True)
+    except OSError as error:
+        raise BackboneError(
+            f"the weights of '{architecture}' could not be downloaded ({first_line(error)}); "
+            "no network: give weights: FILE or weights: random"
+        ) from error
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BackboneError(refusal(architecture, kwargs, error)) from error
+    if head == "new" and outputs == classes:
+        model.reset_classifier(classes)  # type: ignore[operator]
+    return model.eval()
+
+
+def address(architecture: str) -> str:
+    """Where the weights come from."""
+    config = published(architecture)
+    return f"hf-hub:{config.hf_hub_id}" if config.hf_hub_id else str(config.url)
+
+
+def licence(architecture: str) -> str | None:
+    """The licence that timm's configuration states for the weights."""
+    stated = published(architecture).license
+    return str(stated) if stated else None
+
+
+def digest(model: nn.Module) -> str:
+    """sha256 (hex) over names and values of all tensors of a model."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

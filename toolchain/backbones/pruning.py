@@ -1,0 +1,236 @@
+"""Structural pruning of whole networks: fewer channels in every layer, on torch-pruning's dependency graph
+(DepGraph, https://arxiv.org/abs/2301.12900). What single families need beyond that is in families.py.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal, Self
+
+import torch
+import torch_pruning as tp
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from toolchain.backbones import plan as plans
+from toolchain.backbones.architecture import classifiers, first_line, fuse_attention, seeded
+from toolchain.backbones.counts import macs, parameters
+from toolchain.backbones.families import arrangement, width, write_back
+from toolchain.backbones.importance import Importance, scorer
+from toolchain.backbones.network import Network, describe
+from toolchain.backbones.settings import Backbone
+from toolchain.errors import BackboneError
+
+Gradients = Callable[[nn.Module], None]
+
+_PROTECTED = 1e9  # added to scores of channels that must stay; scores are about 1
+_UNSUITED = (
+    AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError,
+)  # fmt: skip
+
+
+class Pruning(BaseModel):
+    """How to prune.
+
+    importance: what makes a channel worth keeping (see importance.py). scope: "uniform" takes `ratio` of
+    every layer's channels, "global" of all channels together, the least important first.
+    ratio: share of channels to remove. max_ratio: greatest share of one layer. iterations: in how many steps;
+    scores are computed anew before each. round_to: what is left is rounded down to a multiple of it, because
+    vector units want full lanes; layers smaller than that stay. ignore: patterns of module names to leave
+    alone ("layer4.*"); the classifier's outputs always stay.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    importance: Importance = "l2"
+    scope: Literal["uniform", "global"] = "uniform"
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    max_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    iterations: Annotated[int, Field(ge=1, le=100)] = 1
+    round_to: Annotated[int, Field(ge=1, le=256)] = 8
+    ignore: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.ratio > self.max_ratio:
+            raise ValueError(f"ratio {self.ratio} is greater than max_ratio {self.max_ratio}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one picture, parameters, and output channels of all layers but the classifier."""
+
+    macs: int
+    parameters: int
+    channels: int
+
+
+def cost(model: nn.Module, network: Network) -> Cost:
+    """Count what a network costs."""
+    last = classifiers(model)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in last]
+    return Cost(macs(model, network.preprocess), parameters(model), sum(map(width, layers)))
+
+
+def prune(
+    model: nn.Module, network: Network, pruning: Pruning, *,
+    seed: int = 0, gradients: Gradients | None = None, advance: Callable[[], None] = lambda: None,
+) -> Network:  # fmt: skip
+    """Prune a model in place and return its description with the channel plan to rebuild it from.
+
+    gradients: fills the parameters' `grad` before each iteration (importance "taylor" needs it).
+    advance: called after each iteration. The model ends in eval mode; it has been run, and rebuilt from its
+    plan with equal outputs. Raises BackboneError when this architecture cannot be pruned or nothing was.
+    """
+    if pruning.importance == "taylor" and gradients is None:
+        raise BackboneError("importance 'taylor' needs gradients on training pictures")
+    _check_finite(model)
+    before = macs(model.eval(), network.preprocess)
+    with _suited(network):
+        pruner = _pruner(model, network, pruning)
+    for iteration in range(pruning.iterations):
+        model.zero_grad()
+        if gradients is not None and pruning.importance == "taylor":
+            gradients(model)
+        with _suited(network), seeded(seed + iteration):
+            pruner.step()
+            write_back(model)
+        advance()
+    model.zero_grad()
+    with _suited(network):
+        after = macs(model, network.preprocess)
+    if after >= before:
+        raise BackboneError(_nothing(network, pruning))
+    with _suited(network):
+        return _planned(model, network)
+
+
+def check_prunable(backbone: Backbone, pruning: Pruning | None = None) -> None:
+    """Try pruning on a copy with random weights (a second or two), before anything is trained.
+
+    Raises BackboneError when the architecture cannot be pruned in this way.
+    """
+    check_network_prunable(describe(backbone, ("a", "b")), pruning)
+
+
+def check_network_prunable(network: Network, pruning: Pruning | None = None) -> None:
+    """The same for a saved network."""
+    wanted = pruning or Pruning()
+    if wanted.importance == "taylor":  # needs pictures, and says nothing about the structure
+        wanted = wanted.model_copy(update={"importance": "l2"})
+    prune(network.skeleton(), network, wanted)
+
+
+class _Pruner(tp.pruner.BasePruner):  # type: ignore[misc]
+    """torch-pruning's pruner, in which `max_ratio` also holds within one step of global pruning."""
+
+    first: dict[Any, int]
+
+    def estimate_importance(self, group: tp.dependency.Group) -> Tensor | None:
+        """Scores of a group's channels, averaged over heads; of each layer the best are out of reach."""
+        found = super().estimate_importance(group)
+        if found is None:
+            return None
+        heads = self._get_channel_groups(group)
+        # A group whose weights are all zero has the score 0 / 0.
+        scores = found.detach().cpu().double().view(heads, -1).mean(0).nan_to_num(0.0)
+        root = group[0].dep
+        first = self.first.setdefault((root.target.module, root.handler), len(scores))
+        unit = self.round_to // math.gcd(self.round_to, heads)
+        kept = math.ceil(first * (1 - self.max_pruning_ratio) / unit) * unit
+        best = scores.topk(min(kept, len(scores))).indices
+        scores[best] += _PROTECTED
+        repeated: Tensor = scores.repeat(heads)
+        return repeated
+
+
+def _pruner(model: nn.Module, network: Network, pruning: Pruning) -> _Pruner:
+    """Trace the model. The dictionaries are given because torch-pruning's defaults are shared between pruners."""
+    family = arrangement(model)
+    device = next(model.parameters()).device
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)  # tracing follows autograd
+    fused = fuse_attention(model, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # parameters outside layers (position embeddings) are pruned as they should
+        pruner = _Pruner(
+            model, (_pictures(network).to(device),), scorer(pruning.importance),
+            global_pruning=pruning.scope == "global", pruning_ratio=pruning.ratio,
+            max_pruning_ratio=pruning.max_ratio, iterative_steps=pruning.iterations, round_to=pruning.round_to,
+            ignored_layers=[*classifiers(model), *family.fixed, *_ignored(model, pruning.ignore)],
+            num_heads=dict(family.heads), in_channel_groups={}, out_channel_groups={}, channel_groups={},
+        )  # fmt: skip
+    pruner.first = {}
+    for module in fused:
+        module.fused_attn = True  # type: ignore[assignment]
+    return pruner
+
+
+def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
+    modules = dict(model.named_modules())
+    found = []
+    for pattern in patterns:
+        matched = [module for name, module in modules.items() if name and fnmatchcase(name, pattern)]
+        if not matched:
+            known = ", ".join(name for name, _ in model.named_children())
+            raise BackboneError(f"prune.ignore: no module is called '{pattern}'; the outermost are {known}")
+        found += matched
+    return found
+
+
+def _planned(model: nn.Module, network: Network) -> Network:
+    """Describe the pruned model, and prove that the description and the weights give it back."""
+    rebuilt = network.unpruned()
+    change = plans.plan(rebuilt, model)
+    plans.apply(rebuilt, change)
+    rebuilt.load_state_dict(model.state_dict())
+    pictures = _pictures(network)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        same = torch.equal(rebuilt.to(device)(pictures.to(device)), model(pictures.to(device)))
+    if not same:
+        raise BackboneError(
+            f"'{network.architecture}' does not answer alike when rebuilt from its channel plan"
+        )
+    return network.model_copy(update={"plan": change})
+
+
+def _pictures(network: Network) -> Tensor:
+    """Two made-up pictures, [2, 3, height, width]."""
+    size = (2, 3, network.preprocess.height, network.preprocess.width)
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise BackboneError(
+                f"the weights of '{name}' are not finite, the network before pruning is broken"
+            )
+
+
+@contextmanager
+def _suited(network: Network) -> Iterator[None]:
+    """Say plainly that an architecture cannot be pruned, whatever torch-pruning stumbled over."""
+    try:
+        yield
+    except _UNSUITED as error:
+        raise BackboneError(
+            f"'{network.architecture}' cannot be pruned ({type(error).__name__}: {first_line(error)}): take out the "
+            "prune step, leave the layers concerned alone with its 'ignore', or take another family "
+            "(ResNet, MobileNet, EfficientNet, ConvNeXt, RepVGG, ViT)"
+        ) from error
+
+
+def _nothing(network: Network, pruning: Pruning) -> str:
+    why = f"ratio {pruning.ratio} with round_to {pruning.round_to} leaves every layer as it is"
+    if pruning.importance == "bn_scale":
+        why += ", or it has no batch normalisation, which 'bn_scale' needs"
+    return f"nothing of '{network.architecture}' was pruned: {why}"

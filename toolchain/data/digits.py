@@ -1,0 +1,50 @@
+"""scikit-learn's bundled handwritten digits: 1,797 pictures of 8 x 8 pixels, in the order they were collected.
+
+E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits (UCI, 1998): the test half of that set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from toolchain.data.dataset import Data, Picture, PictureSet, Sample
+from toolchain.data.settings import Split
+from toolchain.data.split import Shares, limit, partition
+
+TEST = 540  # the ordered tail, whose writers are likely unseen in the rest
+
+
+class Drawer:
+    """Gives a digit by its name, `digits/0123`: uint8 [8, 8, 3]."""
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        grey = np.rint(values * (255 / 16)).astype(np.uint8)  # [n, 8, 8], from 0..16
+        self._pictures: Picture = np.repeat(grey[..., None], 3, axis=3)
+
+    def __call__(self, name: str) -> Picture:
+        """Return the picture called `name`."""
+        picture: Picture = self._pictures[int(name.rsplit("/", 1)[1])]
+        return picture
+
+
+def load(split: Split, limit_per_class: int | None) -> Data:
+    """The digits as Data: test is the last 540 in order, val a stratified part of the rest.
+
+    `split.test` is not used; no group is known, because the set does not say who wrote what.
+    """
+    raw = load_digits()
+    drawer = Drawer(raw.images)
+    samples = tuple(
+        Sample(name, int(label), hashlib.sha256(drawer(name).tobytes()).hexdigest())
+        for name, label in ((f"digits/{i:04d}", label) for i, label in enumerate(raw.target))
+    )
+    early, late = PictureSet(samples[:-TEST], drawer), PictureSet(samples[-TEST:], drawer)
+    parts = partition(early.labels, None, Shares(split.val, 0), split.seed)
+    train, val = (early.subset(int(i) for i in part) for part in (parts.train, parts.val))
+    if limit_per_class is not None:
+        train = limit(train, limit_per_class, split.seed)
+    return Data("digits", tuple("0123456789"), train, val, late)

@@ -1,0 +1,112 @@
+"""Finding labelled pictures in image folders: class folders, alone or below train/, val/ and test/."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolchain.data.table import SPLIT_NAMES
+from toolchain.errors import DataError
+from toolchain.runtime.pictures import PICTURE_SUFFIXES
+
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A picture's path below the root (with / between folders), its class, and its split if it has one."""
+
+    name: str
+    label: str
+    split: str | None
+
+
+@dataclass
+class Search:
+    """The pictures of a folder, in sorted order, and what lay there beside them."""
+
+    pictures: list[Found] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of files and folders that are not used."""
+        notes = []
+        if self.ignored:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.ignored.items()))
+            notes.append(f"ignored: {kinds}")
+        notes.extend(f"{folder} is empty: it holds no pictures" for folder in self.empty)
+        return notes
+
+
+def find(root: Path) -> Search:
+    """Find the pictures below `root`: CLASS/… or SPLIT/CLASS/… where SPLIT is train, val or test.
+
+    Raises DataError when `root` is no folder, or holds val or test without train.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such folder; data.folder holds class folders, or train/ val/ test/ of them"
+        )
+    search = Search()
+    splits = {
+        path.name: SPLIT_NAMES[path.name.lower()]
+        for path in _folders(root)
+        if path.name.lower() in SPLIT_NAMES
+    }
+    if not splits:
+        _classes(root, root, None, search)
+        return search
+    if "train" not in splits.values():
+        raise DataError(f"{root}: has {' and '.join(sorted(splits))}, but no train folder")
+    if len(set(splits.values())) < len(splits):
+        raise DataError(f"{root}: {' and '.join(sorted(splits))} name the same split twice")
+    others = [path.name for path in _folders(root) if path.name not in splits]
+    search.ignored.update(["folders beside the splits"] * len(others))
+    for name, split in sorted(splits.items()):
+        _classes(root, root / name, split, search)
+    return search
+
+
+def _classes(root: Path, folder: Path, split: str | None, search: Search) -> None:
+    loose = [path.name for path in folder.iterdir() if path.is_file() and _is_picture(path.name)]
+    search.ignored.update(["pictures outside class folders"] * len(loose))
+    for path in _folders(folder):
+        before = len(search.pictures)
+        for file in _files(path, search):
+            search.pictures.append(Found(file.relative_to(root).as_posix(), path.name, split))
+        if len(search.pictures) == before:
+            search.empty.append(f"class folder {path.relative_to(root).as_posix()}")
+
+
+def _files(folder: Path, search: Search) -> Iterator[Path]:
+    """The pictures below a class folder, to the bottom, sorted."""
+    for at, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in sorted(files):
+            if _is_picture(name):
+                yield Path(at, name)
+            else:
+                search.ignored[_kind(name)] += 1
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not _hidden(path.name)]
+
+
+def _is_picture(name: str) -> bool:
+    return not _hidden(name) and Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+def _kind(name: str) -> str:
+    if _hidden(name):
+        return "hidden or system files"
+    return f"{Path(name).suffix.lower()} files" if Path(name).suffix else "files without a suffix"

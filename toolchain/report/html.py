@@ -1,0 +1,35 @@
+"""One self-contained HTML file: no script, no network (its own policy forbids both), styles and pictures inside."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from toolchain.report import text
+from toolchain.report.model import RunReport
+from toolchain.report.page import page
+
+_FILTERS = (
+    "amount",
+    "duration",
+    "measured",
+    "percent",
+    "percent_range",
+    "plural",
+    "size",
+    "times",
+    "wall",
+    "whole",
+)
+
+
+def render_html(report: RunReport) -> str:
+    """The report as one HTML page; every name in it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("toolchain.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: getattr(text, name) for name in _FILTERS})
+    return environment.get_template("report.html.j2").render(report=report, page=page(report))

@@ -1,0 +1,86 @@
+"""`python -m toolchain.runtime verify|predict`: a bundle on a device, with numpy, pillow and onnxruntime only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolchain.runtime import answers, providers
+from toolchain.runtime.bundle import Bundle
+from toolchain.runtime.errors import PictureError, ToolchainError
+from toolchain.runtime.pictures import find_pictures
+
+_HOST_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a wrong input, 3 for a bundle that differs."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.work(arguments))
+    except ToolchainError as e:
+        print(f"Error: {e}", file=sys.stderr)
+        return e.exit_code
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    found = Bundle.load(arguments.bundle).verify()
+    print(f"verified: {arguments.bundle}")
+    print(f"  identity  {found.identity}")
+    print(f"  files     {found.files} unchanged")
+    print(
+        f"  answers   {found.golden} golden pictures, {found.agreeing} with the same label, largest difference "
+        f"{found.worst:.2g} (allowed on {found.isa}: {found.tolerance:g}; made on {found.made_on})"
+    )
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    paths = find_pictures(arguments.pictures)
+    if not paths:
+        raise PictureError(f"no pictures in {', '.join(map(str, arguments.pictures))}")
+    bundle = Bundle.load(arguments.bundle)
+    session = bundle.session(arguments.provider, arguments.threads)
+    rows = []
+    for row in answers.answers(bundle, paths, session):
+        rows.append(row)
+        if row.error:
+            print(f"Error: {row.error}", file=sys.stderr)
+        elif not arguments.json:
+            print(answers.line(row))
+    if arguments.json:
+        print(json.dumps([answers.as_json(row) for row in rows], indent=1, ensure_ascii=False))
+    if arguments.csv:
+        try:
+            with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+                answers.write_csv(rows, bundle.manifest.labels, file)
+        except OSError as e:
+            print(f"Error: {arguments.csv}: cannot be written ({e.strerror})", file=sys.stderr)
+            return _HOST_FAILED
+    return PictureError.exit_code if any(row.error for row in rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    verify = commands.add_parser(
+        "verify", help="recheck a bundle's hashes and golden answers on this machine"
+    )
+    verify.add_argument("bundle", type=Path)
+    verify.set_defaults(work=_verify)
+    predict = commands.add_parser("predict", help="classify pictures, or folders of them")
+    predict.add_argument("bundle", type=Path)
+    predict.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE|DIR")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="write the answers as CSV as well")
+    predict.add_argument("--json", action="store_true", help="print the answers as JSON")
+    predict.add_argument("--provider", choices=providers.NAMES, default="cpu")
+    predict.add_argument("--threads", type=int, default=1)
+    predict.set_defaults(work=_predict)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

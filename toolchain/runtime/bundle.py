@@ -1,0 +1,123 @@
+"""A bundle as it lies on the device: load it, verify it, ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from toolchain.runtime import external, manifest, verification
+from toolchain.runtime.errors import BundleError, PictureError
+from toolchain.runtime.manifest import Manifest, identity
+from toolchain.runtime.session import Session
+from toolchain.runtime.verification import Verification
+
+__all__ = ["Bundle", "Manifest", "Prediction", "Verification", "identity", "temper"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer: the most probable label, its tempered probability, all of them, and whether to rely on it.
+
+    certain: the probability reaches the label's threshold, which was fitted on the validation pictures.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    certain: bool
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder with a model, its manifest and its golden answers; see docs/bundle.md."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Read a bundle's manifest; models are loaded on first use.
+
+        Raises BundleError for a folder that is no bundle, an unknown schema version, a malformed manifest
+        (file names that leave the folder included), or one that needs a newer onnxruntime.
+        """
+        declared = manifest.read(folder)
+        installed, needed = onnxruntime.__version__, declared.minimum_onnxruntime
+        if manifest.numbers_of(installed) < manifest.numbers_of(needed):
+            raise BundleError(f"{folder}: needs onnxruntime {needed} or newer, but {installed} is installed")
+        return cls(folder, declared)
+
+    def verify(self) -> Verification:
+        """Recompute every hash and the identity, then the golden answers on the CPU with one thread.
+
+        Raises VerificationError naming each file and each golden picture that differs.
+        """
+        verification.check_files(self.folder, self.manifest)
+        golden = verification.read_golden(self.folder / self.manifest.golden)
+        return verification.check_golden(golden, self.session(), self.manifest)
+
+    def session(self, provider: str = "cpu", threads: int = 1) -> Session:
+        """Load the fused model (uint8 pictures in, probabilities out) after checking its hash.
+
+        Raises VerificationError when the file was changed, BundleError when it does not take what the
+        manifest says, ProviderError and ModelError as Session does.
+        """
+        path = self.folder / manifest.MODEL
+        for name in (manifest.MODEL, *sorted(set(external.locations(path)))):
+            verification.check_file(self.folder, name, self.manifest)
+        session = Session(path, provider=provider, threads=threads)
+        found = [(t.name, t.dtype, len(t.shape)) for t in (*session.inputs, *session.outputs)]
+        said = [(p.name, p.dtype, len(p.shape)) for p in (self.manifest.input, self.manifest.output)]
+        if found != said:
+            raise BundleError(f"{path}: takes and gives {found}, but {manifest.MANIFEST} says {said}")
+        return session
+
+    def predict(
+        self, pictures: Sequence[NDArray[np.uint8]], session: Session | None = None
+    ) -> list[Prediction]:
+        """Answer for pictures, uint8 [H, W, 3] RGB each of any size, one by one.
+
+        Uses `session`, or one of its own on the CPU with one thread. Raises PictureError for an array of
+        another type or shape, and as `session` does.
+        """
+        asked = session or self._session
+        rows = []
+        for index, picture in enumerate(pictures):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+                raise PictureError(
+                    f"picture {index} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]"
+                )
+            rows.append(asked.run({self.manifest.input.name: np.ascontiguousarray(picture[None])})[0][0])
+        return [self._prediction(row) for row in rows]
+
+    @cached_property
+    def _session(self) -> Session:
+        return self.session()
+
+    def _prediction(self, row: NDArray[np.float32]) -> Prediction:
+        labels = self.manifest.labels
+        if row.shape != (len(labels),):
+            raise BundleError(f"{self.folder}: answers {row.shape} for {len(labels)} labels")
+        tempered = temper(row, self.manifest.temperature)
+        best = int(tempered.argmax())
+        probability = float(tempered[best])
+        certain = probability >= self.manifest.thresholds[labels[best]]
+        named = {label: float(value) for label, value in zip(labels, tempered, strict=True)}
+        return Prediction(labels[best], probability, named, certain)
+
+
+def temper(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """p^(1/temperature), made to add to 1 along the last axis again; [..., C] -> [..., C].
+
+    The same as dividing the logits by the temperature: Guo et al., On Calibration of Modern Neural Networks.
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(probabilities.astype(np.float64)) / temperature
+    powers = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

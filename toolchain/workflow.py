@@ -1,0 +1,294 @@
+"""The whole trip: data, artifacts, measurements on val, choice, test, bundle, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from toolchain import report as reports
+from toolchain.artifact import Artifact
+from toolchain.backbones.pruning import check_prunable
+from toolchain.bundle import Papers
+from toolchain.bundle import write as write_bundle
+from toolchain.choose import BASE, Candidate, Choice, Exam, choose
+from toolchain.data.dataset import Data
+from toolchain.data.findings import DataReport
+from toolchain.device import DeviceName, select
+from toolchain.errors import DataError, RecipeError
+from toolchain.measure import accuracy, latency
+from toolchain.measure.latency import Condition, Latency
+from toolchain.pipeline import Pipeline
+from toolchain.progress import Progress, Silent
+from toolchain.recipe import TRUNK, Node, Recipe, load
+from toolchain.report.assemble import assemble, network, temperature, thresholds
+from toolchain.report.findings import Findings, Probabilities
+from toolchain.report.parts import BundleInfo
+from toolchain.runtime import host, providers
+from toolchain.runtime.session import Session
+from toolchain.steps import Prune, Quantize, Tune
+from toolchain.store import Entry, Store, host_faults, size_of, write_whole
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are: `out` for report and bundle (runs/NAME when None), the store, other data than the recipe's."""
+
+    out: Path | None = None
+    store: Path = Path(".toolchain")
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a run is asked besides its recipe; see `toolchain run --help`."""
+
+    overrides: Sequence[str] = ()
+    until: str | None = None
+    device: DeviceName | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left. `report` and `bundle` are None when it was stopped early or nothing passed."""
+
+    out: Path
+    passed: bool
+    summary: str
+    report: reports.RunReport | None = None
+    bundle: Path | None = None
+    artifacts: Mapping[str, Path] = field(default_factory=dict)
+
+
+def run(
+    recipe: str | Path | Recipe,
+    places: Places | None = None,
+    wishes: Wishes | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Do what a recipe says, from pictures to bundle and report; finished steps are taken from the store.
+
+    Raises ToolchainError (RecipeError, DataError, …) for wrong input; a gate that fails is no exception but
+    `passed` = False, with the report written.
+    """
+    places, wishes, progress = places or Places(), wishes or Wishes(), progress or Silent()
+    started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    asked = recipe if isinstance(recipe, Recipe) else load(recipe, wishes.overrides, places.data)
+    names = providers.resolve(asked.measure.providers)
+    pipeline = _pipeline(asked, places.store, wishes, progress)
+    out = (places.out or Path("runs") / asked.name).resolve()
+    _check_networks(asked)
+    with host_faults(out):
+        out.mkdir(parents=True, exist_ok=True)
+    data, checks = pipeline.data()
+    _check_gates(asked, data)
+    for line in checks.warnings:
+        progress.say(f"note: {line}")
+    artifacts = pipeline.build(data, wishes.until)
+    if wishes.until:
+        pipeline.store.register(f"{asked.name}.until", pipeline.keys)
+        folder = artifacts[wishes.until].folder
+        lines = f"{wishes.until}: {folder}"
+        return RunResult(out, True, lines, artifacts={n: a.folder for n, a in artifacts.items()})
+    found = _measure(pipeline, artifacts, (data, checks), names, started)
+    return _finish(pipeline, found, out)
+
+
+def check(
+    recipe: str | Path,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> str:
+    """Check a recipe and its data without training; returns what was found, in lines.
+
+    Raises RecipeError, DataError or BackboneError with everything that stands in the way.
+    """
+    asked = load(recipe, overrides, data)
+    providers.resolve(asked.measure.providers)
+    _check_networks(asked)
+    pipeline = _pipeline(asked, Path(".toolchain"), Wishes(), progress or Silent())
+    found, checks = pipeline.data()
+    _check_gates(asked, found)
+    lines = [f"{asked.name}: the recipe is well formed"]
+    lines += [f"  {name}: {len(split)} pictures" for name, split in found.splits]
+    lines += [f"  classes: {', '.join(found.labels)}"]
+    lines += [f"  note: {line}" for line in checks.warnings]
+    lines += [f"  makes: {' -> '.join(asked.nodes())}"]
+    return "\n".join(lines)
+
+
+def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
+    """A finished run's report in another form; RecipeError when there is no report in the folder."""
+    path = folder / "report.json"
+    if not path.is_file():
+        raise RecipeError(f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart")
+    report = reports.RunReport.model_validate_json(path.read_bytes())
+    return {"html": reports.render_html, "md": reports.render_markdown, "json": reports.render_json}[form](report)
+
+
+def _pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) -> Pipeline:
+    device = select(wishes.device or asked.device, asked.threads)
+    with host_faults(store):
+        store.mkdir(parents=True, exist_ok=True)
+    return Pipeline(asked, Path.cwd(), device, Store(store), progress, wishes.fresh)
+
+
+def _check_networks(asked: Recipe) -> None:
+    """Say before training that an architecture cannot be pruned."""
+    prunes = [node.step for node in asked.nodes().values() if isinstance(node.step, Prune)]
+    if prunes and isinstance(asked.tune, Tune):
+        for step in prunes:
+            check_prunable(asked.tune.backbone, step)
+
+
+def _check_gates(asked: Recipe, data: Data) -> None:
+    floors = asked.gates.min_recall
+    if isinstance(floors, dict):
+        unknown = sorted(set(floors) - set(data.labels))
+        if unknown:
+            known = ", ".join(data.labels)
+            raise RecipeError(f"gates.min_recall: there is no class {', '.join(unknown)}; known: {known}")
+    if not len(data.val):
+        raise DataError("val has no pictures, but val decides everything; give data.split.val a share")
+
+
+def _measure(
+    pipeline: Pipeline,
+    artifacts: Mapping[str, Artifact],
+    pictures: tuple[Data, DataReport],
+    names: tuple[str, ...],
+    started: tuple[float, str],
+) -> Findings:
+    """Measure every variant: val and latency, then choose, then test."""
+    recipe, (data, checks) = pipeline.recipe, pictures
+    files = {node.variant: artifacts[n] for n, node in recipe.nodes().items() if node.variant}
+    answers: dict[tuple[str, str, str], Probabilities] = {}
+    for split in ("val", "test"):
+        for name, artifact in files.items():
+            for provider in names:
+                entry = pipeline.answers(artifact, split, dict(data.splits)[split], provider)
+                answers[name, provider, split] = accuracy.load(entry.folder)
+        if split == "val":
+            entry = pipeline.latencies(files, data.val, recipe.measure, names)
+            latencies = latency.load(entry.folder)
+            choice = _choose(recipe, data, files, answers, latencies)
+    placement = {
+        (n, p): Session(a.folder / "model.onnx", provider=p).placement for n, a in files.items() for p in names
+    }
+    return Findings(
+        recipe=recipe, data=data, checks=checks, device=pipeline.device, artifacts=artifacts, files=files,
+        providers=names, unavailable=_unavailable(recipe, names), answers=answers, placement=placement,
+        latencies=latencies, latency_entry=entry, choice=choice, reused=frozenset(pipeline.reused),
+        started=started[1], seconds=time.monotonic() - started[0],
+    )  # fmt: skip
+
+
+def _choose(
+    recipe: Recipe, data: Data, files: Mapping[str, Artifact],
+    answers: Mapping[tuple[str, str, str], Probabilities], latencies: Sequence[Latency],
+) -> Choice:  # fmt: skip
+    """Judge the files by val and by the plain latency under the first condition."""
+    first: Condition = next(x.condition for x in latencies if x.condition.file == "plain")
+    samples = {x.variant: x.samples for x in latencies if x.condition == first}
+    candidates = [
+        Candidate(
+            name=name,
+            bytes=(artifact.folder / "model.onnx").stat().st_size,
+            probabilities=answers[name, first.provider, "val"],
+            latency=samples[name],
+            parity=_parity(artifact),
+        )
+        for name, artifact in files.items()
+    ]
+    exam = Exam(data.val.labels, data.val.groups, data.labels)
+    return choose(candidates, exam, recipe.gates)
+
+
+def _parity(artifact: Artifact) -> float | None:
+    found = [m.value for m in artifact.record.measurements if m.name == "parity_fused"]
+    return found[0] if found else None
+
+
+def _unavailable(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
+    """Providers that `auto` left out, and why."""
+    if "auto" not in recipe.measure.providers:
+        return {}
+    return {name: why for name, why in providers.usable().items() if name not in names and why}
+
+
+def _finish(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
+    """Write bundle, report and the run's entry in the store."""
+    recipe, chosen = pipeline.recipe, found.choice.chosen
+    bundle, folder = None, out / "bundle"
+    if chosen is not None:
+        papers = _papers(found, chosen)
+        identity = write_bundle(folder, found.files[chosen], found.data.val, papers)
+        bundle = BundleInfo(
+            path=str(folder), identity=identity, bytes=size_of(folder), temperature=papers.temperature
+        )
+    text = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
+    report = assemble(found, text, bundle)
+    with host_faults(out):
+        write_whole(out / "recipe.yaml", text.encode())
+        write_whole(out / "report.json", reports.render_json(report).encode())
+        write_whole(out / "report.md", reports.render_markdown(report).encode())
+        write_whole(out / "report.html", reports.render_html(report).encode())
+    pipeline.store.register(recipe.name, pipeline.keys)
+    summary = _summary(report, out)
+    return RunResult(
+        out, chosen is not None, summary, report, folder if bundle else None,
+        {name: artifact.folder for name, artifact in found.artifacts.items()},
+    )  # fmt: skip
+
+
+def _papers(found: Findings, chosen: str) -> Papers:
+    """What goes into the bundle beside the model."""
+    first = found.providers[0]
+    described = network(found.files[chosen])
+    artifact = found.files[chosen]
+    quantize = _quantized(found, chosen)
+    lineage = {
+        "run": found.recipe.name, "variant": chosen, "key": artifact.key, "parents": dict(artifact.record.parents),
+        "weights": described.provenance.model_dump(mode="json"), "made_on": host.facts()["cpu"],
+        "data": {name: split.fingerprint for name, split in found.data.splits},
+    }  # fmt: skip
+    limits = thresholds(found, chosen, first)
+    measured = assemble(found, "", None)
+    variant = measured.variant(chosen)
+    return Papers(
+        name=found.recipe.name, variant=chosen, network=described,
+        temperature=temperature(found, chosen, first),
+        thresholds={label: limit.value for label, limit in limits.items()},
+        lineage=lineage,
+        measured={
+            "variant": json.loads(variant.model_dump_json()) if variant else {},
+            "host": measured.host,
+            "speedups": [json.loads(s.model_dump_json()) for s in measured.speedups if s.of == chosen],
+        },
+        card=reports.render_card(measured),
+        saturating=quantize is not None and quantize.weight_bits == 8,
+        quantized=quantize is not None,
+    )  # fmt: skip
+
+
+def _quantized(found: Findings, chosen: str) -> Quantize | None:
+    """The quantize step (with what "auto" became) that made the chosen file, if one did."""
+    step = found.recipe.nodes()[chosen].step
+    return step.resolved() if isinstance(step, Quantize) else None
+
+
+def _summary(report: reports.RunReport, out: Path) -> str:
+    return f"{reports.render_summary(report)}\nreport: {out / 'report.html'}" + (
+        f"\nbundle: {report.bundle.path}" if report.bundle else ""
+    )
+
+
+__all__ = ["TRUNK", "Entry", "Node", "Places", "RunResult", "Wishes", "check", "render", "run"]
