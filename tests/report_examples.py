@@ -129,11 +129,11 @@ def full(labels=TILES, n=540, cuda=False, size=(160, 120), **changes):
     trunk = ("tune", "export")
     variants = [
         example.variant("fp32", (4.61, 9_130_000, 2_240_000, 312_000_000), 0, "passed", "passes every gate", trunk),
-        example.variant("int8", (2.16, 2_410_000, 2_240_000, 312_000_000), 0.7, "passed", "passes every gate",
+        example.variant("int8", (2.16, 2_410_000, 2_240_000, 312_000_000), 0.3, "passed", "passes every gate",
                         (*trunk, "quantize")),
         example.variant("pruned", (2.02, 4_020_000, 980_000, 84_000_000), 1.6, "failed",
                         "fails max_drop", ("tune", "prune", "recover", "export")),
-        example.variant("pruned-int8", (1.21, 1_120_000, 980_000, 84_000_000), 0.9, "chosen",
+        example.variant("pruned-int8", (1.21, 1_120_000, 980_000, 84_000_000), 0.25, "chosen",
                         "fastest file that passes every gate", ("tune", "prune", "recover", "export", "quantize")),
     ]  # fmt: skip
     kept, truth = example.kept, example.truth

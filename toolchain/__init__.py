@@ -13,27 +13,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolchain.doctor import examine
     from toolchain.errors import ToolchainError
-    from toolchain.pipeline import RunResult, run
-    from toolchain.recipe import Recipe
+    from toolchain.propose import propose
+    from toolchain.recipe import Recipe, shipped
+    from toolchain.recipe_schema import recipe_schema
     from toolchain.runtime.bundle import Bundle
+    from toolchain.store import clean_store, store_table
+    from toolchain.workflow import Places, RunResult, Wishes, check, render, run
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Recipe", "RunResult", "ToolchainError", "__version__", "run"]
 
 _HOMES = {
-    "Bundle": "toolchain.runtime.bundle",
-    "Recipe": "toolchain.recipe",
-    "RunResult": "toolchain.pipeline",
-    "ToolchainError": "toolchain.errors",
-    "run": "toolchain.pipeline",
+    "toolchain.doctor": ("examine",),
+    "toolchain.errors": ("ToolchainError",),
+    "toolchain.propose": ("propose",),
+    "toolchain.recipe": ("Recipe", "shipped"),
+    "toolchain.recipe_schema": ("recipe_schema",),
+    "toolchain.runtime.bundle": ("Bundle",),
+    "toolchain.store": ("clean_store", "store_table"),
+    "toolchain.workflow": ("Places", "RunResult", "Wishes", "check", "render", "run"),
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = [
+    "Bundle",
+    "Places",
+    "Recipe",
+    "RunResult",
+    "ToolchainError",
+    "Wishes",
+    "__version__",
+    "check",
+    "clean_store",
+    "examine",
+    "propose",
+    "recipe_schema",
+    "render",
+    "run",
+    "shipped",
+    "store_table",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module 'toolchain' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

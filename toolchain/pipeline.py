@@ -175,4 +175,3 @@ def _put(settings: dict[str, JSON], path: str, value: str) -> None:
     for part in parents:
         settings = settings[part]
     settings[last] = value
-

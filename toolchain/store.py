@@ -274,3 +274,30 @@ def hash_path(path: Path) -> str:
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def store_table(root: Path) -> str:
+    """What a store holds, in lines: finished work by step, and the named runs."""
+    store = Store(root)
+    entries = store.entries()
+    lines = [f"{root}: {size_of(root) / 1e6:.1f} MB, {len(entries)} finished jobs"]
+    for step in sorted({entry.record.step for entry in entries}):
+        some = [entry for entry in entries if entry.record.step == step]
+        megabytes = sum(size_of(entry.folder) for entry in some) / 1e6
+        lines.append(f"  {step:12} {len(some):4} jobs {megabytes:10.1f} MB")
+    lines += [f"  run {name}: needs {len(keys)} jobs" for name, keys in store.runs().items()]
+    return "\n".join(lines)
+
+
+def clean_store(root: Path, keep: Collection[str] = ()) -> int:
+    """Delete what no run in `keep` (all named runs when empty) needs; returns bytes freed.
+
+    Raises HostError when the store cannot be written, ToolchainError for a run the store does not know.
+    """
+    store = Store(root)
+    unknown = sorted(set(keep) - set(store.runs()))
+    if unknown:
+        known = ", ".join(store.runs()) or "none"
+        raise ToolchainError(f"{root}: there is no run named {', '.join(unknown)}; known: {known}")
+    with host_faults(root):
+        return store.clean(set(keep) or set(store.runs()))

@@ -17,7 +17,7 @@ from toolchain.artifact import Artifact
 from toolchain.backbones.pruning import check_prunable
 from toolchain.bundle import Papers
 from toolchain.bundle import write as write_bundle
-from toolchain.choose import BASE, Candidate, Choice, Exam, choose
+from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
 from toolchain.data.findings import DataReport
 from toolchain.device import DeviceName, select
@@ -129,9 +129,13 @@ def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
     """A finished run's report in another form; RecipeError when there is no report in the folder."""
     path = folder / "report.json"
     if not path.is_file():
-        raise RecipeError(f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart")
+        raise RecipeError(
+            f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart"
+        )
     report = reports.RunReport.model_validate_json(path.read_bytes())
-    return {"html": reports.render_html, "md": reports.render_markdown, "json": reports.render_json}[form](report)
+    return {"html": reports.render_html, "md": reports.render_markdown, "json": reports.render_json}[form](
+        report
+    )
 
 
 def _pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) -> Pipeline:
@@ -181,7 +185,9 @@ def _measure(
             latencies = latency.load(entry.folder)
             choice = _choose(recipe, data, files, answers, latencies)
     placement = {
-        (n, p): Session(a.folder / "model.onnx", provider=p).placement for n, a in files.items() for p in names
+        (n, p): Session(a.folder / "model.onnx", provider=p).placement
+        for n, a in files.items()
+        for p in names
     }
     return Findings(
         recipe=recipe, data=data, checks=checks, device=pipeline.device, artifacts=artifacts, files=files,

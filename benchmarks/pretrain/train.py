@@ -1,10 +1,10 @@
 """Pretrain a bundled backbone on pictures made by formulas (2101.08515, 2206.09132): no picture file is read.
 
-    python -m benchmarks.pretrain.train --out build/pretrain --pictures 480000
-    python -m benchmarks.pretrain.train --out build/pretrain --publish toolchain/backbones/weights/nano
+    nice -n 19 python -m benchmarks.pretrain.train --out build/pretrain
 
 Seeded; killed at any moment, the same command goes on from its last checkpoint. Pictures of a step depend on
-(seed, step) alone, so a resumed run sees what an undisturbed one would have seen.
+(seed, step) alone, so a resumed run sees what an undisturbed one would have seen. `publish.py` makes the
+package's weights of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,28 @@ from benchmarks.pretrain.formulas import NONE, Batch, Formulas, Sizes
 from toolchain.device import Device, select
 
 SIZES = (32, 48, 64)
+FULL = Sizes()
+FIRST_MARK = 20_000  # weights are kept at this many pictures, twice as many, four times as many, ...
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a backbone is pretrained. `pictures` are seen once each; `shares` of them have the side SIZES[i].
 
-    The learning rate warms up for `warmup`, stays, and falls linearly over the last `cooldown` of all steps.
+    The learning rate rises for `warmup` steps, stays, and falls linearly over the last `cooldown` of all
+    steps. So a run may be lengthened or shortened until its fall begins, and be as if planned so.
     """
 
     architecture: str = "resnet10t"
     channels: tuple[int, ...] = (32, 64, 128, 256)
-    pictures: int = 480_000
-    batch: int = 128
-    shares: tuple[float, ...] = (0.65, 0.25, 0.10)
-    lr: float = 3e-3
+    pictures: int = 320_000
+    batch: int = 64
+    shares: tuple[float, ...] = (0.70, 0.25, 0.05)
+    lr: float = 2e-3
     weight_decay: float = 0.05
-    warmup: float = 0.02
+    warmup: int = 100
     cooldown: float = 0.4
-    ema: float = 0.999
+    ema: float = 0.995
     smoothing: float = 0.05
     seed: int = 0
 
@@ -55,13 +58,18 @@ class Plan:
         """How many batches there are."""
         return self.pictures // self.batch
 
+    @property
+    def fall(self) -> int:
+        """The step at which the learning rate begins to fall."""
+        return int(self.steps * (1 - self.cooldown))
+
     def side(self, step: int) -> int:
         """The side of a step's pictures, in pixels."""
         return random.Random(self.seed * 1_000_003 + step).choices(SIZES, self.shares)[0]
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        up = (step + 1) / max(1.0, self.warmup * self.steps)
+        up = (step + 1) / max(1, self.warmup)
         down = (self.steps - step) / max(1.0, self.cooldown * self.steps)
         return self.lr * min(1.0, up, down)
 
@@ -77,13 +85,12 @@ def network(plan: Plan, sizes: Sizes) -> nn.Module:
 class Run:
     """A pretraining run in a folder: `last.pt` to go on from, `log.jsonl`, and weights at parts of the way."""
 
-    def __init__(self, plan: Plan, out: Path, device: Device) -> None:
-        self.plan, self.out, self.device = plan, out, device
-        self.sizes = Sizes()
-        self.formulas = Formulas(self.sizes, plan.seed, device.torch)
-        self.model = network(plan, self.sizes).to(device.torch)
+    def __init__(self, plan: Plan, out: Path, device: Device, sizes: Sizes = FULL) -> None:
+        self.plan, self.out, self.device, self.sizes = plan, out, device, sizes
+        self.formulas = Formulas(sizes, plan.seed, device.torch)
+        self.model = network(plan, sizes).to(device.torch)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(_groups(self.model, plan.weight_decay), lr=plan.lr)
+        self.optimizer = torch.optim.AdamW(_groups(self.model, plan.weight_decay), lr=plan.lr, fused=True)
         self.step = 0
         self.seconds = 0.0
         self.generating = 0.0
@@ -92,7 +99,7 @@ class Run:
 
     def train(self, save_every: float = 60.0, stop_after: int | None = None) -> None:
         """Train until the plan is done, or for `stop_after` steps; save every `save_every` seconds."""
-        marks = {self.plan.steps * part // 4: part for part in (1, 2, 4)}
+        marks = {(FIRST_MARK << i) // self.plan.batch for i in range(12)} | {self.plan.steps}
         last = self.plan.steps if stop_after is None else min(self.plan.steps, self.step + stop_after)
         saved = begun = time.monotonic()
         before = self.seconds
@@ -105,7 +112,7 @@ class Run:
                 self._log(window)
                 window.clear()
             if self.step in marks:
-                self._write_average(f"quarter{marks[self.step]}.pt")
+                self._write_average(f"seen-{self.step * self.plan.batch:08d}.pt")
             if time.monotonic() - saved > save_every or self.step == last:
                 self._save()
                 saved = time.monotonic()
@@ -156,11 +163,15 @@ class Run:
         print(json.dumps(row), flush=True)
 
     def _write_average(self, name: str) -> None:
-        _write(self.out / name, {"plan": asdict(self.plan), "step": self.step, "average": self.average})
+        _write(
+            self.out / name,
+            {"step": self.step, "pictures": self.step * self.plan.batch, "average": self.average},
+        )
 
     def _save(self) -> None:
         state = {
             "plan": asdict(self.plan),
+            "sizes": asdict(self.sizes),
             "step": self.step,
             "seconds": self.seconds,
             "generating": self.generating,
@@ -175,12 +186,19 @@ class Run:
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device.torch, weights_only=True)
-        if state["plan"] != asdict(self.plan):
+        if not self._continues(state):
             raise SystemExit(f"{path} is of another plan: take another --out, or remove it")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.step, self.seconds, self.generating = state["step"], state["seconds"], state["generating"]
+
+    def _continues(self, state: Mapping[str, Any]) -> bool:
+        """Whether the saved run is a beginning of this plan; its number of pictures may be another."""
+        earlier = Plan(**state["plan"])
+        if state["sizes"] != asdict(self.sizes) or replace(earlier, pictures=self.plan.pictures) != self.plan:
+            return False
+        return earlier == self.plan or state["step"] <= min(earlier.fall, self.plan.fall)
 
 
 def score(logits: Tensor, batch: Batch, textures: int, smoothing: float) -> tuple[Tensor, float, float]:
@@ -218,7 +236,9 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 def main() -> None:
     """Train, or go on training; with --publish also write the package's weights."""
     plan = Plan()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and the log")
     parser.add_argument("--pictures", type=int, default=plan.pictures)
     parser.add_argument("--seed", type=int, default=plan.seed)

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 import toolchain
-from toolchain.cli.progress import Bars
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _SET = click.option(
@@ -42,6 +41,8 @@ def run(
       toolchain run quickstart
       toolchain run recipe.yaml --set tune.epochs=5 --out runs/short
     """
+    from toolchain.cli.progress import Bars
+
     places = toolchain.Places(out=out, store=store, data=data)
     wishes = toolchain.Wishes(overrides=overrides, until=until, device=device, fresh=fresh)
     result = toolchain.run(recipe, places, wishes, Bars())
@@ -60,5 +61,7 @@ def check(recipe: str, data: Path | None, overrides: tuple[str, ...]) -> int:
     Example:
       toolchain check recipe.yaml
     """
+    from toolchain.cli.progress import Bars
+
     click.echo(toolchain.check(recipe, data, overrides, Bars()))
     return 0

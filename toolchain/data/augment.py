@@ -21,7 +21,7 @@ from toolchain.data.dataset import Picture
 from toolchain.data.policy import vary
 from toolchain.data.preprocess import Preprocess, Preprocessing
 from toolchain.data.randomness import Purpose, Seeds, symmetric, uniform
-from toolchain.data.transform import erase, flip, recolour, turn, warp
+from toolchain.data.transform import erase, flip, recolour, relight, turn, warp
 from toolchain.errors import TrainingError
 
 __all__ = ["Augment", "Augmenter", "RandAugment"]
@@ -81,7 +81,7 @@ class Augmenter:
 
     @torch.no_grad()
     def finish(self, pictures: Tensor, seeds: Seeds) -> Tensor:
-        """uint8 [N, 3, h, w] of which each picture has its seed [N] -> float32 [N, 3, h, w], normalised."""
+        """uint8 [N, 3, h, w], overwritten, with a seed [N] each -> float32 [N, 3, h, w], normalised."""
         augment = self.augment
         pictures = pictures.to(self.device, non_blocking=True)
         if augment.flip_horizontal or augment.flip_vertical:
@@ -96,9 +96,7 @@ class Augmenter:
         if augment.moves:
             values = self._warp(values, seeds)
         if augment.recolours:
-            spread = [augment.brightness, augment.contrast, augment.saturation, augment.hue]
-            draws = symmetric(seeds, Purpose.COLOUR, 4) * spread + [1, 1, 1, 0]
-            values = recolour(values, *self._tensors(draws.astype(np.float32)))
+            values = self._recolour(values, seeds)
         if augment.noise:
             values = self._add_noise(values, seeds)
         values = self._finish.normalize(values)
@@ -134,6 +132,16 @@ class Augmenter:
         columns = np.concatenate([degrees, zooms, shifts], axis=1).astype(np.float32)
         numbers = torch.from_numpy(columns).to(self.device)
         return warp(values, numbers[:, 0], numbers[:, 2:], numbers[:, 1], augment.fill)
+
+    def _recolour(self, values: Tensor, seeds: Seeds) -> Tensor:
+        augment = self.augment
+        spread = [augment.brightness, augment.contrast, augment.saturation, augment.hue]
+        draws = symmetric(seeds, Purpose.COLOUR, 4) * spread + [1, 1, 1, 0]
+        brightness, contrast, saturation, hue = self._tensors(draws.astype(np.float32))
+        values = relight(values, brightness, contrast)
+        if augment.saturation or augment.hue:
+            values = recolour(values, saturation, hue)
+        return values.clamp_(0, 255)
 
     def _add_noise(self, values: Tensor, seeds: Seeds) -> Tensor:
         strengths = uniform(seeds, Purpose.NOISE)[:, 0]

@@ -6,7 +6,7 @@ torchvision's own classes draw from torch's global generator, which training (dr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,17 @@ _TRIVIAL = _RAND | {
     "posterize": _Span(8, 2, False),
     **{name: _Span(0, 0.99, True) for name in ("brightness", "color", "contrast", "sharpness")},
 }
+_OPERATIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
+    "identity": lambda picture, _: picture,
+    "brightness": lambda picture, amount: V.adjust_brightness(picture, 1 + amount),
+    "color": lambda picture, amount: V.adjust_saturation(picture, 1 + amount),
+    "contrast": lambda picture, amount: V.adjust_contrast(picture, 1 + amount),
+    "sharpness": lambda picture, amount: V.adjust_sharpness(picture, 1 + amount),
+    "posterize": lambda picture, amount: V.posterize(picture, round(amount)),
+    "solarize": lambda picture, amount: V.solarize(picture, 255 * amount),
+    "autocontrast": lambda picture, _: V.autocontrast(picture),
+    "equalize": lambda picture, _: V.equalize(picture),
+}
 
 
 def vary(picture: Tensor, augment: Augment, seed: np.uint64, fill: Sequence[float]) -> Tensor:
@@ -86,25 +97,10 @@ def _apply(picture: Tensor, name: str, amount: float, pixels: float | None, fill
         case "translate_y":
             return _affine(picture, fill, shift=(0, int(amount * (pixels or height))))
         case "rotate":
-            return V.rotate(picture, amount, InterpolationMode.BILINEAR, fill=list(fill))
-        case "brightness":
-            return V.adjust_brightness(picture, 1 + amount)
-        case "color":
-            return V.adjust_saturation(picture, 1 + amount)
-        case "contrast":
-            return V.adjust_contrast(picture, 1 + amount)
-        case "sharpness":
-            return V.adjust_sharpness(picture, 1 + amount)
-        case "posterize":
-            return V.posterize(picture, round(amount))
-        case "solarize":
-            return V.solarize(picture, 255 * amount)
-        case "autocontrast":
-            return V.autocontrast(picture)
-        case "equalize":
-            return V.equalize(picture)
+            turned: Tensor = V.rotate(picture, amount, InterpolationMode.BILINEAR, fill=list(fill))
+            return turned
         case _:
-            return picture
+            return _OPERATIONS[name](picture, amount)
 
 
 def _affine(
@@ -114,7 +110,7 @@ def _affine(
     shear: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     # A shear keeps the upper left corner where it is, as torchvision's and the paper's do.
-    return V.affine(
+    moved: Tensor = V.affine(
         picture,
         angle=0.0,
         translate=list(shift),
@@ -124,3 +120,4 @@ def _affine(
         fill=list(fill),
         center=[0.0, 0.0],
     )
+    return moved

@@ -61,8 +61,8 @@ class Preprocessing(nn.Module):
         return self.normalize(self.resize(pictures))
 
     def normalize(self, pictures: Tensor) -> Tensor:
-        """float [N, 3, h, w] in 0..255 -> (x / 255 - mean) / std."""
-        return (pictures - self.mean) * self.scale
+        """float [N, 3, h, w] in 0..255 -> (x / 255 - mean) / std, in place."""
+        return pictures.sub_(self.mean).mul_(self.scale)
 
     def resize(self, pictures: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> float32 [N, 3, height, width] in 0..255."""

@@ -37,39 +37,38 @@ def warp(pictures: Tensor, degrees: Tensor, shifts: Tensor, zooms: Tensor, fill:
 
     Bilinear sampling about the centre, without antialiasing: for zooms near 1.
     """
-    height, width = pictures.shape[2:]
+    count, _, height, width = pictures.shape
     angle = degrees * (math.pi / 180)
     cos, sin = torch.cos(angle) / zooms, torch.sin(angle) / zooms
-    down, right = shifts[:, 0], shifts[:, 1]
-    # Where a pixel of the result comes from: move back, then turn back, in pixels about the centre; then
-    # in grid_sample's units, where each side runs from -1 to 1.
-    theta = torch.stack(
-        [
-            torch.stack([cos, sin * (height / width), -(cos * right + sin * down) * (2 / width)], dim=1),
-            torch.stack([-sin * (width / height), cos, (sin * right - cos * down) * (2 / height)], dim=1),
-        ],
-        dim=1,
+    # Pixel centres about the picture's centre, moved back: [N, 1, w] and [N, h, 1].
+    x = (torch.arange(width, device=pictures.device) - (width - 1) / 2) - shifts[:, 1].view(-1, 1, 1)
+    y = (torch.arange(height, device=pictures.device).view(-1, 1) - (height - 1) / 2) - shifts[:, 0].view(
+        -1, 1, 1
     )
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
+    cos, sin = cos.view(-1, 1, 1), sin.view(-1, 1, 1)
+    # grid_sample's units: each side runs from -1 to 1. F.affine_grid takes as long as the sampling itself.
+    grid = pictures.new_empty(count, height, width, 2)
+    torch.add(x * cos * (2 / width), y * sin * (2 / width), out=grid[..., 0])
+    torch.add(x * -sin * (2 / height), y * cos * (2 / height), out=grid[..., 1])
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode=_PADDING[fill], align_corners=False)
 
 
-def recolour(
-    pictures: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
-) -> Tensor:
-    """Change float [N, 3, h, w] by factors [N] and by `hue` turns [N]; clipped to 0..255 once, at the end.
+def relight(pictures: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Scale float [N, 3, h, w] by `brightness` [N], then its distance from its mean grey by `contrast` [N], in place."""
+    mean = pictures.mean(dim=(2, 3)) @ pictures.new_tensor(_GREY) * brightness
+    offset = (1 - contrast) * mean
+    return pictures.mul_((contrast * brightness).view(-1, 1, 1, 1)).add_(offset.view(-1, 1, 1, 1))
 
-    All four are one 3 x 3 matrix and an offset a picture, in this order: brightness, contrast, saturation, hue.
+
+def recolour(pictures: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Scale the distance of float [N, 3, h, w] from its grey by `saturation` [N], then turn by `hue` [N] turns.
+
+    Both are one 3 x 3 matrix a picture. Values may leave 0..255 and are not clipped.
     """
-    count = len(pictures)
-    flat = pictures.flatten(2)  # [N, 3, h w]
-    grey = pictures.new_tensor(_GREY)
-    unit = torch.eye(3, device=pictures.device)
-    saturate = saturation.view(-1, 1, 1) * unit + (1 - saturation).view(-1, 1, 1) * grey.expand(3, 3)
-    matrix = _turn_hue(hue) @ saturate * (contrast * brightness).view(-1, 1, 1)
-    mean = flat.mean(dim=2) @ grey * brightness  # [N], of the brightened picture
-    offset = ((1 - contrast) * mean).view(-1, 1, 1).expand(count, 3, 1)
-    return torch.baddbmm(offset, matrix, flat).clamp_(0, 255).view_as(pictures)
+    grey = pictures.new_tensor(_GREY).expand(3, 3)
+    share = saturation.view(-1, 1, 1)
+    saturate = share * torch.eye(3, device=pictures.device) + (1 - share) * grey
+    return torch.bmm(_turn_hue(hue) @ saturate, pictures.flatten(2)).view_as(pictures)
 
 
 def erase(pictures: Tensor, boxes: Tensor, value: float) -> Tensor:
@@ -88,4 +87,5 @@ def _turn_hue(turns: Tensor) -> Tensor:
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     rows = [torch.stack(row, dim=1) for row in ((one, zero, zero), (zero, cos, -sin), (zero, sin, cos))]
     to_yiq = turns.new_tensor(_YIQ)
-    return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1) @ to_yiq
+    turned: Tensor = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1) @ to_yiq
+    return turned

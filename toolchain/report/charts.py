@@ -16,7 +16,7 @@ from toolchain.report.parts import Curve
 from toolchain.report.summary import main_latency
 
 COLOURS = 8
-_WIDTH = 760.0
+_WIDTH = 1000.0
 
 
 def colour(report: RunReport, name: str) -> str:
@@ -55,7 +55,7 @@ def trade_off(report: RunReport, provider: str) -> Markup | None:
     for variant, cx, cy, radius, low_y, high_y in discs:
         parts.append(_disc(report, variant, (cx, cy, radius), (low_y, high_y)))
         words = (short(variant.name, 28), text.size(variant.bytes))
-        box = place(words, (cx, cy, radius), taken, Box(frame.left, frame.top, frame.right, frame.bottom))
+        box = place(words, (cx, cy, radius + 3), taken, Box(frame.left, frame.top, frame.right, frame.bottom))
         taken.append(box)
         parts.append(svg.label(box.left, box.top + 12, words[0], "name"))
         parts.append(svg.label(box.left, box.top + 26, words[1], "tick"))
@@ -82,7 +82,7 @@ def latencies(report: RunReport, rows: Sequence[tuple[Variant, Latency]], title:
     if not drawn:
         return None
     step, left = 46.0, 168.0
-    frame = svg.Frame(left, 26.0, _WIDTH - 14, 26.0 + step * len(drawn))
+    frame = svg.Frame(left, 26.0, _WIDTH - 110, 26.0 + step * len(drawn))
     low = min(min(row.samples_ns) for _, row in drawn) * 0.95
     high = max(_visible_end(row) for _, row in drawn) * 1.05
     x = svg.Scale(low / 1e6, high / 1e6, frame.left, frame.right, log=high > 2.5 * low)
@@ -94,14 +94,15 @@ def latencies(report: RunReport, rows: Sequence[tuple[Variant, Latency]], title:
         beyond = sum(ns > high for ns in row.samples_ns)
         if beyond:
             share = beyond / len(row.samples_ns)
-            parts.append(svg.label(frame.right, floor - 8, f"{share:.1%} slower than shown →", "tick", "end"))
+            parts.append(svg.label(frame.right + 8, floor - 2, f"{text.percent(share)} slower →", "tick"))
     return svg.drawing(_WIDTH, frame.bottom + 46, title, parts)
 
 
 def _visible_end(row: Latency) -> float:
-    """Where a ridge's axis may end: beyond p99, but spikes do not squeeze everything else."""
-    body = float(np.quantile(row.samples_ns, 0.98))
-    return min(float(max(row.samples_ns)), max(1.5 * body, (row.p99_ns or 0) * 1.02))
+    """Where a ridge's axis may end: past its p99, unless a few spikes would squeeze everything else."""
+    body = 1.3 * float(np.quantile(row.samples_ns, 0.95))
+    p99 = 1.03 * (row.p99_ns or 0)
+    return min(float(max(row.samples_ns)), p99 if body < p99 < 2 * body else body)
 
 
 def _ridge(row: Latency, x: svg.Scale, floor: float, height: float, tone: str) -> Markup:
@@ -156,7 +157,8 @@ def _panel(curve: Curve, names: Sequence[str], words: str, frame: svg.Frame) -> 
     top = max(values) + pad
     if "loss" not in words:
         top = min(1.0, top) if max(values) <= 1 else top
-    y = svg.Scale(max(0.0, min(values) - pad), top, frame.bottom, frame.top)
+    low = 0.0 if "loss" in words else max(0.0, min(values) - pad)
+    y = svg.Scale(low, top, frame.bottom, frame.top)
     first, last = curve.epochs[0], max(curve.epochs[-1], curve.epochs[0] + 1)
     x = svg.Scale(first, last, frame.left, frame.right)
     ticks = [(v, f"{v:.0f}") for v in x.ticks(8) if v == round(v)]
@@ -186,7 +188,7 @@ def _panel(curve: Curve, names: Sequence[str], words: str, frame: svg.Frame) -> 
 
 def reliability(found: Calibration) -> Markup:
     """How often answers hold against what they claim, before and after the temperature."""
-    frame = svg.Frame(56.0, 40.0, 320.0, 270.0)
+    frame = svg.Frame(56.0, 40.0, 426.0, 320.0)
     x, y = svg.Scale(0, 1, frame.left, frame.right), svg.Scale(0, 1, frame.bottom, frame.top)
     ticks = [(v, f"{100 * v:.0f} %") for v in (0, 0.25, 0.5, 0.75, 1)]
     parts = [
@@ -202,7 +204,7 @@ def reliability(found: Calibration) -> Markup:
         at = frame.top + 14 + 18 * row
         parts.append(svg.element("circle", cx=frame.left + 14, cy=at - 4, r=5.0, class_=class_))
         parts.append(svg.label(frame.left + 24, at, words, "tick"))
-    return svg.drawing(336, 312, f"reliability on {found.split}", parts)
+    return svg.drawing(460, 362, f"reliability on {found.split}", parts)
 
 
 def _bins(bins: Iterable[Bin], x: svg.Scale, y: svg.Scale, class_: str) -> Markup:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from toolchain.measure.metrics import Accuracy
 from toolchain.record import JSON
 from toolchain.report import charts, summary, text
-from toolchain.report.model import Drop, Latency, RunReport, Variant
+from toolchain.report.model import Agreement, Drop, Latency, RunReport, Variant
 from toolchain.report.parts import Parity, Picture, Spread, TransferRow
 
 MATRIX_CLASSES = 40  # the most classes whose confusion matrix can be read as a table
@@ -94,6 +94,7 @@ class Page:
     sections: list[tuple[str, str]]
     condition: str
     rows: list[Row]
+    made_by: list[tuple[str, str]]
     trade_offs: list[Markup]
     class_variants: list[str]
     classes: list[ClassRow]
@@ -104,7 +105,8 @@ class Page:
     ridges: list[tuple[Markup, str]]
     latency_rows: list[tuple[str, str, Latency]]
     parity: list[tuple[str, str, Parity]]
-    agreement: list[tuple[str, str, object]]
+    agreement: list[tuple[str, list[Agreement | None]]]
+    agreement_splits: list[str]
     placement: list[tuple[str, str, Mapping[str, int]]]
     data_labels: list[str]
     data_labels_left_out: int
@@ -118,6 +120,7 @@ class Page:
 def page(report: RunReport) -> Page:
     """Work out the page of a report."""
     classes = _classes(report)
+    agreed = list(dict.fromkeys(split for v in report.variants for split in v.agreement))
     drawn = [(charts.curves(curve), curve) for curve in report.curves]
     return Page(
         headline=summary.headline(report),
@@ -126,6 +129,7 @@ def page(report: RunReport) -> Page:
         sections=_sections(report, bool(classes)),
         condition=_condition(report),
         rows=[_row(report, variant) for variant in report.variants],
+        made_by=[(v.name, " → ".join(v.made_by)) for v in report.variants if v.made_by],
         trade_offs=_drawn(charts.trade_off(report, provider) for provider in summary.providers(report)),
         class_variants=[variant.name for variant in _compared(report)],
         classes=classes[:SHOWN_CLASSES],
@@ -138,7 +142,8 @@ def page(report: RunReport) -> Page:
             (v.name, p, row) for v in report.variants for p, rows in v.latency.items() for row in rows
         ],
         parity=[(v.name, against, found) for v in report.variants for against, found in v.parity.items()],
-        agreement=[(v.name, split, found) for v in report.variants for split, found in v.agreement.items()],
+        agreement=[(v.name, [v.agreement.get(s) for s in agreed]) for v in report.variants if v.agreement],
+        agreement_splits=agreed,
         placement=[(v.name, p, nodes) for v in report.variants for p, nodes in v.placement.items()],
         data_labels=list(report.data.labels[:SHOWN_CLASSES]),
         data_labels_left_out=max(0, len(report.data.labels) - SHOWN_CLASSES),
@@ -195,7 +200,7 @@ def _sections(report: RunReport, classes: bool) -> list[tuple[str, str]]:
         "mistakes": ("Mistakes", bool(report.mistakes)),
         "calibration": ("Calibration", bool(report.calibration)),
         "latency": ("Latency", any(v.latency for v in report.variants)),
-        "parity": ("Parity", any(v.parity or v.placement for v in report.variants)),
+        "parity": ("Parity", any(v.parity or v.placement or v.agreement for v in report.variants)),
         "data": ("Data", True),
         "training": ("Training", bool(report.curves or report.transfer)),
         "reproduce": ("Reproduce", True),
@@ -322,7 +327,7 @@ def gain(row: TransferRow) -> Gain:
         random=row.random,
         pretrained_range=text.percent_range((min(row.pretrained.seeds), max(row.pretrained.seeds))),
         random_range=text.percent_range((min(row.random.seeds), max(row.random.seeds))),
-        gain=text.points(difference, 1),
+        gain=text.points(difference, 1, "+"),
         verdict=verdict,
         seeds=len(row.pretrained.seeds),
     )

@@ -60,11 +60,10 @@ def _loss(report: RunReport) -> str:
     drop = chosen.drop.get("test") if chosen else None
     if drop is None:
         return ""
-    if drop.ci95[0] <= 0 <= drop.ci95[1]:
-        return ", with no measurable loss of accuracy"
-    change = "losing" if drop.points > 0 else "gaining"
     amount = f"{abs(drop.points):.1f}"
-    return f", {change} {amount} point{'' if amount == '1.0' else 's'} of accuracy"
+    words = f"{amount} point{'' if amount == '1.0' else 's'} {'lower' if drop.points > 0 else 'higher'}"
+    change = "unchanged" if amount == "0.0" else words
+    return f", accuracy on test {change} (95 %: {text.points_range(drop.ci95, 1)} points lost)"
 
 
 def cautions(report: RunReport) -> list[str]:
@@ -88,6 +87,6 @@ def cautions(report: RunReport) -> list[str]:
 
 
 def drop_words(variant: Variant, split: str) -> str:
-    """A loss with its interval: "+0.37 points (−0.40 to +1.10)"; empty for the baseline."""
+    """A loss with its interval: "0.37 (−0.40 to 1.10)"; empty for the baseline."""
     drop = variant.drop.get(split)
     return f"{text.points(drop.points)} ({text.points_range(drop.ci95)})" if drop else ""

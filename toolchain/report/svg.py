@@ -98,7 +98,7 @@ def drawing(width: float, height: float, title: str, parts: Sequence[Markup]) ->
         role="img",
         aria_label=title,
         class_="chart",
-        style=f"max-width:{width:.0f}px;min-width:{min(width, 560):.0f}px",
+        style=f"max-width:{width:.0f}px;min-width:{min(width, 820):.0f}px",
     )
 
 

@@ -48,17 +48,17 @@ def percent_range(ends: Sequence[float] | None, digits: int = 1) -> str:
     return "" if ends is None else f"{100 * ends[0]:.{digits}f}{DASH}{100 * ends[1]:.{digits}f}"
 
 
-def points(value: float | None, digits: int = 2) -> str:
-    """Percentage points with their sign: -0.4 -> "−0.40"; what rounds to nought has none."""
+def points(value: float | None, digits: int = 2, plus: str = "") -> str:
+    """Percentage points: -0.4 -> "−0.40"; `plus` stands before what is above nought after rounding."""
     if value is None:
         return NOTHING
     text = f"{abs(value):.{digits}f}"
-    sign = "" if float(text) == 0 else "+" if value > 0 else MINUS
+    sign = "" if float(text) == 0 else plus if value > 0 else MINUS
     return sign + text
 
 
 def points_range(ends: Sequence[float], digits: int = 2) -> str:
-    """Two signed ends: (-0.2, 1.4) -> "−0.20 to +1.40"."""
+    """Two signed ends: (-0.2, 1.4) -> "−0.20 to 1.40"."""
     return f"{points(ends[0], digits)} to {points(ends[1], digits)}"
 
 
@@ -110,8 +110,8 @@ def amount(count: int | None) -> str:
 
 
 def measured(value: float, unit: str) -> str:
-    """A gate's figure: (0.4, "points") -> "0.40 points"; a tiny one keeps two significant digits."""
-    shown = f"{value:.2f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
+    """A gate's figure: (0.4, "points") -> "0.40 points"; without unit, two significant digits."""
+    shown = f"{value:.2g}" if unit == "1" else f"{value:.2f}"
     return shown.replace("-", MINUS) + ("" if unit == "1" else f" {unit}")
 
 

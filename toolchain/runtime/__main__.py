@@ -64,7 +64,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=__doc__)
+    what = "Verify and ask a bundle on a device; needs numpy, pillow and onnxruntime only."
+    parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=what)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser(
         "verify", help="recheck a bundle's hashes and golden answers on this machine"

@@ -118,6 +118,8 @@ def _fields(data: bytes | mmap.mmap, span: _Span) -> Iterator[tuple[int, _Span]]
 
 def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
     """(value, next position) of a base-128 number of at most 10 bytes."""
+    if at < end and data[at] < 0x80:  # nearly all of them
+        return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

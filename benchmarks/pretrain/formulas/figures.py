@@ -101,7 +101,9 @@ class Contours(Outlines):
         angle = torch.atan2(y, x) + column(self.angle[labels])
         distance = (x * x + y * y).sqrt() / self.radius(labels, angle, draw)
         rings = column(self.rings[labels])
-        line = torch.cos(2 * math.pi * (distance * rings - 0.5)) - torch.cos(math.pi * column(self.fill[labels]))
+        line = torch.cos(2 * math.pi * (distance * rings - 0.5)) - torch.cos(
+            math.pi * column(self.fill[labels])
+        )
         inside = torch.sigmoid((1 - distance) * size / 3)
         return torch.sigmoid(line * size / 5 / rings.float().sqrt()) * inside
 
@@ -188,7 +190,9 @@ class Strokes:
         control = self.control[labels]
         control = control + draw.normal(*control.shape) * 0.07
         knots = self.basis @ control  # [n, 2, segments + 1, 2]
-        knots = torch.where(self.straight[labels].view(-1, 1, 1, 1), _polyline(control, knots.shape[2]), knots)
+        knots = torch.where(
+            self.straight[labels].view(-1, 1, 1, 1), _polyline(control, knots.shape[2]), knots
+        )
         coarse = size // 2  # a distance is smooth: half of the resolution does
         points = placed(coarse, n, draw, 0.12).flatten(2)  # [n, 2, pixels]
         start, step = knots[:, :, :-1].flatten(1, 2), (knots[:, :, 1:] - knots[:, :, :-1]).flatten(1, 2)

@@ -81,7 +81,9 @@ class Spectra:
         kx = torch.fft.rfftfreq(size, 1 / size, device=device)[None]
         radius = (kx**2 + ky**2).sqrt().clamp_min(0.5) * column(torch.exp(draw.normal(n) * 0.12))
         angle = torch.atan2(ky, kx) - column(self.angle[labels] + draw.normal(n) * 0.12)
-        band = torch.exp(-0.5 * ((radius.log() - column(self.centre[labels].log())) / column(self.width[labels])) ** 2)
+        band = torch.exp(
+            -0.5 * ((radius.log() - column(self.centre[labels].log())) / column(self.width[labels])) ** 2
+        )
         filtered = torch.where(column(self.band[labels]), band, radius ** -column(self.slope[labels]))
         filtered = filtered * torch.exp(column(self.spread[labels]) * (torch.cos(2 * angle) - 1))
         noise = torch.fft.rfft2(draw.normal(n, size, size)) * filtered
@@ -96,7 +98,9 @@ class Spectra:
         hard = torch.sigmoid(field * gain * 2)
         ridged = 1 - (field.abs() * gain * 0.6).clamp(0, 1)
         marbled = torch.sin(field * gain * 2) * 0.5 + 0.5
-        return torch.where(bend == 0, smooth, torch.where(bend == 1, hard, torch.where(bend == 2, ridged, marbled)))
+        return torch.where(
+            bend == 0, smooth, torch.where(bend == 1, hard, torch.where(bend == 2, ridged, marbled))
+        )
 
 
 class Cells:
@@ -166,4 +170,3 @@ class Palettes:
         d = d + draw.normal(n, 3, 1, 1) * 0.03
         a = a + draw.normal(n, 3, 1, 1) * 0.05
         return (a + b * torch.cos(2 * math.pi * (c * field[:, None] + d))).clamp(0, 1)
-
