@@ -17,6 +17,58 @@ _UNEVEN = 3.0
 _LOOKED_AT = 60
 
 
+_TEMPLATE = """\
+# Made by 'toolchain init': {classes} classes, {train} training pictures (the rarest class has {rarest}).
+# Check it: toolchain check recipe.yaml      Run it: toolchain run recipe.yaml
+# Editors complete and check this file with the schema that 'toolchain schema' prints.
+name: {name}
+seed: 0
+
+data:
+  folder: .{groups}
+
+# The bundled backbone needs no network and nobody's pictures. With a way to timm's hub, a network pretrained
+# on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
+#   backbone: {{timm: resnet18.a1_in1k, weights: hub}}
+# or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
+backbone:
+  bundled: nano
+  preprocess: {{size: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {side} pixels
+
+tune:                       # makes the artifact `tuned`
+  epochs: {epochs}
+  batch_size: 32
+  optimizer: adamw
+  lr: 0.001
+  weight_decay: 0.05
+  schedule: cosine
+  warmup_epochs: 1
+  label_smoothing: 0.05
+  balance: {balance}{pad}          # none, loss or sampler; {note}
+  select: {metric}
+  augment: {{flip_horizontal: true, rotate: 10, translate: 0.05}}   # no flips if left and right mean something
+
+variants:
+  fp32: {{from: tuned, steps: [export]}}
+  int8: {{from: fp32, steps: [quantize]}}
+  pruned:
+    from: tuned
+    steps:
+      - prune: {{ratio: 0.5}}
+      - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {balance}, select: {metric}}}
+      - export
+  pruned-int8: {{from: pruned, steps: [quantize]}}
+
+measure: {{providers: [auto], threads: [1], batch: [1]}}
+
+gates:                      # decided on val, from the final files; exit code 3 when nothing passes
+  metric: {metric}
+  max_drop: 1.0             # points lost against fp32 on the same pictures
+  # min_recall: 90          # percent, for every class
+  # max_latency_ms: 5
+"""
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What was found: pictures for training in all and in the rarest and commonest class, side in pixels."""
@@ -66,53 +118,17 @@ def _recipe(folder: Path, seen: _Seen) -> str:
     epochs = 30 if few else 15
     balance, metric = ("sampler", "balanced") if uneven else ("none", "top1")
     note = "the classes are uneven" if uneven else "the classes are about even"
-    return f"""\
-# Made by 'toolchain init': {seen.classes} classes, {seen.train} training pictures (the rarest class has {seen.rarest}).
-# Check it: toolchain check recipe.yaml      Run it: toolchain run recipe.yaml
-# Editors complete and check this file with the schema that 'toolchain schema' prints.
-name: {name}
-seed: 0
-
-data:
-  folder: .{groups}
-
-# The bundled backbone needs no network and nobody's pictures. With a way to timm's hub, a network pretrained
-# on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
-#   backbone: {{timm: resnet18.a1_in1k, weights: hub}}
-# or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
-backbone:
-  bundled: nano
-  preprocess: {{size: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {seen.side} pixels
-
-tune:                       # makes the artifact `tuned`
-  epochs: {epochs}
-  batch_size: 32
-  optimizer: adamw
-  lr: 0.001
-  weight_decay: 0.05
-  schedule: cosine
-  warmup_epochs: 1
-  label_smoothing: 0.05
-  balance: {balance}{" " * (9 - len(balance))}          # none, loss or sampler; {note}
-  select: {metric}
-  augment: {{flip_horizontal: true, rotate: 10, translate: 0.05}}   # no flips if left and right mean something
-
-variants:
-  fp32: {{from: tuned, steps: [export]}}
-  int8: {{from: fp32, steps: [quantize]}}
-  pruned:
-    from: tuned
-    steps:
-      - prune: {{ratio: 0.5}}
-      - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {balance}, select: {metric}}}
-      - export
-  pruned-int8: {{from: pruned, steps: [quantize]}}
-
-measure: {{providers: [auto], threads: [1], batch: [1]}}
-
-gates:                      # decided on val, from the final files; exit code 3 when nothing passes
-  metric: {metric}
-  max_drop: 1.0             # points lost against fp32 on the same pictures
-  # min_recall: 90          # percent, for every class
-  # max_latency_ms: 5
-"""
+    return _TEMPLATE.format(
+        classes=seen.classes,
+        train=seen.train,
+        rarest=seen.rarest,
+        side=seen.side,
+        name=name,
+        groups=groups,
+        size=size,
+        epochs=epochs,
+        balance=balance,
+        pad=" " * (9 - len(balance)),
+        metric=metric,
+        note=note,
+    )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -59,3 +59,11 @@ class Step(BaseModel, ABC):
     def roots(self) -> Mapping[str, Path]:
         """Files the settings name, by setting; their content (not their path) goes into the key."""
         return {}
+
+    def resolved(self) -> Self:
+        """These settings with every "auto" that depends on this host replaced by a fixed value.
+
+        The pipeline keys and runs the resolved step, so that hosts which would choose differently don't
+        share a key.
+        """
+        return self

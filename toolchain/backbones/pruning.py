@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from toolchain.backbones import plan as plans
-from toolchain.backbones.architecture import classifiers, first_line, fuse_attention, seeded
+from toolchain.backbones.architecture import classifiers, deployable, first_line, fuse_attention, seeded
 from toolchain.backbones.counts import macs, parameters
 from toolchain.backbones.families import arrangement, width, write_back
 from toolchain.backbones.importance import Importance, scorer
@@ -71,10 +71,11 @@ class Cost:
 
 
 def cost(model: nn.Module, network: Network) -> Cost:
-    """Count what a network costs."""
-    last = classifiers(model)
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in last]
-    return Cost(macs(model, network.preprocess), parameters(model), sum(map(width, layers)))
+    """Count what a network costs in the form it is exported in."""
+    shipped = deployable(model)
+    last = classifiers(shipped)
+    layers = [m for m in shipped.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in last]
+    return Cost(macs(shipped, network.preprocess), parameters(shipped), sum(map(width, layers)))
 
 
 def prune(

@@ -45,21 +45,24 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
 
     In fold i, test is the i-th of k disjoint parts that together hold every picture once; val is a part
     of the rest, as large as val was of train and val. Both keep classes in proportion and groups whole.
-    Raises DataError when there are fewer than `k` groups (or pictures, where there are no groups).
+    Raises DataError when there are fewer than `k` groups (or, without groups, pictures of each class).
     """
     samples = tuple(sample for _, split in data.splits for sample in split.samples)
     everything = PictureSet(samples, data.train.decode)
     grouped = any(sample.group for sample in samples)
-    if k < 2 or len(set(everything.groups)) < k:
-        units = "groups" if grouped else "pictures"
-        raise DataError(f"{data.name}: {len(set(everything.groups))} {units} cannot make {k} folds")
+    most = len(set(everything.groups)) if grouped else int(np.bincount(everything.labels).max())
+    if not 2 <= k <= most:
+        raise DataError(
+            f"{data.name}: {most} {'groups' if grouped else 'pictures of a class'} cannot make {k} folds"
+        )
     labels, groups = everything.labels, np.array(everything.groups)
     val_share = len(data.val) / max(1, len(data.train) + len(data.val))
-    maker = StratifiedGroupKFold if grouped else StratifiedKFold
+    if grouped:
+        cuts = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups)
+    else:
+        cuts = StratifiedKFold(k, shuffle=True, random_state=seed).split(labels, labels)
     made = []
-    for number, (rest, test) in enumerate(
-        maker(k, shuffle=True, random_state=seed).split(labels, labels, groups)
-    ):
+    for number, (rest, test) in enumerate(cuts):
         parts = partition(
             labels[rest], list(groups[rest]) if grouped else None, Shares(val_share, 0), seed + number
         )
@@ -82,18 +85,18 @@ def _by_class(labels: Indices, shares: Shares, seed: int) -> Indices:
     home = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        val, test = (_count(len(members), share) for share in shares)
+        # Train keeps at least one, and val leaves test one.
+        val = min(_count(len(members), shares.val), max(0, len(members) - 2))
+        test = min(_count(len(members), shares.test), max(0, len(members) - 1 - val))
         home[members[:val]] = 1
         home[members[val : val + test]] = 2
     return home
 
 
 def _count(members: int, share: float) -> int:
-    """How many of a class's members a split gets: its share, but one of three if it gets any at all."""
-    if share == 0:
-        return 0
-    least = 1 if members >= 3 else 0
-    return min(max(round(share * members), least), max(0, (members - 1) // 2))
+    """How many of a class's members a split should get: its share, but one of three if it gets any at all."""
+    least = 1 if share and members >= 3 else 0
+    return max(round(share * members), least)
 
 
 def _by_group(labels: Indices, groups: Sequence[str], shares: Shares, seed: int) -> Indices:

@@ -61,7 +61,7 @@ class Curves:
     """Writes TensorBoard events while training runs; a context. Rows of an earlier start are written again."""
 
     def __init__(self, folder: Path, rows: Sequence[EpochRow]) -> None:
-        self._writer = SummaryWriter(str(folder / EVENTS))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / EVENTS))
         for row in rows:
             self.add(row)
 
@@ -71,13 +71,13 @@ class Curves:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def add(self, row: EpochRow) -> None:
         """Write one epoch's events."""
         for tag, name in _TAGS.items():
-            self._writer.add_scalar(tag, getattr(row, name), row.epoch)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, getattr(row, name), row.epoch)
+        self._writer.flush()
 
 
 def best(rows: Sequence[EpochRow], metric: Metric) -> EpochRow | None:

@@ -19,7 +19,9 @@ def class_weights(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:
     return (weights * counts.sum() / (weights * counts).sum()).float()
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Mean over the batch: logits [N, C], targets int64 [N] or float [N, C], weights [C] -> scalar.
 
     Divided by N, not by the batch's sum of weights, so that a batch of rare classes counts more.

@@ -66,7 +66,9 @@ def _parts(model: nn.Module, train: str | int) -> tuple[nn.Module, ...]:
         return classifiers(model)
     found = blocks(model)
     if int(train) > len(found):
-        raise TrainingError(f"train: {train} blocks asked for, the network has {len(found)}; take 'full' for all")
+        raise TrainingError(
+            f"train: {train} blocks asked for, the network has {len(found)}; take 'full' for all"
+        )
     return (*classifiers(model), *(module for block in found[-int(train) :] for module in block))
 
 

@@ -13,7 +13,7 @@ from toolchain.report import svg, text
 from toolchain.report.labels import Box, place, short
 from toolchain.report.model import Latency, RunReport, Variant
 from toolchain.report.parts import Curve
-from toolchain.report.summary import main_latency
+from toolchain.report.summary import METRIC_WORDS, main_latency, metric
 
 COLOURS = 8
 _WIDTH = 1000.0
@@ -31,12 +31,10 @@ def trade_off(report: RunReport, provider: str) -> Markup | None:
     for variant in report.variants:
         latency, accuracy = main_latency(variant, provider), variant.accuracy.get(provider)
         if latency is not None and latency.p50_ns is not None and accuracy is not None:
-            balanced = report.run.metric == "balanced"
-            value = accuracy.balanced if balanced else accuracy.top1
-            ends = accuracy.balanced_ci95 if balanced else accuracy.ci95
-            points.append((variant, latency.p50_ns / 1e6, value, ends))
+            points.append((variant, latency.p50_ns / 1e6, *metric(report, accuracy)))
     if not points:
         return None
+    words_of_metric = METRIC_WORDS[report.run.metric]
     frame = svg.Frame(62.0, 34.0, _WIDTH - 14, 340.0)
     x = svg.Scale(0.0, 1.22 * max(p[1] for p in points), frame.left, frame.right)
     low, high = min(p[3][0] for p in points), max(p[3][1] for p in points)
@@ -44,7 +42,7 @@ def trade_off(report: RunReport, provider: str) -> Markup | None:
     y = svg.Scale(max(0.0, low - pad), min(1.0, high + pad), frame.bottom, frame.top)
     parts = [
         frame.x_axis(x, _words(x.ticks(8)), f"median latency, ms, plain file, {provider} (left is faster)"),
-        frame.y_axis(y, [(v, text.percent(v)) for v in y.ticks(6)], f"{report.run.metric} on test"),
+        frame.y_axis(y, [(v, text.percent(v)) for v in y.ticks(6)], f"{words_of_metric} on test"),
     ]
     largest = max(p[0].bytes for p in points)
     discs = [
@@ -59,7 +57,7 @@ def trade_off(report: RunReport, provider: str) -> Markup | None:
         taken.append(box)
         parts.append(svg.label(box.left, box.top + 12, words[0], "name"))
         parts.append(svg.label(box.left, box.top + 26, words[1], "tick"))
-    return svg.drawing(_WIDTH, 384, f"{report.run.metric} against latency on {provider}", parts)
+    return svg.drawing(_WIDTH, 384, f"{words_of_metric} against latency on {provider}", parts)
 
 
 def _disc(
@@ -94,7 +92,7 @@ def latencies(report: RunReport, rows: Sequence[tuple[Variant, Latency]], title:
         beyond = sum(ns > high for ns in row.samples_ns)
         if beyond:
             share = beyond / len(row.samples_ns)
-            parts.append(svg.label(frame.right + 8, floor - 2, f"{text.percent(share)} slower →", "tick"))
+            parts.append(svg.label(frame.right + 8, floor - 2, f"{text.percent(share)} beyond →", "tick"))
     return svg.drawing(_WIDTH, frame.bottom + 46, title, parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from toolchain.report import text
+from toolchain.report.labels import short
 from toolchain.report.model import RunReport
 from toolchain.report.page import page
 
@@ -31,5 +32,5 @@ def render_html(report: RunReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({name: getattr(text, name) for name in _FILTERS})
+    environment.filters.update({name: getattr(text, name) for name in _FILTERS} | {"short": short})
     return environment.get_template("report.html.j2").render(report=report, page=page(report))

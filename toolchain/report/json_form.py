@@ -1,12 +1,12 @@
 """`report.json` and the JSON schema (draft 2020-12) that describes it, committed beside this file.
 
-After a change of the model: python -m toolchain.report.json_form > toolchain/report/report.schema.json
+After a change of the model, write it anew:
+python -c "from toolchain.report import SCHEMA, schema_text; SCHEMA.write_text(schema_text())"
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,7 +37,3 @@ def schema_text() -> str:
     """The JSON schema of `report.json`, as it is committed."""
     made = RunReport.model_json_schema(mode="serialization", by_alias=True)
     return json.dumps({"$schema": _DIALECT, **made}, indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(schema_text())

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from toolchain.report import summary, text
 from toolchain.report.model import RunReport
-from toolchain.report.page import Row, gain, page, words
+from toolchain.report.page import page, words
+from toolchain.report.rows import Row, gain
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")
 _SHOWN = 20
@@ -38,14 +39,17 @@ def render_markdown(report: RunReport) -> str:
 def _variants(report: RunReport) -> list[str]:
     found = page(report)
     head = (
-        "Variant", "Status", f"{report.run.metric} test", "95 %", "Loss val, points", "Loss test, points",
+        "Variant", "Status", f"{summary.METRIC_WORDS[report.run.metric]}, test", "95 %", "Loss val, points", "Loss test, points",
         "p50", "Speed-up", "File", "Params", "MACs",
     )  # fmt: skip
-    note = f"Latency and speed-up: plain file, {found.condition}. " if found.condition else ""
+    told = [f"Latency and speed-up: plain file, {found.condition}."] if found.condition else []
+    told.append(
+        f"Loss: points against {report.run.baseline} on the same pictures, with the paired 95 % interval."
+    )
     return [
         "## Variants",
         _table(head, [_variant_cells(row) for row in found.rows], right_from=2),
-        f"{escape(note)}Loss: against {escape(report.run.baseline)} on the same pictures, paired 95 % interval.",
+        escape(" ".join(told)),
         "\n".join(f"- **{escape(v.name)}**: {escape(v.reason)}" for v in report.variants),
     ]
 
@@ -81,7 +85,7 @@ def _gates(report: RunReport) -> list[str]:
             gate.split,
             "pass" if gate.passed else "**fail**",
         ]
-        for gate in report.gates
+        for gate in page(report).gates
     ]
     return ["## Gates", _table(("Variant", "Gate", "Measured", "Bound", "Split", "Result"), rows)]
 
@@ -158,9 +162,10 @@ def _reproduce(report: RunReport) -> list[str]:
     facts = [*page(report).run_facts, *((name, words(value)) for name, value in report.host.items())]
     blocks = ["## How to get this again", "\n".join(f"- {escape(n)}: {escape(v)}" for n, v in facts)]
     if report.reproduce:
-        blocks.append(
-            "\n".join(f"    {line}" for command in report.reproduce for line in command.splitlines())
-        )
+        commands = "\n".join(report.reproduce)
+        longest = max(map(len, re.findall("`+", commands)), default=0)
+        fence = "`" * max(3, longest + 1)
+        blocks.append(f"{fence}sh\n{commands}\n{fence}")
     return blocks
 
 

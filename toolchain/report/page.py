@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,12 +11,25 @@ from markupsafe import Markup
 from toolchain.measure.metrics import Accuracy
 from toolchain.record import JSON
 from toolchain.report import charts, summary, text
-from toolchain.report.model import Agreement, Drop, Latency, RunReport, Variant
-from toolchain.report.parts import Parity, Picture, Spread, TransferRow
+from toolchain.report.model import Agreement, Gate, Latency, RunReport, Variant
+from toolchain.report.parts import Parity
+from toolchain.report.rows import (
+    SHOWN_CLASSES,
+    ClassRow,
+    Gain,
+    Row,
+    Shot,
+    class_rows,
+    compared,
+    gain,
+    gallery,
+    matrices,
+    variant_row,
+)
 
 MATRIX_CLASSES = 40  # the most classes whose confusion matrix can be read as a table
-SHOWN_CLASSES = 60
 SHOWN_MISTAKES = 24
+SHOWN_GATES = 80
 
 
 class Tile(NamedTuple):
@@ -29,62 +41,6 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A variant's row in the table of variants; every cell is words."""
-
-    variant: Variant
-    status: str
-    accuracy: str
-    accuracy_range: str
-    loss_val: str
-    loss_val_range: str
-    loss_test: str
-    loss_test_range: str
-    latency: str
-    speedup: str
-    speedup_range: str
-
-
-class Cell(NamedTuple):
-    """Recall of one class by one variant."""
-
-    share: float | None
-    range: str
-
-
-class ClassRow(NamedTuple):
-    """Recall of one class by the variants shown."""
-
-    name: str
-    n: int
-    cells: list[Cell]
-
-
-class Shot(NamedTuple):
-    """A mistake in the gallery; `small` pictures are enlarged without blur."""
-
-    name: str
-    label: str
-    predicted: str
-    probability: float
-    png: str | None
-    small: bool
-
-
-class Gain(NamedTuple):
-    """What pretraining brings at so many pictures a class."""
-
-    per_class: int
-    pretrained: Spread
-    random: Spread
-    pretrained_range: str
-    random_range: str
-    gain: str
-    verdict: str
-    seeds: int
-
-
-@dataclass(frozen=True)
 class Page:
     """Everything the templates need beside the report itself."""
 
@@ -92,9 +48,12 @@ class Page:
     cautions: list[str]
     tiles: list[Tile]
     sections: list[tuple[str, str]]
+    metric: str
     condition: str
     rows: list[Row]
     made_by: list[tuple[str, str]]
+    gates: list[Gate]
+    gates_left_out: int
     trade_offs: list[Markup]
     class_variants: list[str]
     classes: list[ClassRow]
@@ -119,7 +78,7 @@ class Page:
 
 def page(report: RunReport) -> Page:
     """Work out the page of a report."""
-    classes = _classes(report)
+    classes = class_rows(report)
     agreed = list(dict.fromkeys(split for v in report.variants for split in v.agreement))
     drawn = [(charts.curves(curve), curve) for curve in report.curves]
     return Page(
@@ -127,15 +86,18 @@ def page(report: RunReport) -> Page:
         cautions=summary.cautions(report),
         tiles=tiles(report),
         sections=_sections(report, bool(classes)),
+        metric=summary.METRIC_WORDS[report.run.metric],
         condition=_condition(report),
-        rows=[_row(report, variant) for variant in report.variants],
+        rows=[variant_row(report, variant) for variant in report.variants],
         made_by=[(v.name, " → ".join(v.made_by)) for v in report.variants if v.made_by],
+        gates=_gates(report),
+        gates_left_out=max(0, len(report.gates) - SHOWN_GATES),
         trade_offs=_drawn(charts.trade_off(report, provider) for provider in summary.providers(report)),
-        class_variants=[variant.name for variant in _compared(report)],
+        class_variants=[variant.name for variant in compared(report)],
         classes=classes[:SHOWN_CLASSES],
         classes_left_out=max(0, len(classes) - SHOWN_CLASSES),
-        matrices=_matrices(report),
-        mistakes=[_shot(picture) for picture in report.mistakes[:SHOWN_MISTAKES]],
+        matrices=matrices(report),
+        mistakes=gallery(report.mistakes[:SHOWN_MISTAKES]),
         reliability=[charts.reliability(found) for found in report.calibration],
         ridges=_ridges(report),
         latency_rows=[
@@ -162,17 +124,13 @@ def tiles(report: RunReport) -> list[Tile]:
     same = baseline is None or shown.name == baseline.name
     found = []
     accuracy, other = summary.main_accuracy(shown), summary.main_accuracy(baseline) if baseline else None
-    balanced = report.run.metric == "balanced"
     if accuracy is not None:
-        share, ends = (
-            (accuracy.balanced, accuracy.balanced_ci95) if balanced else (accuracy.top1, accuracy.ci95)
-        )
+        share, ends = summary.metric(report, accuracy)
         beside = f"95 %: {text.percent_range(ends)}"
         if not same and other is not None:
-            beside += f"; {report.run.baseline} {text.percent(other.balanced if balanced else other.top1)}"
-        found.append(
-            Tile(f"{'Balanced accuracy' if balanced else 'Top-1'}, test", text.percent(share), beside)
-        )
+            beside += f"; {report.run.baseline} {text.percent(summary.metric(report, other)[0])}"
+        title = f"{summary.METRIC_WORDS[report.run.metric]}, test"
+        found.append(Tile(title if report.chosen else f"{title} ({shown.name})", text.percent(share), beside))
     latency, slow = summary.main_latency(shown), summary.main_latency(baseline) if baseline else None
     if latency is not None:
         beside = _condition(report)
@@ -218,81 +176,11 @@ def _condition(report: RunReport) -> str:
     return f"{next(iter(shown.latency))}, {threads}, batch {latency.batch}, {latency.input}"
 
 
-def _row(report: RunReport, variant: Variant) -> Row:
-    accuracy = summary.main_accuracy(variant)
-    balanced = report.run.metric == "balanced"
-    latency, speedup = summary.main_latency(variant), summary.main_speedup(report, variant.name)
-    share = None if accuracy is None else accuracy.balanced if balanced else accuracy.top1
-    ends = None if accuracy is None else accuracy.balanced_ci95 if balanced else accuracy.ci95
-    val, test = _loss(variant.drop.get("val")), _loss(variant.drop.get("test"))
-    return Row(
-        variant=variant,
-        status=summary.STATUS_WORDS[variant.status],
-        accuracy=text.percent(share),
-        accuracy_range=text.percent_range(ends),
-        loss_val=val[0],
-        loss_val_range=val[1],
-        loss_test=test[0],
-        loss_test_range=test[1],
-        latency=text.duration(latency.p50_ns if latency else None),
-        speedup=text.times(speedup.ratio) if speedup else "",
-        speedup_range=f"{speedup.ci95[0]:.2f}{text.DASH}{speedup.ci95[1]:.2f}" if speedup else "",
-    )
-
-
-def _loss(drop: Drop | None) -> tuple[str, str]:
-    return (text.points(drop.points), text.points_range(drop.ci95)) if drop else ("", "")
-
-
-def _compared(report: RunReport) -> list[Variant]:
-    """The variants shown class by class: at most six, the baseline and the chosen one among them."""
-    scored = [v for v in report.variants if v.accuracy]
-    first = [v for v in scored if v.name in (report.run.baseline, report.chosen)]
-    kept = {v.name for v in [*first, *(v for v in scored if v not in first)][:6]}
-    return [v for v in scored if v.name in kept]
-
-
-def _classes(report: RunReport) -> list[ClassRow]:
-    """A row a class; many classes are sorted by the shown file's recall, lowest first."""
-    compared = [(v, a) for v in _compared(report) if (a := summary.main_accuracy(v)) is not None]
-    if not compared:
-        return []
-    rows = [
-        ClassRow(
-            name,
-            compared[0][1].per_class_n[name],
-            [
-                Cell(accuracy.per_class.get(name), text.percent_range(accuracy.per_class_ci95.get(name), 0))
-                for _, accuracy in compared
-            ],
-        )
-        for name in compared[0][1].per_class
-    ]
-    if len(rows) <= SHOWN_CLASSES:
-        return rows
-    names = [variant.name for variant, _ in compared]
-    at = names.index(report.chosen) if report.chosen in names else 0
-
-    def worst(row: ClassRow) -> float:
-        share = row.cells[at].share
-        return 2.0 if share is None else share
-
-    return sorted(rows, key=worst)
-
-
-def _matrices(report: RunReport) -> list[tuple[str, Accuracy, bool]]:
-    """Each variant's confusions, with whether they are unfolded: those of what ships."""
-    shown = report.chosen or report.run.baseline
-    found = [(v.name, a, v.name == shown) for v in report.variants if (a := summary.main_accuracy(v))]
-    return [item for item in found if item[1].confusion or item[1].most_confused]
-
-
-def _shot(picture: Picture) -> Shot:
-    small = False
-    if picture.png:
-        head = base64.b64decode(picture.png[:44])  # the PNG header has width and height at bytes 16 to 24
-        small = len(head) >= 24 and max(head[16:20], head[20:24]) < (64).to_bytes(4, "big")
-    return Shot(picture.name, picture.label, picture.predicted, picture.probability, picture.png, small)
+def _gates(report: RunReport) -> list[Gate]:
+    """All gates; of very many (a floor for each of a thousand classes) those that fail, and some others."""
+    if len(report.gates) <= SHOWN_GATES:
+        return list(report.gates)
+    return sorted(report.gates, key=lambda gate: gate.passed)[:SHOWN_GATES]
 
 
 def _ridges(report: RunReport) -> list[tuple[Markup, str]]:
@@ -312,30 +200,9 @@ def _ridges(report: RunReport) -> list[tuple[Markup, str]]:
     return found
 
 
-def gain(row: TransferRow) -> Gain:
-    """A row of the transfer table; whether it is a gain is said by seeds that don't overlap."""
-    difference = 100 * (row.pretrained.mean - row.random.mean)
-    if min(row.pretrained.seeds) > max(row.random.seeds):
-        verdict = "helps: every seed better"
-    elif max(row.pretrained.seeds) < min(row.random.seeds):
-        verdict = "hurts: every seed worse"
-    else:
-        verdict = "seeds overlap"
-    return Gain(
-        per_class=row.per_class,
-        pretrained=row.pretrained,
-        random=row.random,
-        pretrained_range=text.percent_range((min(row.pretrained.seeds), max(row.pretrained.seeds))),
-        random_range=text.percent_range((min(row.random.seeds), max(row.random.seeds))),
-        gain=text.points(difference, 1, "+"),
-        verdict=verdict,
-        seeds=len(row.pretrained.seeds),
-    )
-
-
 def _run_facts(report: RunReport) -> list[tuple[str, str]]:
     run, weights = report.run, report.run.weights
-    found = [("Started", run.started), ("Took", text.wall(run.seconds)), ("Seed", str(run.seed))]
+    found = [("Started", run.started), ("This start took", text.wall(run.seconds)), ("Seed", str(run.seed))]
     trained_on = run.device + (f", {text.plural(run.threads, 'thread')}" if run.threads else "")
     found.append(("Trained on", trained_on))
     if weights is not None:

@@ -14,6 +14,16 @@ STATUS_WORDS = {
 }
 
 
+METRIC_WORDS = {"top1": "Top-1", "balanced": "Balanced accuracy"}
+
+
+def metric(report: RunReport, accuracy: Accuracy) -> tuple[float, tuple[float, float]]:
+    """The figure that the run's gates go by, with its interval."""
+    if report.run.metric == "balanced":
+        return accuracy.balanced, accuracy.balanced_ci95
+    return accuracy.top1, accuracy.ci95
+
+
 def main_latency(variant: Variant, provider: str | None = None) -> Latency | None:
     """The plain file's first latency on a provider (the first one, if not named): what choice goes by."""
     rows = variant.latency.get(provider, ()) if provider else next(iter(variant.latency.values()), ())
@@ -60,10 +70,10 @@ def _loss(report: RunReport) -> str:
     drop = chosen.drop.get("test") if chosen else None
     if drop is None:
         return ""
-    amount = f"{abs(drop.points):.1f}"
-    words = f"{amount} point{'' if amount == '1.0' else 's'} {'lower' if drop.points > 0 else 'higher'}"
-    change = "unchanged" if amount == "0.0" else words
-    return f", accuracy on test {change} (95 %: {text.points_range(drop.ci95, 1)} points lost)"
+    lost = drop.points >= 0
+    ends = drop.ci95 if lost else (-drop.ci95[1], -drop.ci95[0])
+    amount = f"{abs(drop.points):.1f} point{'' if f'{abs(drop.points):.1f}' == '1.0' else 's'}"
+    return f", test accuracy {amount} {'lower' if lost else 'higher'} (95 %: {text.points_range(ends, 1)})"
 
 
 def cautions(report: RunReport) -> list[str]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones import network as networks
-from toolchain.backbones.counts import macs, parameters
+from toolchain.backbones.pruning import cost
 from toolchain.backbones.settings import Backbone
 from toolchain.errors import BackboneError
 from toolchain.record import Measurement
@@ -44,9 +44,10 @@ class Load(Step):
         else:
             model, network = networks.build(self._backbone(), labels, seed=context.seed)
         networks.save(model, network, context.out)
+        counted = cost(model, network)
         return (
-            Measurement(name="macs", value=macs(model, network.preprocess), unit="MAC"),
-            Measurement(name="parameters", value=parameters(model)),
+            Measurement(name="macs", value=counted.macs, unit="MAC"),
+            Measurement(name="parameters", value=counted.parameters),
         )
 
     def _backbone(self) -> Backbone:

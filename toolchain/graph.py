@@ -1,0 +1,267 @@
+"""ONNX graphs of classifiers: read with suspicion, put in one canonical form, joined, written as the same bytes.
+
+An ONNX artifact holds three files (see artifact.py): `preprocess.onnx` (pictures -> input), `model.plain.onnx`
+(input -> logits) and `model.onnx`, which is both and a softmax (pictures -> probabilities).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
+from onnx.helper import make_node, make_tensor_value_info
+
+from toolchain.errors import ModelError
+from toolchain.runtime import external
+
+PREPROCESS, PLAIN, FUSED = "preprocess.onnx", "model.plain.onnx", "model.onnx"
+PICTURES, INPUT, LOGITS, PROBABILITIES = "pictures", "input", "logits", "probabilities"
+OPSET = 18  # the first in which Resize has antialias
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_SPATIAL = frozenset({2, 3})
+
+
+def read(path: Path) -> ModelProto:
+    """Read an ONNX file with its weights in memory and its local functions inlined.
+
+    Raises ModelError when it is missing, damaged, invalid, or keeps weights outside its own folder.
+    """
+    external.check(path)
+    try:
+        model = onnx.load(path)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        onnx.checker.check_model(model)
+    except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(f"{path}: not a usable ONNX file ({_first_line(error)})") from error
+    return model
+
+
+def write(model: ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the model in canonical form: the same graph and metadata are the same bytes everywhere.
+
+    Raises ModelError when the model is not valid or does not fit into one file (2 GB).
+    """
+    strip(model)
+    model.producer_name, model.producer_version = "toolchain", ""
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    try:
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ModelError(f"{path.name}: cannot be written ({_first_line(error)})") from error
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    """The model's own metadata properties."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def strip(model: ModelProto) -> None:
+    """Remove what tells of the building machine or changes from build to build, in place.
+
+    Doc strings, stack traces, inferred shapes (their symbols carry counters) and unused weights go; weights are
+    sorted by name.
+    """
+    model.doc_string = model.domain = ""
+    model.model_version = 0
+    del model.metadata_props[:]
+    opsets = sorted({entry.domain: entry.version for entry in model.opset_import}.items())
+    used = {node.domain for graph in _graphs(model.graph) for node in graph.node} | {""}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in opsets if entry[0] in used)
+    for graph in _graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:], graph.value_info[:]
+        for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+            part.doc_string = ""
+            del part.metadata_props[:]
+    model.graph.name = "network"
+    _sort_weights(model.graph)
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the standard operators."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def require_opset(model: ModelProto, wanted: int) -> None:
+    """Raise ModelError when the model is not of the opset asked for: exporters change it silently."""
+    if opset(model) != wanted:
+        raise ModelError(f"opset {wanted} was asked for, but the exporter wrote {opset(model)}: ask for that one")
+
+
+def weights(model: ModelProto) -> dict[str, NDArray[Any]]:
+    """The constant tensors by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """The nodes that read each tensor."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def products_of_activations(model: ModelProto) -> list[str]:
+    """Names of the matrix products that have no constant operand (attention)."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    products = (node for node in model.graph.node if node.op_type == "MatMul")
+    return [node.name for node in products if not constant.intersection(node.input)]
+
+
+def pool(model: ModelProto) -> None:
+    """Turn means over height and width into GlobalAveragePool, in place.
+
+    It is the same mean, but runs on blocked layouts and in int8, which ReduceMean does not.
+    """
+    known, graph = weights(model), model.graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.value_info, *graph.input)}
+    changed: list[NodeProto] = []
+    for node in graph.node:
+        rank = ranks.get(node.input[0]) if node.input else None
+        if node.op_type == "ReduceMean" and rank == 4 and _axes(node, known) == _SPATIAL:
+            changed += _average(node)
+        else:
+            changed.append(node)
+    _replace(graph, changed)
+
+
+def name_after_modules(model: ModelProto) -> None:
+    """Give nodes and tensors the names of torch's modules (`blocks.1.0.conv_dw`, `bn1.act/Clip`), in place.
+
+    The exporter's own names are counters. Graphs with subgraphs keep their names.
+    """
+    graph = model.graph
+    if any(attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in graph.node for attr in n.attribute):
+        return
+    constant = {tensor.name for tensor in graph.initializer}
+    renamed = {v.name: v.name for v in (*graph.input, *graph.output)}
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        base = _module(node, constant)
+        taken[base] += 1
+        node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
+        for position, name in enumerate(node.input):
+            if name in constant:
+                role = {1: "weight", 2: "bias"}.get(position, str(position))
+                renamed.setdefault(name, f"{node.name}.{role}")
+        for position, name in enumerate(node.output):
+            renamed.setdefault(name, f"{node.name}:{position}")
+    _rename(graph, renamed)
+
+
+def fuse(preprocess: ModelProto, plain: ModelProto) -> ModelProto:
+    """Join the preprocessing, the plain network and a softmax: pictures -> probabilities.
+
+    Raises ModelError when the two cannot be joined (other opset, no float input).
+    """
+    first = onnx.compose.add_prefix(preprocess, "preprocess/", rename_inputs=False)
+    second = ModelProto()
+    second.CopyFrom(plain)
+    first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
+    del first.metadata_props[:], second.metadata_props[:]
+    try:
+        fused = onnx.compose.merge_models(first, second, io_map=[(first.graph.output[0].name, INPUT)])
+    except ValueError as error:
+        raise ModelError(f"the preprocessing cannot be joined to the network ({_first_line(error)})") from error
+    fused.graph.node.append(make_node("Softmax", [LOGITS], [PROBABILITIES], name="softmax", axis=-1))
+    classes = plain.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    del fused.graph.output[:]
+    fused.graph.output.append(make_tensor_value_info(PROBABILITIES, onnx.TensorProto.FLOAT, ["N", classes]))
+    return fused
+
+
+def write_all(folder: Path, preprocess: ModelProto, plain: ModelProto, about: Mapping[str, str]) -> None:
+    """Write an artifact's three files, each with the metadata `about`."""
+    fused = fuse(preprocess, plain)
+    for name, model in ((PREPROCESS, preprocess), (PLAIN, plain), (FUSED, fused)):
+        write(model, folder / name, about)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and every graph inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attr in node.attribute:
+            for inner in (*((attr.g,) if attr.HasField("g") else ()), *attr.graphs):
+                yield from _graphs(inner)
+
+
+def _sort_weights(graph: GraphProto) -> None:
+    used = {name for inner in _graphs(graph) for node in inner.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = sorted((t for t in graph.initializer if t.name in used), key=lambda tensor: tensor.name)
+    # Copies, because clearing the field frees the tensors it held.
+    copies = []
+    for tensor in kept:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        copies.append(copy)
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def _replace(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _axes(node: NodeProto, known: Mapping[str, NDArray[Any]]) -> frozenset[int]:
+    """The axes that a reduction of a rank 4 tensor runs over; empty when they are not constant."""
+    listed = known[node.input[1]] if len(node.input) > 1 and node.input[1] in known else attribute(node, "axes", [])
+    return frozenset(int(axis) % 4 for axis in np.asarray(listed).reshape(-1))
+
+
+def _average(mean: NodeProto) -> list[NodeProto]:
+    pooled = make_node("GlobalAveragePool", [mean.input[0]], list(mean.output), name=mean.name)
+    pooled.metadata_props.extend(mean.metadata_props)
+    if attribute(mean, "keepdims", 1):
+        return [pooled]
+    pooled.output[0] = f"{mean.output[0]}_kept"
+    flat = make_node("Flatten", [pooled.output[0]], list(mean.output), name=f"{mean.name}_flat", axis=1)
+    flat.metadata_props.extend(mean.metadata_props)
+    return [pooled, flat]
+
+
+def _module(node: NodeProto, constant: set[str]) -> str:
+    """`conv_stem` for the node that has `conv_stem.weight`, else the module path and the operator."""
+    for name in node.input:
+        if name in constant and name.endswith(".weight"):
+            return name.removesuffix(".weight")
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    path = ast.literal_eval(scopes)
+    module = path[-2] if len(path) > 1 else ""
+    return f"{module}/{node.op_type}" if module else node.op_type
+
+
+def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for part in (*graph.initializer, *graph.value_info):
+        part.name = renamed.get(part.name, part.name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Learning: the one training loop, and what it is made of."""

@@ -1,0 +1,42 @@
+"""Recover: train a pruned network on, with the unpruned one as its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import load, save
+from toolchain.errors import TrainingError
+from toolchain.learn.loop import fit
+from toolchain.learn.settings import Distillation, Training
+from toolchain.record import Measurement
+from toolchain.step import Context, Step
+from toolchain.steps.tune import measurements
+
+
+class Recover(Distillation, Training, Step):
+    """Training's and distillation's settings (see learn/settings.py). teacher: the artifact to learn from."""
+
+    step: Literal["recover"] = "recover"
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.TORCH, "teacher": Form.TORCH}
+    gives: ClassVar[Form] = Form.TORCH
+    uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "timm", "numpy", "pillow")
+    teacher: str
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Train inputs["model"], and keep the best epoch's network; returns what it reached on val.
+
+        Raises TrainingError when the two networks have not the same labels and preprocessing.
+        """
+        model, network = load(inputs["model"].folder)
+        teacher, taught = load(inputs["teacher"].folder)
+        for name in ("labels", "preprocess"):
+            if getattr(network, name) != getattr(taught, name):
+                raise TrainingError(
+                    f"recover: the teacher '{self.teacher}' has other {name} than the network that is to learn from it"
+                )
+        model, rows = fit(model, network, self, context, teacher=teacher, distill=self)
+        save(model, network, context.out)
+        return measurements(rows)
