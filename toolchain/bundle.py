@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,10 +84,10 @@ def _golden(work: Path, val: PictureSet) -> None:
     pictures = [val.picture(i) for i in golden_indices(val.labels.tolist())]
     session = Session(work / names.MODEL, provider="cpu", threads=1)
     answers = [session.run({"pictures": np.ascontiguousarray(p[None])})[0][0] for p in pictures]
-    arrays = {f"picture_{i}": picture for i, picture in enumerate(pictures)}
+    arrays: dict[str, Any] = {f"picture_{i}": picture for i, picture in enumerate(pictures)}
     np.savez_compressed(
         work / names.GOLDEN, count=np.int64(len(pictures)), probabilities=np.stack(answers), **arrays
-    )  # type: ignore[arg-type]
+    )
 
 
 def golden_indices(labels: Sequence[int]) -> list[int]:

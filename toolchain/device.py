@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import dtype
 
 from toolchain.errors import DeviceError
 
@@ -40,7 +41,7 @@ class Device:
             return f"cuda:{self.name}"
         return f"cpu:{torch.backends.cpu.get_cpu_capability()}:threads={self.threads}"
 
-    def amp_type(self, wanted: AmpName) -> torch.dtype | None:
+    def amp_type(self, wanted: AmpName) -> dtype | None:
         """The autocast type for `wanted`, or None for full precision.
 
         "auto" is bf16 on GPUs that have it, else fp16; on CPUs it is off, because without AVX-512 BF16

@@ -96,7 +96,9 @@ def opset(model: ModelProto) -> int:
 def require_opset(model: ModelProto, wanted: int) -> None:
     """Raise ModelError when the model is not of the opset asked for: exporters change it silently."""
     if opset(model) != wanted:
-        raise ModelError(f"opset {wanted} was asked for, but the exporter wrote {opset(model)}: ask for that one")
+        raise ModelError(
+            f"opset {wanted} was asked for, but the exporter wrote {opset(model)}: ask for that one"
+        )
 
 
 def weights(model: ModelProto) -> dict[str, NDArray[Any]]:
@@ -148,7 +150,11 @@ def name_after_modules(model: ModelProto) -> None:
     The exporter's own names are counters. Graphs with subgraphs keep their names.
     """
     graph = model.graph
-    if any(attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in graph.node for attr in n.attribute):
+    if any(
+        attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+        for n in graph.node
+        for attr in n.attribute
+    ):
         return
     constant = {tensor.name for tensor in graph.initializer}
     renamed = {v.name: v.name for v in (*graph.input, *graph.output)}
@@ -179,7 +185,9 @@ def fuse(preprocess: ModelProto, plain: ModelProto) -> ModelProto:
     try:
         fused = onnx.compose.merge_models(first, second, io_map=[(first.graph.output[0].name, INPUT)])
     except ValueError as error:
-        raise ModelError(f"the preprocessing cannot be joined to the network ({_first_line(error)})") from error
+        raise ModelError(
+            f"the preprocessing cannot be joined to the network ({_first_line(error)})"
+        ) from error
     fused.graph.node.append(make_node("Softmax", [LOGITS], [PROBABILITIES], name="softmax", axis=-1))
     classes = plain.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     del fused.graph.output[:]
@@ -229,7 +237,11 @@ def _replace(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
 
 def _axes(node: NodeProto, known: Mapping[str, NDArray[Any]]) -> frozenset[int]:
     """The axes that a reduction of a rank 4 tensor runs over; empty when they are not constant."""
-    listed = known[node.input[1]] if len(node.input) > 1 and node.input[1] in known else attribute(node, "axes", [])
+    listed = (
+        known[node.input[1]]
+        if len(node.input) > 1 and node.input[1] in known
+        else attribute(node, "axes", [])
+    )
     return frozenset(int(axis) % 4 for axis in np.asarray(listed).reshape(-1))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -18,18 +18,13 @@ class Task(Protocol):
 class Progress(Protocol):
     """Where tasks are shown and lines are said."""
 
-    def task(self, name: str, total: float) -> _TaskContext:
+    def task(self, name: str, total: float) -> AbstractContextManager[Task]:
         """Open a bar of `total` units; close it by leaving the context."""
         ...
 
     def say(self, line: str) -> None:
         """Print one line for the person who waits."""
         ...
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentTask:

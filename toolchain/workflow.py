@@ -26,14 +26,16 @@ from toolchain.measure import accuracy, latency
 from toolchain.measure.latency import Condition, Latency
 from toolchain.pipeline import Pipeline
 from toolchain.progress import Progress, Silent
-from toolchain.recipe import TRUNK, Node, Recipe, load
+from toolchain.recipe import Recipe, load
 from toolchain.report.assemble import assemble, network, temperature, thresholds
+from toolchain.report.card import render_card
 from toolchain.report.findings import Findings, Probabilities
 from toolchain.report.parts import BundleInfo
+from toolchain.report.terminal import render_summary
 from toolchain.runtime import host, providers
 from toolchain.runtime.session import Session
 from toolchain.steps import Prune, Quantize, Tune
-from toolchain.store import Entry, Store, host_faults, size_of, write_whole
+from toolchain.store import Store, host_faults, size_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ def run(
     Raises ToolchainError (RecipeError, DataError, …) for wrong input; a gate that fails is no exception but
     `passed` = False, with the report written.
     """
-    places, wishes, progress = places or Places(), wishes or Wishes(), progress or Silent()
+    places, wishes = places or Places(), wishes or Wishes()
+    shown: Progress = progress or Silent()
     started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     asked = recipe if isinstance(recipe, Recipe) else load(recipe, wishes.overrides, places.data)
     names = providers.resolve(asked.measure.providers)
-    pipeline = _pipeline(asked, places.store, wishes, progress)
+    pipeline = _pipeline(asked, places.store, wishes, shown)
     out = (places.out or Path("runs") / asked.name).resolve()
     _check_networks(asked)
     with host_faults(out):
@@ -90,7 +93,7 @@ def run(
     data, checks = pipeline.data()
     _check_gates(asked, data)
     for line in checks.warnings:
-        progress.say(f"note: {line}")
+        shown.say(f"note: {line}")
     artifacts = pipeline.build(data, wishes.until)
     if wishes.until:
         pipeline.store.register(f"{asked.name}.until", pipeline.keys)
@@ -114,7 +117,8 @@ def check(
     asked = load(recipe, overrides, data)
     providers.resolve(asked.measure.providers)
     _check_networks(asked)
-    pipeline = _pipeline(asked, Path(".toolchain"), Wishes(), progress or Silent())
+    shown: Progress = progress or Silent()
+    pipeline = _pipeline(asked, Path(".toolchain"), Wishes(), shown)
     found, checks = pipeline.data()
     _check_gates(asked, found)
     lines = [f"{asked.name}: the recipe is well formed"]
@@ -279,7 +283,7 @@ def _papers(found: Findings, chosen: str) -> Papers:
             "host": measured.host,
             "speedups": [json.loads(s.model_dump_json()) for s in measured.speedups if s.of == chosen],
         },
-        card=reports.render_card(measured),
+        card=render_card(measured),
         saturating=quantize is not None and quantize.weight_bits == 8,
         quantized=quantize is not None,
     )  # fmt: skip
@@ -292,9 +296,6 @@ def _quantized(found: Findings, chosen: str) -> Quantize | None:
 
 
 def _summary(report: reports.RunReport, out: Path) -> str:
-    return f"{reports.render_summary(report)}\nreport: {out / 'report.html'}" + (
+    return f"{render_summary(report)}\nreport: {out / 'report.html'}" + (
         f"\nbundle: {report.bundle.path}" if report.bundle else ""
     )
-
-
-__all__ = ["TRUNK", "Entry", "Node", "Places", "RunResult", "Wishes", "check", "render", "run"]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+from huggingface_hub.utils import logging as hub_logging
+from timm.models import PretrainedCfg
 from torch import nn
 
 from toolchain.backbones.architecture import construct, create, first_line, published, refusal
@@ -30,7 +35,9 @@ def fetch(architecture: str, kwargs: Mapping[str, JSON], classes: int, head: Hea
         )
     create(architecture, kwargs, classes)  # tells wrong options before anything is downloaded
     try:
-        model = construct(architecture, kwargs, classes, pretrained=True)
+        reach(config)
+        with _quiet():
+            model = construct(architecture, kwargs, classes, pretrained=True)
     except OSError as error:
         raise BackboneError(
             f"the weights of '{architecture}' could not be downloaded ({first_line(error)}); "
@@ -41,6 +48,29 @@ def fetch(architecture: str, kwargs: Mapping[str, JSON], classes: int, head: Hea
     if head == "new" and outputs == classes:
         model.reset_classifier(classes)  # type: ignore[operator]
     return model.eval()
+
+
+def reach(config: PretrainedCfg) -> None:
+    """Ask the hub once whether it is there, unless the weights are in its cache: its own retries take a minute.
+
+    Raises OSError (which requests' exceptions are) when it is not.
+    """
+    files = ("model.safetensors", "pytorch_model.bin")
+    if config.hf_hub_id and not any(
+        isinstance(try_to_load_from_cache(config.hf_hub_id, f), str) for f in files
+    ):
+        get_session().head(constants.ENDPOINT, timeout=10)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub from logging what becomes our error."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(hub_logging.ERROR)
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def address(architecture: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -29,7 +30,7 @@ _DATA = click.option("--data", type=_FOLDER, help="An image folder to use instea
 @click.option("--fresh", is_flag=True, help="Do everything anew, also what the store has.")
 def run(
     recipe: str, data: Path | None, out: Path | None, store: Path, overrides: tuple[str, ...],
-    until: str | None, device: str | None, fresh: bool,
+    until: str | None, device: Literal["auto", "cpu", "cuda"] | None, fresh: bool,
 ) -> int:  # fmt: skip
     """Fine-tune, prune, quantize, export, measure, choose and bundle, as RECIPE says.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
-from toolchain.data.findings import DataReport, Sizes
+from toolchain.data.findings import Copy, DataReport, Sizes
 from toolchain.report.findings import Findings
 from toolchain.report.parts import Check, DataSection
 
@@ -36,11 +37,12 @@ def _checks(report: DataReport) -> Iterator[Check]:
     across = [x for x in report.duplicates if x.split != x.of_split]
     inside = [x for x in report.duplicates if x.split == x.of_split]
     torn = [x for x in report.duplicates if not x.same_label]
-    for name, copies, level in (
+    kinds: tuple[tuple[str, list[Copy], Literal["warning", "problem"]], ...] = (
         ("exact copies across splits", across, "problem"),
         ("exact copies inside a split", inside, "warning"),
         ("exact copies with another label", torn, "problem"),
-    ):
+    )
+    for name, copies, level in kinds:
         yield _check(name, [f"{x.split}/{x.name} = {x.of_split}/{x.of_name}" for x in copies], level)
     near = [
         f"{x.split}/{x.name} ~ {x.of_split}/{x.of_name} ({x.correlation:.3f})" for x in report.near_duplicates
@@ -55,11 +57,11 @@ def _checks(report: DataReport) -> Iterator[Check]:
     yield from (Check(name="note", level="warning", summary=line) for line in report.notes)
 
 
-def _check(name: str, items: list[str], level: str) -> Check:
+def _check(name: str, items: list[str], level: Literal["warning", "problem"]) -> Check:
     if not items:
         return Check(name=name, level="ok", summary="none found")
     more = f", the first {_LISTED} of them below" if len(items) > _LISTED else ""
-    return Check(name=name, level=level, summary=f"{len(items)} found{more}", items=tuple(items[:_LISTED]))  # type: ignore[arg-type]
+    return Check(name=name, level=level, summary=f"{len(items)} found{more}", items=tuple(items[:_LISTED]))
 
 
 def _facts(report: DataReport) -> dict[str, str]:

@@ -1,6 +1,8 @@
-"""One self-contained HTML file: no script, no network (its own policy forbids both), styles and pictures inside."""
+"""One self-contained HTML file: no script, no network (its own policy forbids both), all inside."""
 
 from __future__ import annotations
+
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -25,6 +27,11 @@ _FILTERS = (
 
 def render_html(report: RunReport) -> str:
     """The report as one HTML page; every name in it is escaped."""
+    return _environment().get_template("report.html.j2").render(report=report, page=page(report))
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("toolchain.report"),
         autoescape=True,
@@ -33,4 +40,4 @@ def render_html(report: RunReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update({name: getattr(text, name) for name in _FILTERS} | {"short": short})
-    return environment.get_template("report.html.j2").render(report=report, page=page(report))
+    return environment

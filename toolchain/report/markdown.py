@@ -38,8 +38,9 @@ def render_markdown(report: RunReport) -> str:
 
 def _variants(report: RunReport) -> list[str]:
     found = page(report)
+    score = f"{summary.METRIC_WORDS[report.run.metric]}, test"
     head = (
-        "Variant", "Status", f"{summary.METRIC_WORDS[report.run.metric]}, test", "95 %", "Loss val, points", "Loss test, points",
+        "Variant", "Status", score, "95 %", "Loss val, points", "Loss test, points",
         "p50", "Speed-up", "File", "Params", "MACs",
     )  # fmt: skip
     told = [f"Latency and speed-up: plain file, {found.condition}."] if found.condition else []

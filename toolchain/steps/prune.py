@@ -45,7 +45,6 @@ class Prune(Pruning, Step):
                 model, network, self,
                 seed=context.seed, gradients=self._gradients(network, context), advance=task.advance,
             )  # fmt: skip
-        model.cpu()
         save(model, pruned, context.out)
         return _measurements(before, cost(model, pruned))
 
