@@ -46,7 +46,7 @@ def test_groups_stay_whole_and_every_class_is_taught(
     parts = partition(array, groups, shares, seed)
     assert sorted(np.concatenate(parts)) == list(range(len(labels)))
     homes = [{groups[i] for i in part} for part in parts]
-    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+    assert sum(map(len, homes)) == len(set().union(*homes))
     assert set(array[parts.train]) == set(labels)
     assert bool(len(parts.val)) <= (shares.val > 0)
     assert bool(len(parts.test)) <= (shares.test > 0)
@@ -80,7 +80,7 @@ def test_folds_hold_every_picture_in_one_test_and_no_group_in_two_splits(grouped
     assert sorted(tested) == sorted(s.name for _, split in data.splits for s in split.samples)
     for fold in made:
         parts = [set(split.groups) for _, split in fold.splits]
-        assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+        assert sum(map(len, parts)) == len(set().union(*parts))
         assert sum(len(split) for _, split in fold.splits) == 90
         assert 15 <= len(fold.test) <= 21
         assert 0.35 * 72 <= len(fold.val) <= 0.65 * 72  # val was half of train and val

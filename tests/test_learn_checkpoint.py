@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import io
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,11 @@ def test_code_in_a_checkpoint_is_not_run(
     saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    body = pickle.dumps({"identity": "mine", "bomb": _Bomb()})
+    buffer = io.BytesIO()
+    torch.save({"identity": "mine", "bomb": _Bomb()}, buffer)
+    body = buffer.getvalue()
     magic = checkpoints._MAGIC
-    digest = checkpoints.hashlib.sha256(body).digest()
+    digest = hashlib.sha256(body).digest()
     saved.path.write_bytes(magic + digest + body)
     assert saved.load(CPU, Lines()) is None
     assert not (tmp_path / "exploded").exists()

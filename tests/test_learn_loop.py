@@ -96,7 +96,7 @@ def test_killed_at_random_moments_it_ends_in_the_very_same_weights(tmp_path: Pat
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent)])
     done = subprocess.run(
-        [sys.executable, str(here / "learn_killed.py"), str(tmp_path), "4", "7"],
+        [sys.executable, str(here / "learn_killed.py"), str(tmp_path), "3", "7"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         capture_output=True,
         text=True,
@@ -133,7 +133,9 @@ def test_a_checkpoint_of_other_settings_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_early_stopping_ends_and_stays_ended(tmp_path: Path) -> None:
-    stopping = settings(epochs=9, lr=1e-9, early_stopping=EarlyStopping(metric="top1", patience=2))
+    stopping = settings(
+        epochs=9, lr=1e-9, train="head", early_stopping=EarlyStopping(metric="top1", patience=2)
+    )
     _, rows = trained(tmp_path, stopping)
     assert len(rows) < 9
     _, repeated = trained(tmp_path, stopping)
@@ -172,7 +174,7 @@ def test_averaged_weights_are_what_is_judged(tmp_path: Path) -> None:
     plain, _ = trained(tmp_path / "a")
     averaged, rows = trained(tmp_path / "b", settings(ema=0.99))
     assert state_bytes(plain) != state_bytes(averaged)
-    model, network = tiny()
+    _, network = tiny()
     probabilities = answers(averaged, network, data().val)
     kept = next(row for row in rows if row.kept)
     assert stats.top1(probabilities, data().val.labels) == kept.val_top1
@@ -222,7 +224,9 @@ def test_every_way_of_training_lowers_the_loss(tmp_path: Path, changes: dict[str
 
 
 def test_a_plateau_lowers_the_rate(tmp_path: Path) -> None:
-    training = settings(epochs=4, lr=1e-9, schedule="plateau", patience=0, factor=0.5, select="top1")
+    training = settings(
+        epochs=4, lr=1e-9, train="head", schedule="plateau", patience=0, factor=0.5, select="top1"
+    )
     _, rows = trained(tmp_path, training)
     assert [row.lr for row in rows] == pytest.approx([1e-9, 1e-9, 5e-10, 2.5e-10])
 

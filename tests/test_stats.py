@@ -118,6 +118,19 @@ def test_equal_answers_are_no_certainty(metric):
     assert wide.low == -wide.high
 
 
+@pytest.mark.parametrize("metric", ["top1", "balanced"])
+def test_no_flip_is_not_judged_worse_than_one_each_way(metric):
+    """Rare classes and large groups must not fail a file that answers exactly as the reference does."""
+    labels = np.repeat([0, 1, 2], [170, 20, 10])
+    groups = [f"tile{k // 5}" for k in range(200)]
+    base = np.arange(200) % 17 > 0
+    flipped = base.copy()
+    flipped[[3, 171]], flipped[[17, 187]] = False, True
+    none = stats.accuracy_difference(answers(base, labels), answers(base, labels), labels, groups, metric)
+    some = stats.accuracy_difference(answers(base, labels), answers(flipped, labels), labels, groups, metric)
+    assert 0 < none.high - none.low <= some.high - some.low
+
+
 def test_accuracy_interval_is_wilsons_unless_pictures_come_in_groups():
     labels = np.arange(90) % 3
     found = answers(np.arange(90) % 10 > 0, labels)

@@ -27,6 +27,8 @@ PICTURES, INPUT, LOGITS, PROBABILITIES = "pictures", "input", "logits", "probabi
 OPSET = 18  # the first in which Resize has antialias
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _SPATIAL = frozenset({2, 3})
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LayerNormalization")
+_ROLES = {(kind, place): role for kind in _WEIGHTED for place, role in ((1, "weight"), (2, "bias"))}
 
 
 def read(path: Path) -> ModelProto:
@@ -165,7 +167,7 @@ def name_after_modules(model: ModelProto) -> None:
         node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
         for position, name in enumerate(node.input):
             if name in constant:
-                role = {1: "weight", 2: "bias"}.get(position, str(position))
+                role = _ROLES.get((node.op_type, position), str(position))
                 renamed.setdefault(name, f"{node.name}.{role}")
         for position, name in enumerate(node.output):
             renamed.setdefault(name, f"{node.name}:{position}")
@@ -258,13 +260,15 @@ def _average(mean: NodeProto) -> list[NodeProto]:
 
 def _module(node: NodeProto, constant: set[str]) -> str:
     """`conv_stem` for the node that has `conv_stem.weight`, else the module path and the operator."""
-    for name in node.input:
-        if name in constant and name.endswith(".weight"):
-            return name.removesuffix(".weight")
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+        # A folded batch norm leaves its own module path on the convolution.
+        for name in node.input:
+            if name in constant and name.endswith(".weight"):
+                return name.removesuffix(".weight")
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     path = ast.literal_eval(scopes)
     module = path[-2] if len(path) > 1 else ""
-    return f"{module}/{node.op_type}" if module else node.op_type
+    return f"{module}/{node.op_type}" if module and not module.startswith("_") else node.op_type
 
 
 def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:

@@ -245,9 +245,9 @@ class _Units:
         return Interval(value, min(float(low), value), max(float(high), value))
 
     def one_flip(self) -> float:
-        """The standard error, as a fraction, that half a unit's flip each way in each class would have."""
-        units = self.seen @ (self.sizes > 0)  # units in which a class occurs, [K]
-        return float(np.sqrt(np.sum(1.0 / (units + 2) ** 2)) / len(units))
+        """The standard error, as a fraction, that half a flip each way among all pictures would have."""
+        pictures = self.seen @ self.sizes  # [K]; a flip lands in a class as often as its pictures come
+        return float(np.sqrt(np.sum(1.0 / pictures) / (pictures.sum() + 2)) / len(pictures))
 
 
 def _draws(seen: Ints) -> Iterator[NDArray[np.int64]]:

@@ -136,7 +136,7 @@ def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
         raise RecipeError(
             f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart"
         )
-    report = reports.RunReport.model_validate_json(path.read_bytes())
+    report = reports.parse(path.read_text())
     return {"html": reports.render_html, "md": reports.render_markdown, "json": reports.render_json}[form](
         report
     )

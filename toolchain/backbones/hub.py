@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -66,7 +67,7 @@ def reach(config: PretrainedCfg) -> None:
 def _quiet() -> Iterator[None]:
     """Keep huggingface_hub from logging what becomes our error."""
     before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(hub_logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

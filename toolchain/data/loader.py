@@ -98,8 +98,10 @@ class Batches:
         rng = np.random.default_rng([self._loading.seed, epoch])
         if self._weights is None:
             return rng.permutation(count)
-        # Systematic resampling (Kitagawa 1996): far less luck than independent draws.
+        # Systematic resampling (Kitagawa 1996), equal weights side by side: far less luck than independent
+        # draws, for a picture as for its class.
         line = rng.permutation(count)
+        line = line[np.argsort(self._weights[line], kind="stable")]
         marks = (np.arange(count) + rng.random()) / count
         chosen = np.searchsorted(np.cumsum(self._weights[line]), marks).clip(max=count - 1)
         return rng.permutation(line[chosen])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,9 +65,20 @@ def fit(
     }
     begun = identity(facts, [model] if teacher is None else [model, teacher])
     checkpoint = Checkpoint(context.scratch / "checkpoint", begun)
-    # Steps seed torch's generators; whoever draws from them afterwards must not notice.
-    with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(deterministic=True):
+    with _repeatable():
         return _Run(model, network, training, context, _Teaching(teacher, distill)).go(checkpoint)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Repeatable convolutions; and whoever draws from torch's generator afterwards must not notice us."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
 import numpy as np
-from PIL import Image
 
 from toolchain import stats
 from toolchain.artifact import Artifact
 from toolchain.backbones import bundled
 from toolchain.backbones.network import Network
 from toolchain.choose import BASE
-from toolchain.data.dataset import Picture as Pixels
 from toolchain.measure.calibration import (
     Calibration,
     Threshold,
@@ -50,9 +46,8 @@ from toolchain.report.parts import (
     Transfer,
     Weights,
 )
+from toolchain.report.thumbnail import thumbnail
 from toolchain.runtime import host
-
-_THUMBNAIL = 96
 
 
 def assemble(found: Findings, recipe_text: str, bundle: BundleInfo | None) -> RunReport:
@@ -279,18 +274,8 @@ def _mistakes(found: Findings, name: str, provider: str) -> Iterable[Picture]:
         yield Picture(
             name=pictures.samples[wrong.index].name, label=labels[wrong.label],
             predicted=labels[wrong.predicted], probability=wrong.probability,
-            png=_thumbnail(pictures.picture(wrong.index)),
+            png=thumbnail(pictures.picture(wrong.index)),
         )  # fmt: skip
-
-
-def _thumbnail(picture: Pixels) -> str:
-    image = Image.fromarray(picture)
-    scale = _THUMBNAIL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    kept = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    kept.save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _transfer(found: Findings) -> Transfer | None:
