@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import fill, noise, save, shared
 from pydantic import ValidationError
+from sklearn.datasets import load_digits
 
 from toolchain.data.dataset import Data
 from toolchain.data.settings import Columns, DataSettings, Split
@@ -101,6 +103,13 @@ def test_folders_that_cannot_teach_are_refused(tmp_path: Path, folders: dict[str
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         load(DataSettings(folder=Path("nowhere")), tmp_path)
+
+
+def test_file_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path, {"a": 3, "b": 3})
+    (root / "a" / "000.png").rename(root / "a" / os.fsdecode(b"\xff.png"))
+    with pytest.raises(DataError, match="rename the file"):
+        load(DataSettings(folder=root), HERE)
 
 
 def test_groups_stay_whole_when_a_folder_is_split(tmp_path: Path) -> None:
@@ -207,6 +216,11 @@ def test_digits_end_with_the_ordered_tail() -> None:
     assert picture.dtype == np.uint8
     assert picture.max() == 255
     assert min(np.bincount(data.val.labels)) >= 18
+    raw = load_digits()
+    assert data.test.labels.tolist() == raw.target[-540:].tolist()
+    for index in (0, 17, 539):
+        grey = np.rint(raw.images[1257 + index] * 255 / 16)
+        assert np.array_equal(data.test.picture(index), np.stack([grey] * 3, axis=2))
 
 
 def test_a_truncated_file_loads_but_names_itself_when_decoded(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_recover_teaches_a_pruned_network(tmp_path: Path) -> None:
     model, network = load(teaching.out)
     pruned = prune(model, network, Pruning(ratio=0.5, round_to=4), seed=0)
     inputs = {"model": stored(model, pruned, tmp_path / "pruned"), "teacher": artifact(teaching.out)}
-    step = Recover(teacher="tuned", temperature=2.0, alpha=0.5, **{**FAST, "epochs": 4})
+    step = Recover(teacher="tuned", temperature=2.0, alpha=0.5, **{**FAST, "epochs": 12})
     lent = context(tmp_path / "recovered", data(noise=40.0))
     reached = {m.name: m.value for m in step.run(inputs, lent)}
     small, described = load(lent.out)

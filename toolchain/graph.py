@@ -7,19 +7,22 @@ An ONNX artifact holds three files (see artifact.py): `preprocess.onnx` (picture
 from __future__ import annotations
 
 import ast
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+import onnx.inliner
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
 from toolchain.errors import ModelError
+from toolchain.record import JSON, Measurement
 from toolchain.runtime import external
 
 PREPROCESS, PLAIN, FUSED = "preprocess.onnx", "model.plain.onnx", "model.onnx"
@@ -67,6 +70,21 @@ def metadata(model: ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
+def describe(
+    labels: Sequence[str], preprocessing: Mapping[str, JSON], lineage: Sequence[JSON], licence: str | None
+) -> dict[str, str]:
+    """What travels as metadata properties, the first three as JSON: labels, preprocessing, lineage, licence."""
+    about = {"labels": list(labels), "preprocessing": dict(preprocessing), "lineage": list(lineage)}
+    found = {name: json.dumps(value, ensure_ascii=False, sort_keys=True) for name, value in about.items()}
+    return {**found, "task": "image-classification", "licence": licence or "unknown"}
+
+
+def extended(about: Mapping[str, str], entry: Mapping[str, JSON]) -> dict[str, str]:
+    """The metadata with one more entry at the end of the lineage."""
+    lineage = [*json.loads(about.get("lineage", "[]")), dict(entry)]
+    return {**about, "lineage": json.dumps(lineage, ensure_ascii=False, sort_keys=True)}
+
+
 def strip(model: ModelProto) -> None:
     """Remove what tells of the building machine or changes from build to build, in place.
 
@@ -103,6 +121,14 @@ def require_opset(model: ModelProto, wanted: int) -> None:
         )
 
 
+def require_float(model: ModelProto) -> None:
+    """Raise ModelError when the model is in integers or 16-bit floats already."""
+    reduced = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+    found = reduced.intersection(node.op_type for node in model.graph.node)
+    if found or any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise ModelError("the network is quantized or in float16 already: start from its float32 file")
+
+
 def weights(model: ModelProto) -> dict[str, NDArray[Any]]:
     """The constant tensors by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -127,6 +153,21 @@ def products_of_activations(model: ModelProto) -> list[str]:
     constant = {tensor.name for tensor in model.graph.initializer}
     products = (node for node in model.graph.node if node.op_type == "MatMul")
     return [node.name for node in products if not constant.intersection(node.input)]
+
+
+def float_logits(model: ModelProto) -> None:
+    """Remove the rounding of the logits to 8 bits, in place: it makes ties among classes and saves nothing."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    last = makers[LOGITS]
+    rounding = makers.get(last.input[0])
+    if last.op_type != "DequantizeLinear" or rounding is None or rounding.op_type != "QuantizeLinear":
+        return
+    exact = rounding.input[0]
+    for node in graph.node:
+        node.input[:] = [LOGITS if name == exact else name for name in node.input]
+        node.output[:] = [LOGITS if name == exact else name for name in node.output]
+    _replace(graph, [node for node in graph.node if node not in (last, rounding)])
 
 
 def pool(model: ModelProto) -> None:
@@ -171,7 +212,19 @@ def name_after_modules(model: ModelProto) -> None:
                 renamed.setdefault(name, f"{node.name}.{role}")
         for position, name in enumerate(node.output):
             renamed.setdefault(name, f"{node.name}:{position}")
-    _rename(graph, renamed)
+    rename(graph, renamed)
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors new names, in place; a tensor that has a new name already gets out of the way."""
+    taken = {new: f"{new}_inner" for old, new in names.items() if new != old and new not in names}
+    renamed = {**taken, **names}
+    for inner in _graphs(graph):
+        for node in inner.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+        for part in (*inner.initializer, *inner.value_info, *inner.input, *inner.output):
+            part.name = renamed.get(part.name, part.name)
 
 
 def fuse(preprocess: ModelProto, plain: ModelProto) -> ModelProto:
@@ -202,6 +255,15 @@ def write_all(folder: Path, preprocess: ModelProto, plain: ModelProto, about: Ma
     fused = fuse(preprocess, plain)
     for name, model in ((PREPROCESS, preprocess), (PLAIN, plain), (FUSED, fused)):
         write(model, folder / name, about)
+
+
+def sizes(folder: Path) -> tuple[Measurement, ...]:
+    """The bytes of an artifact's plain and fused file."""
+    files = (("plain", PLAIN), ("fused", FUSED))
+    return tuple(
+        Measurement(name="bytes", value=(folder / name).stat().st_size, unit="B", where={"file": kind})
+        for kind, name in files
+    )
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -264,19 +326,11 @@ def _module(node: NodeProto, constant: set[str]) -> str:
         # A folded batch norm leaves its own module path on the convolution.
         for name in node.input:
             if name in constant and name.endswith(".weight"):
-                return name.removesuffix(".weight")
+                return str(name).removesuffix(".weight")
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     path = ast.literal_eval(scopes)
-    module = path[-2] if len(path) > 1 else ""
+    module = str(path[-2]) if len(path) > 1 else ""
     return f"{module}/{node.op_type}" if module and not module.startswith("_") else node.op_type
-
-
-def _rename(graph: GraphProto, renamed: Mapping[str, str]) -> None:
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for part in (*graph.initializer, *graph.value_info):
-        part.name = renamed.get(part.name, part.name)
 
 
 def _first_line(error: BaseException) -> str:

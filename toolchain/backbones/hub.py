@@ -13,7 +13,7 @@ from huggingface_hub.utils import logging as hub_logging
 from timm.models import PretrainedCfg
 from torch import nn
 
-from toolchain.backbones.architecture import construct, create, first_line, published, refusal
+from toolchain.backbones.architecture import construct, create, published, refusal
 from toolchain.backbones.settings import Head
 from toolchain.errors import BackboneError
 from toolchain.record import JSON
@@ -41,7 +41,7 @@ def fetch(architecture: str, kwargs: Mapping[str, JSON], classes: int, head: Hea
             model = construct(architecture, kwargs, classes, pretrained=True)
     except OSError as error:
         raise BackboneError(
-            f"the weights of '{architecture}' could not be downloaded ({first_line(error)}); "
+            f"the weights of '{architecture}' could not be downloaded ({type(error).__name__}); "
             "no network: give weights: FILE or weights: random"
         ) from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

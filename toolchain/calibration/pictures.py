@@ -52,4 +52,4 @@ def _quotas(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         if quotas[richest] > 1:
             quotas[richest] -= 1
             quotas[empty] += 1
-    return quotas
+    return np.asarray(quotas)

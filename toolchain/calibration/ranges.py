@@ -183,7 +183,7 @@ def _entropy(counts: NDArray[np.int64], limits: Range) -> Range:
     centres = np.linspace(low, high, BINS + 1)[:-1] + (high - low) / BINS / 2
     size = max(abs(low), abs(high))
     places = (np.abs(centres) * (BINS / size)).astype(np.int64).clip(0, BINS - 1)
-    sizes = np.bincount(places, weights=counts, minlength=BINS)
+    sizes = np.bincount(places, weights=counts, minlength=BINS).astype(np.float64)
     stops = np.arange(levels, BINS + 1, 8)
     losses = [_divergence(sizes, int(stop), levels) for stop in stops]
     # The widest of equals: nothing is clipped without need.

@@ -52,7 +52,9 @@ def matching(model: ModelProto, patterns: Sequence[str]) -> list[str]:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             some = ", ".join(layer.node.name for layer in list(layers(model))[:4])
-            raise ModelError(f"exclude {pattern!r}: the network has no node of that name (it has {some}, ...)")
+            raise ModelError(
+                f"exclude {pattern!r}: the network has no node of that name (it has {some}, ...)"
+            )
         found |= matched
     return [name for name in names if name in found]
 

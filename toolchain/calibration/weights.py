@@ -74,10 +74,12 @@ def scales(layer: Layer, bits: Bits, per_channel: bool = True) -> Floats:
     if not per_channel:
         # One step for all: 1 % more keeps every pair clear of the limit, whichever way its two weights round.
         steps = steps.max(keepdims=True) * (1.01 if bits == "pairwise" else 1.0)
-    return steps.astype(np.float32)
+    return np.asarray(steps, dtype=np.float32)
 
 
-def correct_biases(model: ModelProto, steps: Mapping[str, Floats], means: Mapping[str, NDArray[np.float64]]) -> None:
+def correct_biases(
+    model: ModelProto, steps: Mapping[str, Floats], means: Mapping[str, NDArray[np.float64]]
+) -> None:
     """Take from each bias what rounding the weights adds to the mean output, in place.
 
     steps: of each weight that will be rounded, by its name; means: of each such node's input, by tensor,
@@ -85,7 +87,6 @@ def correct_biases(model: ModelProto, steps: Mapping[str, Floats], means: Mappin
     section 4.2, with means that were measured. Matrix products without a bias are left alone.
     """
     known = weights(model)
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for layer in list(layers(model)):
         node = layer.node
         if layer.weight not in steps or node.op_type == "MatMul" or attribute(node, "transA", 0):
@@ -98,8 +99,7 @@ def correct_biases(model: ModelProto, steps: Mapping[str, Floats], means: Mappin
         name = f"{node.name}.bias_corrected"
         beta = attribute(node, "beta", 1.0)
         new = (0.0 if old is None else old) - shift / beta
-        tensors[name] = model.graph.initializer.add()
-        tensors[name].CopyFrom(numpy_helper.from_array(np.asarray(new, np.float32), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(new, np.float32), name))
         node.input[:] = [*node.input[:2], name]
 
 
@@ -108,15 +108,13 @@ def _without_saturation(weight: Floats, steps: NDArray[np.float64]) -> NDArray[n
     orders = list(_orders(weight))
     widened = np.maximum(steps, np.max([_pairs(rows) for rows in orders], axis=0) / _PAIR)
     shape = (-1, *[1] * (weight.ndim - 1))
-    for _ in range(200):
+    while True:
         safe = np.maximum(widened, np.finfo(np.float32).tiny).astype(np.float32).reshape(shape)
-        rounded = np.rint(weight / safe)
-        wrong = np.max([_pairs(rows) for rows in _orders(rounded)], axis=0) > _PAIR
+        wrong = np.max([_pairs(rows) for rows in _orders(np.rint(weight / safe))], axis=0) > _PAIR
         if not wrong.any():
-            break
+            return np.asarray(widened)
         # Rounding up took a pair over the limit.
         widened[wrong] *= 1.002
-    return widened
 
 
 def _orders(weight: NDArray[Any]) -> Iterator[NDArray[Any]]:

@@ -42,7 +42,7 @@ class Bars:
 
     def say(self, line: str) -> None:
         """Print a line above the bars."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -70,7 +70,7 @@ class _Lines:
         if now - self._said >= _LINE_EVERY:
             self._said = now
             line = f"  {self._name}: {self._done:g} of {self._total:g} {_figures(shown)}"
-            self._console.print(line.rstrip(), markup=False)
+            self._console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def _figures(shown: dict[str, float | str]) -> str:

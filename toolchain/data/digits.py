@@ -6,16 +6,19 @@ E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits (UCI, 1998): t
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import distribution
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from toolchain.data.dataset import Data, Picture, PictureSet, Sample
 from toolchain.data.settings import Split
 from toolchain.data.split import Shares, limit, partition
 
 TEST = 540  # the ordered tail, whose writers are likely unseen in the rest
+# What sklearn.datasets.load_digits reads; importing it would bring pandas and scipy along, for seconds.
+_FILE = "sklearn/datasets/data/digits.csv.gz"
 
 
 class Drawer:
@@ -36,11 +39,11 @@ def load(split: Split, limit_per_class: int | None) -> Data:
 
     `split.test` is not used; no group is known, because the set does not say who wrote what.
     """
-    raw = load_digits()
-    drawer = Drawer(raw.images)
+    table = np.loadtxt(Path(str(distribution("scikit-learn").locate_file(_FILE))), delimiter=",")
+    drawer = Drawer(table[:, :-1].reshape(-1, 8, 8))
     samples = tuple(
         Sample(name, int(label), hashlib.sha256(drawer(name).tobytes()).hexdigest())
-        for name, label in ((f"digits/{i:04d}", label) for i, label in enumerate(raw.target))
+        for name, label in ((f"digits/{i:04d}", label) for i, label in enumerate(table[:, -1]))
     )
     early, late = PictureSet(samples[:-TEST], drawer), PictureSet(samples[-TEST:], drawer)
     parts = partition(early.labels, None, Shares(split.val, 0), split.seed)

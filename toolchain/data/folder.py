@@ -46,12 +46,19 @@ class Search:
 def find(root: Path) -> Search:
     """Find the pictures below `root`: CLASS/… or SPLIT/CLASS/… where SPLIT is train, val or test.
 
-    Raises DataError when `root` is no folder, or holds val or test without train.
+    Raises DataError when `root` is no folder, holds val or test without train, or cannot be read.
     """
     if not root.is_dir():
         raise DataError(
             f"{root}: no such folder; data.folder holds class folders, or train/ val/ test/ of them"
         )
+    try:
+        return _search(root)
+    except OSError as e:
+        raise DataError(f"{e.filename}: cannot be read ({e.strerror})") from e
+
+
+def _search(root: Path) -> Search:
     search = Search()
     splits = {
         path.name: SPLIT_NAMES[path.name.lower()]
@@ -85,13 +92,19 @@ def _classes(root: Path, folder: Path, split: str | None, search: Search) -> Non
 
 def _files(folder: Path, search: Search) -> Iterator[Path]:
     """The pictures below a class folder, to the bottom, sorted."""
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for name in sorted(files):
+            if not name.isprintable():  # bytes that are no UTF-8, line breaks
+                raise DataError(f"{at}: the file name {name!r} is not readable text; rename the file")
             if _is_picture(name):
                 yield Path(at, name)
             else:
                 search.ignored[_kind(name)] += 1
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _folders(root: Path) -> list[Path]:

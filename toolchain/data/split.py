@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from toolchain.data.dataset import Data, PictureSet
 from toolchain.errors import DataError
@@ -55,16 +54,14 @@ def folds(data: Data, k: int, seed: int) -> list[Data]:
         raise DataError(
             f"{data.name}: {most} {'groups' if grouped else 'pictures of a class'} cannot make {k} folds"
         )
-    labels, groups = everything.labels, np.array(everything.groups)
+    labels, groups = everything.labels, everything.groups
     val_share = len(data.val) / max(1, len(data.train) + len(data.val))
-    if grouped:
-        cuts = StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(labels, labels, groups)
-    else:
-        cuts = StratifiedKFold(k, shuffle=True, random_state=seed).split(labels, labels)
+    home = _folds_by_group(labels, groups, k, seed) if grouped else _folds_by_class(labels, k, seed)
     made = []
-    for number, (rest, test) in enumerate(cuts):
+    for number in range(k):
+        rest, test = np.flatnonzero(home != number), np.flatnonzero(home == number)
         parts = partition(
-            labels[rest], list(groups[rest]) if grouped else None, Shares(val_share, 0), seed + number
+            labels[rest], [groups[i] for i in rest] if grouped else None, Shares(val_share, 0), seed + number
         )
         train, val, held_back = (everything.subset(p) for p in (rest[parts.train], rest[parts.val], test))
         made.append(Data(data.name, data.labels, train, val, held_back))
@@ -100,28 +97,55 @@ def _count(members: int, share: float) -> int:
 
 
 def _by_group(labels: Indices, groups: Sequence[str], shares: Shares, seed: int) -> Indices:
-    """Greedy: groups from large to small, each to the split whose class counts it brings nearest.
+    """The split of each sample [n], the same in a group."""
+    of_group, counts, order = _groups(labels, groups, seed)
+    home = np.full(len(counts), -1, dtype=np.int64)
+    _reserve(home, counts, order, shares)
+    _spread(home, counts, order, np.array([1 - sum(shares), *shares]))
+    return home[of_group]
 
-    The order and the aim are those of scikit-learn's StratifiedGroupKFold, with unequal shares.
+
+def _folds_by_class(labels: Indices, k: int, seed: int) -> Indices:
+    """The fold of each sample [n]: each class is dealt out like cards, on from where the last one ended."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    home = np.empty(len(labels), dtype=np.int64)
+    home[order[np.argsort(labels[order], kind="stable")]] = np.arange(len(labels)) % k
+    return home
+
+
+def _folds_by_group(labels: Indices, groups: Sequence[str], k: int, seed: int) -> Indices:
+    """The fold of each sample [n], the same in a group."""
+    of_group, counts, order = _groups(labels, groups, seed)
+    home = np.full(len(counts), -1, dtype=np.int64)
+    _spread(home, counts, order, np.full(k, 1 / k))
+    return home[of_group]
+
+
+def _groups(
+    labels: Indices, groups: Sequence[str], seed: int
+) -> tuple[Indices, NDArray[np.float64], Indices]:
+    """The number of each sample's group [n], each group's samples by class [groups, classes], and an order.
+
+    The order is that of scikit-learn's StratifiedGroupKFold: first the groups that would upset most.
     """
     names, of_group = np.unique(np.array(groups), return_inverse=True)
-    counts = np.zeros((len(names), int(labels.max()) + 1))  # [groups, classes]
+    counts = np.zeros((len(names), int(labels.max()) + 1))
     np.add.at(counts, (of_group, labels), 1)
-    totals = counts.sum(axis=0)
-    aims = np.outer([1 - sum(shares), *shares], totals)  # [splits, classes]
     shuffled = np.random.default_rng(seed).permutation(len(names))
-    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
-    home = np.full(len(names), -1, dtype=np.int64)
-    _reserve(home, counts, order, shares)
-    have = np.stack([counts[home == split].sum(axis=0) for split in range(3)])
-    weights = 1 / np.maximum(totals, 1)
+    return of_group, counts, shuffled[np.argsort(-counts[shuffled].std(axis=1), kind="stable")]
+
+
+def _spread(home: Indices, counts: NDArray[np.float64], order: Indices, shares: NDArray[np.float64]) -> None:
+    """Greedy: each group without a home (-1) to the split whose class counts it brings nearest its share."""
+    totals = np.maximum(counts.sum(axis=0), 1)
+    aims = np.outer(shares, totals)  # [splits, classes]
+    have = np.stack([counts[home == split].sum(axis=0) for split in range(len(shares))])
+    closed = np.where(shares == 0, np.inf, 0)
     for group in order[home[order] < 0]:
-        # What the squared distance from the aim changes by, were the group put into each split.
-        change = ((2 * (have - aims) + counts[group]) * counts[group] * weights**2).sum(axis=1)
-        change[1:][np.array(shares) == 0] = np.inf
-        home[group] = int(change.argmin())
+        # What the squared distance from the aims changes by, were the group put into each split.
+        change = ((2 * (have - aims) + counts[group]) * counts[group] / totals**2).sum(axis=1)
+        home[group] = int((change + closed).argmin())
         have[home[group]] += counts[group]
-    return home[of_group]
 
 
 def _reserve(home: Indices, counts: NDArray[np.float64], order: Indices, shares: Shares) -> None:
@@ -130,7 +154,7 @@ def _reserve(home: Indices, counts: NDArray[np.float64], order: Indices, shares:
     rarest_first = np.argsort(present.sum(axis=0), kind="stable")
     for split, share in enumerate((1.0, *shares)):
         for label in rarest_first:
-            holders = order[present[order, label]]  # large groups first
+            holders = order[present[order, label]]  # about from large to small
             free = holders[home[holders] < 0]
             served = bool(np.any(home[holders] == split))
             if share and len(free) and not served and (split == 0 or len(holders) >= 3):

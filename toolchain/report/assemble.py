@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 
 import numpy as np
 
-from toolchain import stats
+from toolchain import __version__, stats
 from toolchain.artifact import Artifact
 from toolchain.backbones import bundled
 from toolchain.backbones.network import Network
@@ -72,7 +71,7 @@ def assemble(found: Findings, recipe_text: str, bundle: BundleInfo | None) -> Ru
             NotMeasured(what=f"provider {p}", why=why) for p, why in found.unavailable.items()
         ),
         steps=tuple(_steps(found)),
-        reproduce=_reproduce(found),
+        reproduce=_reproduce(),
     )
 
 
@@ -95,7 +94,7 @@ def _run(found: Findings, recipe_text: str) -> RunInfo:
     )  # fmt: skip
     return RunInfo(
         name=found.recipe.name, description=found.recipe.description, started=found.started,
-        seconds=round(found.seconds, 1), toolchain=version("toolchain"), seed=found.recipe.seed,
+        seconds=round(found.seconds, 1), toolchain=__version__, seed=found.recipe.seed,
         device=found.device.name, threads=found.device.threads, metric=found.recipe.gates.metric,
         weights=weights, recipe=recipe_text,
     )  # fmt: skip
@@ -301,8 +300,8 @@ def _steps(found: Findings) -> Iterable[StepTime]:
     yield StepTime(artifact="all files", step="latency", seconds=record.seconds, key=record.key)
 
 
-def _reproduce(found: Findings) -> tuple[str, ...]:
+def _reproduce() -> tuple[str, ...]:
     return (
-        f"pip install toolchain=={version('toolchain')} -c constraints.txt",
-        "toolchain run recipe.yaml   # the recipe below",
+        f"make setup   # toolchain {__version__} with the versions of constraints.txt",
+        "toolchain run recipe.yaml --fresh   # recipe.yaml lies beside this report; it is the recipe above",
     )

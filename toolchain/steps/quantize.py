@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import (
-    CalibrationMethod,
-    TensorData,
-    TensorsData,
-    save_tensors_data,
-)
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData, save_tensors_data
 from pydantic import Field, model_validator
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import pictures, ranges, selection, weights
 from toolchain.errors import DataError
 from toolchain.record import JSON, Measurement
@@ -93,16 +88,117 @@ class Quantize(Step):
 
         Raises DataError without calibration pictures, ModelError when the network cannot be quantized.
         """
-        source = inputs["model"].folder
+        settings, source = self.resolved(), inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
-        about = graph.metadata(model)
-        dynamic = self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model))
-        if dynamic:
-            quantized = self._dynamic(model, context)
+        graph.require_float(model)
+        entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
+        about = graph.extended(graph.metadata(model), entry)
+        kept = selection.matching(model, settings.exclude)
+        layers = len(list(weights.layers(model)))
+        if settings.scheme == "dynamic" or (settings.scheme == "auto" and selection.attention(model)):
+            quantized = settings._dynamic(model, kept)
         else:
-            quantized = self._static(model, source / graph.PREPROCESS, context)
-        settings: dict[str, JSON] = self.model_dump(mode="json")
-        about = graph.with_lineage(about, {"step": self.step, "version": self.version, "settings": settings})
+            quantized = settings._static(model, kept, source / graph.PREPROCESS, context)
         graph.write_all(context.out, graph.read(source / graph.PREPROCESS), quantized, about)
-        shutil.copy(source / graph.NETWORK, context.out / graph.NETWORK)
-        return _measurements(model, quantized, context.out, "dynamic" if dynamic else "static")
+        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        return (
+            Measurement(name="layers", value=layers),
+            Measurement(name="layers_int8", value=_integer_layers(quantized)),
+            *graph.sizes(context.out),
+        )
+
+    def _static(self, model: ModelProto, kept: list[str], preprocess: Path, context: Context) -> ModelProto:
+        """Calibrate, choose the weights' steps, correct biases, and let onnxruntime insert the integers."""
+        train = context.data.train
+        chosen = pictures.choose(train, self.pictures)
+        if not chosen:
+            raise DataError("static quantization calibrates on training pictures, and there are none")
+        operators = self.operators
+        if selection.attention(model):
+            kept = [*kept, *graph.products_of_activations(model)]
+            operators = operators or _TRANSFORMER_OPERATORS
+        if self.float_stem:
+            kept = [*kept, *selection.stem(model)]
+        layers = [
+            layer for layer in weights.layers(model)
+            if layer.node.name not in kept and (not operators or layer.node.op_type in operators)
+        ] if self.weight == "s8" else []  # fmt: skip
+        corrected = [layer.node.input[0] for layer in layers if layer.node.op_type != "MatMul"]
+        passes = 1 if self.calibration == "minmax" else 2
+        with context.progress.task("calibrate", passes * len(chosen)) as task:
+            statistics = ranges.observe(
+                model, lambda: pictures.prepared(preprocess, train, chosen, task.advance),
+                self.calibration, percentile=self.percentile, means_of=sorted(set(corrected)),
+            )  # fmt: skip
+        steps = {layer.weight: weights.scales(layer, self._bits, self.per_channel) for layer in layers}
+        overrides = {layer.weight: _override(layer, steps[layer.weight]) for layer in layers}
+        if self.correct_bias:
+            weights.correct_biases(model, steps, statistics.means)
+        return self._insert(model, statistics.ranges, overrides, kept, operators)
+
+    def _insert(
+        self, model: ModelProto, found: Mapping[str, ranges.Range], overrides: Mapping[str, JSON],
+        kept: Sequence[str], operators: Sequence[str] | None,
+    ) -> ModelProto:  # fmt: skip
+        """onnxruntime's QDQ quantizer, fed through its cache of ranges instead of its own calibrators."""
+        tensors = {
+            name: TensorData(lowest=np.float32(r[0]), highest=np.float32(r[1])) for name, r in found.items()
+        }
+        with TemporaryDirectory() as folder:
+            before, after, cache = (Path(folder, name) for name in ("float.onnx", "int8.onnx", "ranges.json"))
+            save_tensors_data(TensorsData(CalibrationMethod.MinMax, tensors), cache)
+            # Its advice to preprocess the network first does not apply: that was done at export.
+            onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+            onnx.save(model, before)
+            quantize_static(
+                before, after, None,
+                calibration_cache_path=cache, quant_format=QuantFormat.QDQ,
+                activation_type=_TYPES[self.activation], weight_type=_TYPES[self.weight],
+                per_channel=self.per_channel, nodes_to_exclude=list(kept),
+                op_types_to_quantize=list(operators or ()),
+                extra_options={"TensorQuantOverrides": dict(overrides), "ActivationSymmetric": self.activation == "s8"},
+            )  # fmt: skip
+            quantized = onnx.load(after)
+        graph.float_logits(quantized)
+        return quantized
+
+    def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:
+        """optimum's quantizer; ranges of activations are found anew for every input."""
+        # Imported here because optimum loads all of transformers, ten seconds that only this scheme needs.
+        from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
+        from transformers import PretrainedConfig
+
+        config = AutoQuantizationConfig.avx512_vnni(
+            is_static=False, per_channel=self.per_channel, nodes_to_exclude=list(kept),
+            operators_to_quantize=list(self.operators or _DYNAMIC_OPERATORS),
+        )  # fmt: skip
+        signed = self.weight == "s8"
+        config = replace(config, weights_dtype=_TYPES[self.weight], reduce_range=signed and self._bits != 8)
+        with TemporaryDirectory() as folder:
+            before = Path(folder, "model.onnx")
+            onnx.save(model, before)
+            quantizer = ORTQuantizer(before, config=PretrainedConfig())
+            quantizer.quantize(config, Path(folder, "int8"), file_suffix=None)
+            return onnx.load(Path(folder, "int8", before.name))
+
+    @property
+    def _bits(self) -> weights.Bits:
+        return (
+            8
+            if self.weight_bits == "auto" or (self.weight, self.activation) != ("s8", "u8")
+            else self.weight_bits
+        )
+
+
+def _override(layer: weights.Layer, steps: NDArray[np.float32]) -> list[dict[str, JSON]]:
+    """The steps of a weight in onnxruntime's form: an entry a channel, the first of which names the axis."""
+    entries: list[dict[str, JSON]] = [{"scale": step, "zero_point": np.int8(0)} for step in steps]
+    if len(steps) > 1:
+        entries[0]["axis"] = layer.axis
+    return entries
+
+
+def _integer_layers(model: ModelProto) -> int:
+    """How many weights of at least two axes are stored in 8 bits."""
+    eight = (TensorProto.INT8, TensorProto.UINT8)
+    return sum(tensor.data_type in eight and len(tensor.dims) > 1 for tensor in model.graph.initializer)

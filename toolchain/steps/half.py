@@ -1,0 +1,84 @@
+"""Half: an ONNX network in 16-bit floats, for GPUs; on most CPUs it is slower."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from onnx import ModelProto
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from pydantic import Field
+
+from toolchain import graph
+from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import DESCRIPTION
+from toolchain.calibration import pictures, ranges, selection
+from toolchain.errors import DataError, ModelError
+from toolchain.record import Measurement
+from toolchain.runtime import host
+from toolchain.runtime.session import Session
+from toolchain.step import Context, Step
+
+_GREATEST = float(np.finfo(np.float16).max)
+
+
+class Half(Step):
+    """float16 weights and activations between float32 inputs and outputs; the preprocessing stays float32.
+
+    pictures: how many training pictures are looked at for activations that float16 cannot hold.
+    headroom: nodes stay in float32 when a weight, input or output of theirs exceeds 65504 / headroom.
+    exclude: patterns of further node names that stay in float32.
+    """
+
+    step: Literal["half"] = "half"
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
+    gives: ClassVar[Form] = Form.ONNX
+    uses: ClassVar[frozenset[str]] = frozenset({"train"})
+    libraries: ClassVar[tuple[str, ...]] = (
+        "onnx",
+        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+    )
+    pictures: Annotated[int, Field(ge=1)] = 64
+    headroom: Annotated[float, Field(ge=1)] = 4.0
+    exclude: tuple[str, ...] = ()
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Convert inputs["model"]'s plain network.
+
+        Raises DataError without training pictures, ModelError when the network is no float32 network or its
+        answers are not finite after the conversion.
+        """
+        source, train = inputs["model"].folder, context.data.train
+        model = graph.read(source / graph.PLAIN)
+        graph.require_float(model)
+        chosen = pictures.choose(train, self.pictures)
+        if not chosen:
+            raise DataError("half looks at training pictures for values that overflow, and there are none")
+        preprocess = source / graph.PREPROCESS
+        with context.progress.task("look for overflow", len(chosen)) as task:
+            found = ranges.observe(
+                model, lambda: pictures.prepared(preprocess, train, chosen, task.advance)
+            ).ranges
+        kept = {*selection.matching(model, self.exclude), *self._overflowing(model, found)}
+        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
+        about = graph.extended(graph.metadata(model), entry)
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(kept))
+        graph.write_all(context.out, graph.read(preprocess), half, about)
+        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        session = Session(context.out / graph.PLAIN)
+        for prepared in pictures.prepared(preprocess, train, chosen[:8]):
+            if not np.isfinite(session.run({graph.INPUT: prepared})[0]).all():
+                raise ModelError("in float16 the network's answers are not finite: keep more nodes in float32")
+        return (Measurement(name="nodes_float32", value=len(kept)), *graph.sizes(context.out))
+
+    def _overflowing(self, model: ModelProto, found: Mapping[str, ranges.Range]) -> list[str]:
+        """Names of the nodes that read or write a value too great for float16."""
+        limit = _GREATEST / self.headroom
+        great = {name for name, (low, high) in found.items() if max(-low, high) > limit}
+        great |= {
+            name for name, value in graph.weights(model).items()
+            if value.dtype == np.float32 and value.size and np.abs(value).max() > limit
+        }  # fmt: skip
+        return [node.name for node in model.graph.node if great.intersection((*node.input, *node.output))]
