@@ -120,12 +120,12 @@ def test_other_data_replace_the_folder_and_keep_the_split(tmp_path: Path) -> Non
 
 
 def test_environment_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, GOOD.replace("./tiles", "${TILES_HERE:-/else}/tiles"))
+    path = write(tmp_path, GOOD.replace("./tiles", '"${TILES_HERE:-/else}/tiles"'))
     assert load(path).data.folder == Path("/else/tiles")
     monkeypatch.setenv("TILES_HERE", "/set")
     assert load(path).data.folder == Path("/set/tiles")
     with pytest.raises(RecipeError, match="the environment variable TILES_GONE is not set"):
-        load(write(tmp_path, GOOD.replace("./tiles", "${TILES_GONE}/tiles")))
+        load(write(tmp_path, GOOD.replace("./tiles", '"${TILES_GONE}/tiles"')))
 
 
 @pytest.mark.parametrize(

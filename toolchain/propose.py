@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from toolchain.data.settings import DataSettings
+from toolchain.data.settings import Columns, DataSettings
 from toolchain.data.sources import load
+from toolchain.data.table import group_column
 from toolchain.errors import DataError
 from toolchain.store import write_whole
 
@@ -95,7 +96,8 @@ def propose(folder: Path, force: bool = False) -> Path:
 
 
 def _look(folder: Path) -> _Seen:
-    groups = next((p for p in (folder / "groups.csv", folder / "split.csv") if p.is_file()), None)
+    tables = (folder / "groups.csv", folder / "split.csv")
+    groups = next((p for p in tables if p.is_file() and group_column(p, Columns()) is not None), None)
     data = load(
         DataSettings(folder=folder.resolve(), groups=groups.resolve() if groups else None), Path.cwd()
     )

@@ -9,7 +9,8 @@
       int8:   {from: fp32,  steps: [quantize]}
       pruned: {from: tuned, steps: [{prune: {ratio: 0.5}}, {recover: {teacher: tuned}}, export]}
 
-Paths are relative to the recipe's folder; `${NAME}` and `${NAME:-default}` take environment variables.
+Paths are relative to the recipe's folder; `${NAME}` and `${NAME:-default}` take environment variables
+(quote them inside braces: {folder: "${PICTURES}"}).
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Node:
     """One artifact of a run. `inputs` maps roles to node names; `variant` is set on a variant's last node."""
 
     name: str
-    step: AnyStep | Load
+    step: AnyStep | Load | Tune | Adopt
     inputs: Mapping[str, str]
     variant: str | None
 

@@ -14,7 +14,8 @@ import yaml
 
 from toolchain import report as reports
 from toolchain.artifact import Artifact
-from toolchain.backbones.pruning import check_prunable
+from toolchain.backbones.network import DESCRIPTION, read
+from toolchain.backbones.pruning import check_network_prunable, check_prunable
 from toolchain.bundle import Papers
 from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
@@ -34,7 +35,7 @@ from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
 from toolchain.runtime import host, providers
 from toolchain.runtime.session import Session
-from toolchain.steps import Prune, Quantize, Tune
+from toolchain.steps import Load, Prune, Quantize, Tune
 from toolchain.store import Store, host_faults, size_of, write_whole
 
 
@@ -152,9 +153,11 @@ def _pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) ->
 def _check_networks(asked: Recipe) -> None:
     """Say before training that an architecture cannot be pruned."""
     prunes = [node.step for node in asked.nodes().values() if isinstance(node.step, Prune)]
-    if prunes and isinstance(asked.tune, Tune):
-        for step in prunes:
-            check_prunable(asked.tune.backbone, step)
+    for step in prunes:
+        if isinstance(asked.trunk, Tune):
+            check_prunable(asked.trunk.backbone, step)
+        elif isinstance(asked.trunk, Load) and (asked.trunk.file / DESCRIPTION).is_file():
+            check_network_prunable(read(asked.trunk.file), step)
 
 
 def _check_gates(asked: Recipe, data: Data) -> None:

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from benchmarks.transfer.tuning import Pictures, Schedule, State, evaluate, prepare, start, tune, weights
 from toolchain.backbones import bundled
 from toolchain.data import digits
@@ -25,7 +27,7 @@ from toolchain.device import select
 from toolchain.runtime import host
 
 COUNTS = {5: Schedule(steps=120), 20: Schedule(steps=200), 100: Schedule(steps=400)}
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 DRAWS = (0, 1, 2)
 
 
@@ -43,24 +45,23 @@ class Digits:
         return prepare(limit(self._pool, count, draw), self.size)
 
 
-def chosen_rate(data: Digits, count: int, pretrained: State | None) -> tuple[float, dict[str, float]]:
+def tuned(data: Digits, count: int, draw: int, pretrained: State | None, lr: float) -> nn.Module:
+    """nano fine-tuned on one draw, from the weights given or from random ones."""
+    model = start(pretrained, 10, draw)
+    tune(model, data.train(count, draw), COUNTS[count], lr, draw)
+    return model
+
+
+def search(data: Digits, count: int, pretrained: State | None) -> tuple[float, dict[str, float]]:
     """The learning rate that is best on val with draw 0 (then by val loss), and val's top-1 for each."""
-    found = {}
-    for lr in RATES:
-        model = start(pretrained, 10, DRAWS[0])
-        tune(model, data.train(count, DRAWS[0]), COUNTS[count], lr, DRAWS[0])
-        found[lr] = evaluate(model, data.val)
+    found = {lr: evaluate(tuned(data, count, DRAWS[0], pretrained, lr), data.val) for lr in RATES}
     best = max(RATES, key=lambda lr: (found[lr][0], -found[lr][1]))
     return best, {f"{lr:g}": round(top1, 2) for lr, (top1, _) in found.items()}
 
 
 def row(data: Digits, count: int, pretrained: State | None, lr: float) -> dict[str, Any]:
     """Top-1 on test in percent over the draws: mean, standard deviation, each."""
-    scores = []
-    for draw in DRAWS:
-        model = start(pretrained, 10, draw)
-        tune(model, data.train(count, draw), COUNTS[count], lr, draw)
-        scores.append(evaluate(model, data.test)[0])
+    scores = [evaluate(tuned(data, count, draw, pretrained, lr), data.test)[0] for draw in DRAWS]
     return {
         "mean": round(statistics.mean(scores), 2),
         "sd": round(statistics.stdev(scores), 2),
@@ -89,7 +90,7 @@ def table(path: Path) -> dict[str, Any]:
     rows = []
     for count in COUNTS:
         for name, pretrained in starts.items():
-            lr, val = chosen_rate(data, count, pretrained)
+            lr, val = search(data, count, pretrained)
             rows.append({"per_class": count, "start": name, "lr": lr, "val_top1": val})
             rows[-1] |= row(data, count, pretrained, lr)
             print(json.dumps(rows[-1]), flush=True)

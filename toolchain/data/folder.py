@@ -95,8 +95,10 @@ def _files(folder: Path, search: Search) -> Iterator[Path]:
     for at, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for name in sorted(files):
-            if not name.isprintable():  # bytes that are no UTF-8, line breaks
-                raise DataError(f"{at}: the file name {name!r} is not readable text; rename the file")
+            if any(
+                "\ud800" <= letter <= "\udfff" for letter in name
+            ):  # how Python keeps bytes that are no UTF-8
+                raise DataError(f"{at}: the file name {name!r} is not UTF-8 text; rename the file")
             if _is_picture(name):
                 yield Path(at, name)
             else:

@@ -12,7 +12,7 @@ import onnx
 import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto, numpy_helper
 from onnx.helper import make_node
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from toolchain.backbones.network import DESCRIPTION, Network, Provenance
 from toolchain.calibration.pictures import choose
 from toolchain.data.dataset import Data, Picture
 from toolchain.data.preprocess import Preprocess, Preprocessing
-from toolchain.errors import ModelError, ParityError
+from toolchain.errors import DataError, ModelError
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.runtime.session import Session
@@ -30,6 +30,7 @@ from toolchain.step import Context, Step
 from toolchain.steps.export import export_preprocessing
 
 _SMALLEST = 1e-12  # a probability whose logarithm is still an ordinary number
+_SAMPLE = 4
 
 
 class Adopt(Step):
@@ -62,27 +63,210 @@ class Adopt(Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Check the file, bring it into the toolchain's form, and compare the two on validation pictures.
 
-        Raises ModelError, naming the file, when it is no such classifier; ParityError when the form changes
-        its answers.
+        Raises ModelError, naming the file, when it is no such classifier; DataError without validation
+        pictures; ParityError when the form changes its answers.
         """
+        val = context.data.val
+        sample = [self._prepared(val.picture(index)) for index in choose(val, _SAMPLE)]
+        if not sample:
+            raise DataError("an adopted file is tried on validation pictures, and there are none")
         given = graph.read(self.file)
         try:
             graph.require_float(given)
-            self._require_classifier(given)
+            _require_classifier(given, self.preprocess)
+            _end_in_logits(given, sample)
+            order = self._order(_answers(given, sample).shape[1], context.data)
+            adopted = _simplified(given)
         except ModelError as error:
             raise ModelError(f"{self.file}: {error}") from error
-        original = self._original(given, context.data)
-        order = self._order(original(context.data.val.picture(0))[1].shape[1], context.data.labels)
-        adopted = _simplified(given)
-        free = _free_batch(adopted, original(context.data.val.picture(0))[0])
-        _reorder(adopted, order)
+        if order is not None:
+            _reorder(adopted, order)
+        free = _free_batch(adopted, sample[0])
+        self._write(adopted, context, free)
+        return (
+            Measurement(name="dynamic_batch", value=free),
+            *graph.sizes(context.out),
+            *self._compare(given, order, context),
+        )
+
+    def _order(self, classes: int, data: Data) -> list[int] | None:
+        """Which output each of the data's labels is; None when the orders are the same."""
+        labels = self.labels or data.labels
+        if len(labels) != classes:
+            raise ModelError(
+                f"it has {classes} outputs, but there are {len(labels)} labels: they must be the same"
+            )
+        if sorted(labels) != sorted(data.labels):
+            unknown = sorted(set(labels).symmetric_difference(data.labels))
+            raise ModelError(f"its labels and the data's differ in {', '.join(map(repr, unknown[:5]))}")
+        return None if labels == data.labels else [labels.index(label) for label in data.labels]
+
+    def _write(self, adopted: ModelProto, context: Context, free: bool) -> None:
         preprocess = export_preprocessing(self.preprocess, graph.opset(adopted))
         if not free:
-            context.progress.say(f"{self.file.name}: takes one picture at a time, its batch of 1 is built in")
+            context.progress.say(
+                f"{self.file.name}: a batch of one is built in, it takes one picture at a time"
+            )
             for value in (*preprocess.graph.input, *preprocess.graph.output):
                 value.type.tensor_type.shape.dim[0].dim_value = 1
-        graph.write_all(context.out, preprocess, adopted, self._about(context))
-        network = Network(architecture=f"onnx:{self.file.stem}", labels=context.data.labels,
-            preprocess=self.preprocess, provenance=self._provenance)
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        provenance = Provenance(source="file", weights=self.file.name, sha256=digest, licence=self.licence)
+        network = Network(
+            architecture=f"onnx:{self.file.stem}", labels=context.data.labels,
+            preprocess=self.preprocess, provenance=provenance,
+        )  # fmt: skip
+        lineage = [{"step": self.step, "version": self.version, "file": provenance.model_dump(mode="json")}]
+        about = graph.describe(network.labels, self.preprocess.model_dump(mode="json"), lineage, self.licence)
+        graph.write_all(context.out, preprocess, adopted, about)
         (context.out / DESCRIPTION).write_text(network.model_dump_json(indent=1), encoding="utf-8")
-        return self._compared()
+
+    def _compare(
+        self, given: ModelProto, order: list[int] | None, context: Context
+    ) -> tuple[Measurement, ...]:
+        session = Session(given.SerializeToString())
+        source = session.inputs[0].name
+
+        def reference(picture: Picture) -> tuple[parity.Floats, parity.Floats]:
+            prepared = self._prepared(picture)
+            logits = session.run({source: prepared})[0]
+            return prepared, logits if order is None else logits[:, order]
+
+        return parity.check(
+            context.out, reference, context.data.val, self.parity_pictures, self.parity_tolerance
+        )
+
+    def _prepared(self, picture: Picture) -> parity.Floats:
+        with torch.inference_mode():
+            pictures = torch.from_numpy(np.ascontiguousarray(picture))[None]
+            return np.asarray(Preprocessing(self.preprocess).eval()(pictures).numpy())
+
+
+def _require_classifier(model: ModelProto, preprocess: Preprocess) -> None:
+    """Raise ModelError unless there is one float32 input [N, 3, h, w] of the right size and one output [N, C]."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constant]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        counts = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
+        raise ModelError(f"it has {counts}, and a picture classifier has one of each")
+    shape = _shape(inputs[0])
+    if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4:
+        raise ModelError(f"its input {inputs[0].name!r} is {_described(inputs[0])}, not float32 [N, 3, h, w]")
+    if shape[1] != 3:
+        raise ModelError(f"its input is {_described(inputs[0])}: export it for RGB as [N, 3, h, w]")
+    if shape[0] not in (0, 1):
+        raise ModelError(f"a batch of {shape[0]} is built in: export it with a free batch, or a batch of 1")
+    for side, has, wanted in (("height", shape[2], preprocess.height), ("width", shape[3], preprocess.width)):
+        if has not in (0, wanted):
+            raise ModelError(
+                f"its input's {side} is {has}, but preprocess.{side} is {wanted}: they must be equal"
+            )
+    if model.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise ModelError(f"its output is {_described(model.graph.output[0])}, not float32 [N, classes]")
+
+
+def _end_in_logits(model: ModelProto, sample: Sequence[parity.Floats]) -> None:
+    """Rename the ends to `input` and `logits`, and undo a softmax at the end, seen or found out, in place."""
+    net = model.graph
+    constant = {tensor.name for tensor in net.initializer}
+    source = next(value.name for value in net.input if value.name not in constant)
+    graph.rename(net, {source: graph.INPUT, net.output[0].name: graph.LOGITS})
+    _name_nodes(model)
+    answers = _answers(model, sample)
+    last = next(node for node in net.node if graph.LOGITS in node.output)
+    if last.op_type == "Softmax" and graph.attribute(last, "axis", -1) in (-1, 1):
+        before = last.input[0]
+        net.node.remove(last)
+        graph.rename(net, {before: graph.LOGITS})
+    elif (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):
+        # Whatever made probabilities of them: the softmax of their logarithms gives them back.
+        graph.rename(net, {graph.LOGITS: "probabilities_given"})
+        floor = numpy_helper.from_array(np.float32(_SMALLEST), "smallest_probability")
+        net.initializer.append(floor)
+        net.node.append(
+            make_node("Max", ["probabilities_given", floor.name], ["probabilities_clipped"], name="clip")
+        )
+        net.node.append(make_node("Log", ["probabilities_clipped"], [graph.LOGITS], name="logarithm"))
+        net.output[0].name = graph.LOGITS
+    del net.value_info[:]
+
+
+def _answers(model: ModelProto, sample: Sequence[parity.Floats]) -> parity.Floats:
+    """The output for each prepared picture, [n, C]. Raises ModelError when it is of another shape."""
+    session = Session(model.SerializeToString())
+    answers = [session.run({graph.INPUT: picture})[0] for picture in sample]
+    if answers[0].ndim != 2 or answers[0].shape[0] != 1:
+        raise ModelError(f"its output for one picture is {list(answers[0].shape)}, not [1, classes]")
+    return np.concatenate(answers)
+
+
+def _simplified(given: ModelProto) -> ModelProto:
+    """A copy in our opset or above, constants and batch norms folded, ready for the quantizer."""
+    model = ModelProto()
+    model.CopyFrom(given)
+    if graph.opset(model) < graph.OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, graph.OPSET)
+        except (RuntimeError, onnx.onnx_cpp2py_export.ConvertError) as error:
+            reason = (str(error).strip().splitlines() or ["unknown"])[0]
+            raise ModelError(
+                f"opset {graph.opset(model)} cannot be converted to {graph.OPSET} ({reason}): export it anew"
+            ) from error
+    model = onnxscript.optimizer.optimize(model)
+    model = onnxscript.rewriter.rewrite(model)
+    graph.pool(onnx.shape_inference.infer_shapes(model))
+    _name_nodes(model)
+    return model
+
+
+def _free_batch(model: ModelProto, sample: parity.Floats) -> bool:
+    """Make the batch free, in place, where the network allows it; else leave it at 1. Returns whether it is free."""
+    freed = ModelProto()
+    freed.CopyFrom(model)
+    del freed.graph.value_info[:]
+    shapes = {node.input[1] for node in freed.graph.node if node.op_type == "Reshape"}
+    for tensor in freed.graph.initializer:
+        if tensor.name in shapes and len(value := numpy_helper.to_array(tensor)) > 1 and value[0] == 1:
+            # 0 takes the size from the tensor that is reshaped.
+            tensor.CopyFrom(numpy_helper.from_array(np.array([0, *value[1:]]), tensor.name))
+    for end in (*freed.graph.input, *freed.graph.output):
+        end.type.tensor_type.shape.dim[0].dim_param = "N"
+    try:
+        session = Session(freed.SerializeToString())
+        alone = session.run({graph.INPUT: sample})[0]
+        for size in parity.BATCHES:
+            together = session.run({graph.INPUT: np.repeat(sample, size, axis=0)})[0]
+            if together.shape != (size, alone.shape[1]) or not np.allclose(together, alone, atol=1e-3):
+                return False
+    except ModelError:
+        return False
+    model.CopyFrom(freed)
+    return True
+
+
+def _reorder(model: ModelProto, order: Sequence[int]) -> None:
+    """Put the outputs into the data's order, in place."""
+    graph.rename(model.graph, {graph.LOGITS: "logits_given"})
+    model.graph.initializer.append(numpy_helper.from_array(np.array(order, np.int64), "label_order"))
+    model.graph.node.append(
+        make_node("Gather", ["logits_given", "label_order"], [graph.LOGITS], name="label_order", axis=1)
+    )
+    model.graph.output[0].name = graph.LOGITS
+
+
+def _name_nodes(model: ModelProto) -> None:
+    """Give every node a name of its own; the quantizer speaks of nodes by name."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+        taken.add(node.name)
+
+
+def _shape(value: ValueInfoProto) -> list[int]:
+    """Sizes, 0 where free."""
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _described(value: ValueInfoProto) -> str:
+    name = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return f"{name} [{', '.join(str(size or '?') for size in _shape(value))}]"

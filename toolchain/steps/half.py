@@ -70,7 +70,9 @@ class Half(Step):
         session = Session(context.out / graph.PLAIN)
         for prepared in pictures.prepared(preprocess, train, chosen[:8]):
             if not np.isfinite(session.run({graph.INPUT: prepared})[0]).all():
-                raise ModelError("in float16 the network's answers are not finite: keep more nodes in float32")
+                raise ModelError(
+                    "in float16 the network's answers are not finite: keep more nodes in float32"
+                )
         return (Measurement(name="nodes_float32", value=len(kept)), *graph.sizes(context.out))
 
     def _overflowing(self, model: ModelProto, found: Mapping[str, ranges.Range]) -> list[str]:
