@@ -49,6 +49,7 @@ def publish(run: Path, name: str) -> Path:
     target = bundled.weights_file(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file(half(run / f"seen-{plan.steps * plan.batch:08d}.pt"), target)
+    target.chmod(0o644)  # safetensors makes it readable for its owner only
     if target.stat().st_size > LARGEST:
         raise SystemExit(f"{target}: {target.stat().st_size} bytes are more than the allowed {LARGEST}")
     facts = card(plan, last, target)

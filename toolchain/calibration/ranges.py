@@ -25,7 +25,7 @@ Method = Literal["minmax", "percentile", "entropy"]
 Inputs = Callable[[], Iterable[NDArray[np.float32]]]
 Range = tuple[float, float]
 
-BINS = 2048
+BINS = 8192
 _LEVELS = 128  # what is left for one sign of a value in 8 bits
 
 
@@ -184,7 +184,10 @@ def _entropy(counts: NDArray[np.int64], limits: Range) -> Range:
     size = max(abs(low), abs(high))
     places = (np.abs(centres) * (BINS / size)).astype(np.int64).clip(0, BINS - 1)
     sizes = np.bincount(places, weights=counts, minlength=BINS).astype(np.float64)
-    stops = np.arange(levels, BINS + 1, 8)
+    # The zeros that a ReLU makes are exact in any range, and would drown what is not.
+    sizes[0] = min(sizes[0], sizes[1])
+    # Whole multiples, because levels of unequal width look like lost information.
+    stops = np.arange(levels, BINS + 1, levels)
     losses = [_divergence(sizes, int(stop), levels) for stop in stops]
     # The widest of equals: nothing is clipped without need.
     best = len(losses) - 1 - int(np.argmin(losses[::-1]))

@@ -213,7 +213,8 @@ def _simplified(given: ModelProto) -> ModelProto:
             ) from error
     model = onnxscript.optimizer.optimize(model)
     model = onnxscript.rewriter.rewrite(model)
-    graph.pool(onnx.shape_inference.infer_shapes(model))
+    model = onnx.shape_inference.infer_shapes(model)
+    graph.pool(model)
     _name_nodes(model)
     return model
 
