@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toolchain.artifact import Artifact
+from toolchain.backbones.network import DESCRIPTION, Network, describe, read
+from toolchain.backbones.pruning import check_network_prunable
 from toolchain.data.checks import DataReport, apply, inspect
 from toolchain.data.dataset import Data, PictureSet
 from toolchain.data.sources import load as load_data
@@ -21,6 +24,7 @@ from toolchain.recipe_problems import nearest
 from toolchain.record import JSON
 from toolchain.runtime import host
 from toolchain.step import Context
+from toolchain.steps import Load, Prune, Tune
 from toolchain.store import Entry, Job, Store, hash_path
 
 _RUNTIME = ("onnxruntime", "onnxruntime-gpu")
@@ -56,6 +60,28 @@ class Pipeline:
         if report.problems:
             raise DataError("the data cannot be used:" + "".join(f"\n  {line}" for line in report.problems))
         return apply(found, report, self.recipe.data), report
+
+    def check_networks(self) -> None:
+        """Say before training that an architecture cannot be pruned as the recipe wants (kept by content).
+
+        Raises BackboneError.
+        """
+        trunk = self.recipe.trunk
+        for node in self.recipe.nodes().values():
+            if not isinstance(node.step, Prune):
+                continue
+            if isinstance(trunk, Tune):
+                network = describe(trunk.backbone, ("a", "b"))
+            elif isinstance(trunk, Load) and (trunk.file / DESCRIPTION).is_file():
+                network = read(trunk.file)
+            else:
+                continue
+            settings = {
+                "network": network.model_dump(mode="json"),
+                "prune": node.step.model_dump(mode="json"),
+            }
+            job = Job("prunable", 1, settings, {}, {}, node.step.libraries)
+            self._measured(job, partial(_try_to_prune, network, node.step))
 
     def build(self, data: Data, until: str | None = None) -> dict[str, Artifact]:
         """Make every artifact of the recipe (or only what `until` needs), in order, by node name."""
@@ -143,6 +169,10 @@ class Pipeline:
             raise RecipeError("the store lost what it had just kept")
         self.keys.append(entry.record.key)
         return entry
+
+
+def _try_to_prune(network: Network, step: Prune, out: Path) -> None:
+    check_network_prunable(network, step)
 
 
 def host_kind() -> dict[str, JSON]:

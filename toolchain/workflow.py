@@ -14,8 +14,6 @@ import yaml
 
 from toolchain import report as reports
 from toolchain.artifact import Artifact
-from toolchain.backbones.network import DESCRIPTION, read
-from toolchain.backbones.pruning import check_network_prunable, check_prunable
 from toolchain.bundle import Papers
 from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
@@ -35,7 +33,7 @@ from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
 from toolchain.runtime import host, providers
 from toolchain.runtime.session import Session
-from toolchain.steps import Load, Prune, Quantize, Tune
+from toolchain.steps import Quantize
 from toolchain.store import Store, host_faults, size_of, write_whole
 
 
@@ -88,10 +86,10 @@ def run(
     names = providers.resolve(asked.measure.providers)
     pipeline = _pipeline(asked, places.store, wishes, shown)
     out = (places.out or Path("runs") / asked.name).resolve()
-    _check_networks(asked)
     with host_faults(out):
         out.mkdir(parents=True, exist_ok=True)
     data, checks = pipeline.data()
+    pipeline.check_networks()
     _check_gates(asked, data)
     for line in checks.warnings:
         shown.say(f"note: {line}")
@@ -117,10 +115,10 @@ def check(
     """
     asked = load(recipe, overrides, data)
     providers.resolve(asked.measure.providers)
-    _check_networks(asked)
     shown: Progress = progress or Silent()
     pipeline = _pipeline(asked, Path(".toolchain"), Wishes(), shown)
     found, checks = pipeline.data()
+    pipeline.check_networks()
     _check_gates(asked, found)
     lines = [f"{asked.name}: the recipe is well formed"]
     lines += [f"  {name}: {len(split)} pictures" for name, split in found.splits]
@@ -148,16 +146,6 @@ def _pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) ->
     with host_faults(store):
         store.mkdir(parents=True, exist_ok=True)
     return Pipeline(asked, Path.cwd(), device, Store(store), progress, wishes.fresh)
-
-
-def _check_networks(asked: Recipe) -> None:
-    """Say before training that an architecture cannot be pruned."""
-    prunes = [node.step for node in asked.nodes().values() if isinstance(node.step, Prune)]
-    for step in prunes:
-        if isinstance(asked.trunk, Tune):
-            check_prunable(asked.trunk.backbone, step)
-        elif isinstance(asked.trunk, Load) and (asked.trunk.file / DESCRIPTION).is_file():
-            check_network_prunable(read(asked.trunk.file), step)
 
 
 def _check_gates(asked: Recipe, data: Data) -> None:
