@@ -11,7 +11,7 @@ import yaml
 
 from toolchain.errors import RecipeError
 from toolchain.recipe import Recipe, build, find, load, shipped
-from toolchain.recipe_schema import recipe_schema
+from toolchain.recipe_editors import recipe_schema
 
 GOOD = """
 name: tiles

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolchain.doctor import examine
     from toolchain.errors import ToolchainError
-    from toolchain.propose import propose
+    from toolchain.proposal import propose
     from toolchain.recipe import Recipe, shipped
-    from toolchain.recipe_schema import recipe_schema
+    from toolchain.recipe_editors import recipe_schema
     from toolchain.runtime.bundle import Bundle
     from toolchain.store import clean_store, store_table
     from toolchain.workflow import Places, RunResult, Wishes, check, render, run
@@ -27,9 +27,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "toolchain.doctor": ("examine",),
     "toolchain.errors": ("ToolchainError",),
-    "toolchain.propose": ("propose",),
+    "toolchain.proposal": ("propose",),
     "toolchain.recipe": ("Recipe", "shipped"),
-    "toolchain.recipe_schema": ("recipe_schema",),
+    "toolchain.recipe_editors": ("recipe_schema",),
     "toolchain.runtime.bundle": ("Bundle",),
     "toolchain.store": ("clean_store", "store_table"),
     "toolchain.workflow": ("Places", "RunResult", "Wishes", "check", "render", "run"),

@@ -79,6 +79,14 @@ def write(folder: Path, artifact: Artifact, val: PictureSet, papers: Papers) -> 
     return str(manifest["identity"])
 
 
+def remove(folder: Path) -> None:
+    """Take away an older bundle, so that it is not taken for the result of a run in which nothing passed."""
+    with host_faults(folder):
+        (folder / names.MANIFEST).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
 def _golden(work: Path, val: PictureSet) -> None:
     """`golden.npz`: pictures as decoded, and the raw probabilities of the file for them."""
     pictures = [val.picture(i) for i in golden_indices(val.labels.tolist())]

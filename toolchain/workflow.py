@@ -15,6 +15,7 @@ import yaml
 from toolchain import report as reports
 from toolchain.artifact import Artifact
 from toolchain.bundle import Papers
+from toolchain.bundle import remove as remove_bundle
 from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
@@ -168,7 +169,7 @@ def _measure(
 ) -> Findings:
     """Measure every variant: val and latency, then choose, then test."""
     recipe, (data, checks) = pipeline.recipe, pictures
-    files = {node.variant: artifacts[n] for n, node in recipe.nodes().items() if node.variant}
+    files = {name: artifacts[name] for name in recipe.variants}
     answers: dict[tuple[str, str, str], Probabilities] = {}
     for split in ("val", "test"):
         for name, artifact in files.items():
@@ -229,7 +230,9 @@ def _finish(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
     """Write bundle, report and the run's entry in the store."""
     recipe, chosen = pipeline.recipe, found.choice.chosen
     bundle, folder = None, out / "bundle"
-    if chosen is not None:
+    if chosen is None:
+        remove_bundle(folder)
+    else:
         papers = _papers(found, chosen)
         identity = write_bundle(folder, found.files[chosen], found.data.val, papers)
         bundle = BundleInfo(
