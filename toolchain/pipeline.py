@@ -58,16 +58,18 @@ class Pipeline:
         entry = self._measured(job, check)
         report = DataReport.model_validate_json((entry.folder / _REPORT).read_text())
         if report.problems:
-            raise DataError("the data cannot be used:" + "".join(f"\n  {line}" for line in report.problems))
+            raise DataError(f"{found.name}: mend or add pictures: {'; '.join(report.problems)}")
         return apply(found, report, self.recipe.data), report
 
     def check_networks(self) -> None:
-        """Say before training that an architecture cannot be pruned as the recipe wants (kept by content).
+        """Say before training that a file cannot be used, or that an architecture cannot be pruned as the
+        recipe wants (kept by content).
 
-        Raises BackboneError.
+        Raises ToolchainError, see Step.check; BackboneError.
         """
         trunk = self.recipe.trunk
         for node in self.recipe.nodes().values():
+            node.step.check()
             if not isinstance(node.step, Prune):
                 continue
             if isinstance(trunk, Tune):

@@ -36,6 +36,7 @@ from toolchain.steps import Adopt, AnyStep, Load, Tune
 
 TRUNK = "tuned"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
@@ -59,7 +60,7 @@ class Gates(_Settings):
     max_drop_worst: float | None = Field(default=None, ge=0)
     min_top1: float | None = Field(default=None, ge=0, le=100)
     min_balanced: float | None = Field(default=None, ge=0, le=100)
-    min_recall: float | dict[str, float] | None = None
+    min_recall: Percent | dict[str, Percent] | None = None
     max_latency_ms: float | None = Field(default=None, gt=0)
     max_megabytes: float | None = Field(default=None, gt=0)
     parity: float = Field(default=1e-3, gt=0)
@@ -141,7 +142,8 @@ def build(raw: Mapping[str, JSON], base: Path, title: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(expanded)
     except ValidationError as error:
-        raise RecipeError(_listed(title, problems(error, Recipe))) from None
+        lines = [_as_written(line, raw) for line in problems(error, Recipe)]
+        raise RecipeError(_listed(title, list(dict.fromkeys(lines)))) from None
     found = list(_graph_problems(recipe))
     if found:
         raise RecipeError(_listed(title, found))
@@ -174,6 +176,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a setting's name must be plain text (quote a value that starts with { or [)",
+                    key.start_mark,
+                )  # fmt: skip
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key.value}' is given twice", key.start_mark
@@ -184,15 +191,25 @@ class _Loader(yaml.SafeLoader):
 
 def _parse(path: Path) -> dict[str, JSON]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{path.name}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name}: not readable as YAML: {error}".replace("\n", " ")) from None
+        raw = _value(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path.name}: not readable as YAML, it is no UTF-8 text ({error.reason})"
+        ) from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path.name}: a recipe is a mapping (name:, data:, variants:, …), this is not")
     return raw
+
+
+def _value(text: str, source: str) -> JSON:
+    """What a YAML text says; RecipeError naming the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{source}{line}: not readable as YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def _with_folder(given: JSON, folder: Path) -> JSON:
@@ -226,9 +243,9 @@ def _expand(value: JSON, path: str) -> JSON:
 def _override(raw: dict[str, JSON], override: str) -> None:
     """Set one value of the raw recipe: path=value, with names and [index] in the path."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set tune.epochs=3")
     parts = re.findall(r"[^.\[\]]+", path)
+    if not equals or not parts:
+        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set tune.epochs=3")
     here: JSON = raw
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
@@ -238,7 +255,7 @@ def _override(raw: dict[str, JSON], override: str) -> None:
         if not isinstance(here, dict | list):
             raise RecipeError(f"--set {path}: '{parts[depth - 1]}' is a plain value and has no '{part}'")
         if last:
-            here[key] = yaml.load(text, _Loader)  # type: ignore[index]
+            here[key] = _value(text, f"--set {override}")  # type: ignore[index]
         elif isinstance(here, dict):
             here = here.setdefault(str(key), {})
         else:
@@ -249,7 +266,8 @@ def _long_form(raw: Mapping[str, JSON]) -> dict[str, JSON]:
     """Turn the short spellings of steps into the models' fields."""
     full = dict(raw)
     if isinstance(full.get("tune"), dict):
-        full["tune"] = {"step": "tune", "backbone": full.get("backbone"), **full["tune"]}
+        own = {"backbone": full["backbone"]} if full.get("backbone") is not None else {}
+        full["tune"] = {"step": "tune", **own, **full["tune"]}
     if isinstance(full.get("tuned"), dict):
         full["tuned"] = {"step": "load", "backbone": full.get("backbone"), **full["tuned"]}
     if isinstance(full.get("variants"), dict):
@@ -284,6 +302,15 @@ def _listed(title: str, found: Sequence[str]) -> str:
     return f"{title}: {len(found)} problems" + "".join(f"\n  {line}" for line in found)
 
 
+def _as_written(line: str, raw: Mapping[str, JSON]) -> str:
+    """A problem's sentence with the path where its author gave the backbone, which is a setting of the trunk."""
+    for trunk in ("tune", TRUNK):
+        given = raw.get(trunk)
+        if not (isinstance(given, Mapping) and "backbone" in given) and line.startswith(f"{trunk}.backbone"):
+            return line.removeprefix(f"{trunk}.")
+    return line
+
+
 def _needs(variant: Variant) -> set[str]:
     """Names of the artifacts a variant is made from."""
     names = {variant.source} if variant.source else set()
@@ -313,8 +340,6 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
     """Names that do not exist and steps in an impossible order, each with its path."""
     if recipe.tune and recipe.tuned:
         yield "tune, tuned: give one of them: training settings, or a finished checkpoint"
-    if recipe.tune and recipe.tune.backbone is None:
-        yield "backbone: missing; say which pretrained network to fine-tune, e.g. {timm: resnet18, weights: hub}"
     if "fp32" not in recipe.variants:
         yield "variants.fp32: missing; it is what every other variant is compared with"
     forms: dict[str, Form] = {TRUNK: Form.TORCH} if recipe.trunk else {}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from toolchain.artifact import Artifact, Form
 from toolchain.data.dataset import Data
 from toolchain.device import Device
+from toolchain.errors import RecipeError
 from toolchain.progress import Progress
 from toolchain.record import Measurement
 
@@ -46,6 +47,7 @@ class Step(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    step: str
     takes: ClassVar[Mapping[str, Form]]
     gives: ClassVar[Form]
     version: ClassVar[int] = 1
@@ -59,6 +61,12 @@ class Step(BaseModel, ABC):
     def roots(self) -> Mapping[str, Path]:
         """Files the settings name, by setting; their content (not their path) goes into the key."""
         return {}
+
+    def check(self) -> None:
+        """Raise ToolchainError when a file that the settings name cannot be used; asked before any training."""
+        for setting, path in self.roots().items():
+            if not path.exists():
+                raise RecipeError(f"{self.step}.{setting}: {path}: no such file or folder")
 
     def resolved(self) -> Self:
         """These settings with every "auto" that depends on this host replaced by a fixed value.

@@ -30,7 +30,10 @@ from pydantic import ValidationError
 from toolchain.errors import HostError, ToolchainError
 from toolchain.record import JSON, Measurement, Record
 
-_HOST_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE}
+_HOST_FAULTS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
+    errno.ENOTDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,11 @@ class Store:
         """The keys each named run needs."""
         found = {}
         for path in sorted((self.root / "runs").glob("*.json")):
-            content = json.loads(path.read_text())
-            found[str(content["name"])] = [str(key) for key in content["keys"]]
+            try:
+                content = json.loads(path.read_text())
+                found[str(content["name"])] = [str(key) for key in content["keys"]]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ToolchainError(f"{path}: damaged; delete it, and start that run again") from error
         return found
 
     def entries(self) -> list[Entry]:
@@ -214,6 +220,8 @@ class Work:
             raise HostError(
                 f"{self.store.root}: the disk is full; free some space and start again, finished work is kept"
             ) from error
+        if isinstance(error, OSError) and error.errno in _HOST_FAULTS:
+            raise _told(error, self.store.root) from error
 
 
 @contextmanager
@@ -224,8 +232,12 @@ def host_faults(where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _HOST_FAULTS:
             raise
-        reason = os.strerror(error.errno or 0)
-        raise HostError(f"{error.filename or where}: {reason}; mend that and start again") from error
+        raise _told(error, where) from error
+
+
+def _told(error: OSError, where: Path) -> HostError:
+    reason = os.strerror(error.errno or 0)
+    return HostError(f"{error.filename or where}: {reason}; mend that and start again")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -60,12 +60,18 @@ def killed(recipe: str, folder: Path, kills: int, span: float, seed: int) -> lis
 def onnx_files(folder: Path) -> dict[str, str]:
     """sha256 of every ONNX file, by the key of the artifact it lies in."""
     entries = Store(folder / "store").entries()
-    return {f"{e.record.step}/{e.record.key}/{p.name}": hash_path(p) for e in entries for p in e.folder.glob("*.onnx")}
+    return {
+        f"{e.record.step}/{e.record.key}/{p.name}": hash_path(p)
+        for e in entries
+        for p in e.folder.glob("*.onnx")
+    }
 
 
 def main() -> int:
     """Compare, record, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -76,10 +82,12 @@ def main() -> int:
         undisturbed(asked.recipe, Path(second))
         one, two = onnx_files(Path(first)), onnx_files(Path(second))
     same = one == two and bool(one)
-    record = {
-        "recipe": asked.recipe, "kills": len(moments), "moments_s": moments, "undisturbed_s": round(seconds, 1),
-        "files": len(one), "same": same, "host": host.facts(),
+    row = {
+        "recipe": asked.recipe, "kills": len(moments), "undisturbed run, s": round(seconds, 1),
+        "ONNX files compared": len(one), "same bytes": same,
     }  # fmt: skip
+    what = "Runs killed with SIGKILL at random moments and restarted, against an undisturbed run in another folder"
+    record = {"what": what, "rows": [row], "moments_s": moments, "host": host.facts()}
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{len(one)} ONNX files, {'all the same' if same else 'NOT the same'} after {len(moments)} kills")
     return 0 if same and len(moments) == asked.kills else 1

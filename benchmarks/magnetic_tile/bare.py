@@ -1,6 +1,6 @@
 """The bare script to beat: MobileNetV2 at 224, AdamW, 20 epochs, nothing else. One fold a call, resumable by fold.
 
-    python benchmarks/magnetic_tile/bare.py        # all folds that are not done yet (hours on a small CPU)
+python benchmarks/magnetic_tile/bare.py        # all folds that are not done yet (hours on a small CPU)
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def main() -> None:
             row = {"held": held.tolist(), "probabilities": np.round(answers, 5).tolist(),
                    "seconds": round(time.time() - started), "threads": torch.get_num_threads()}  # fmt: skip
             target.write_text(json.dumps(row))
-            print(f"fold {fold + 1} of {FOLDS}: {(answers.argmax(1) == found.labels[held]).mean():.3f} top-1", flush=True)
+            print(
+                f"fold {fold + 1} of {FOLDS}: {(answers.argmax(1) == found.labels[held]).mean():.3f} top-1",
+                flush=True,
+            )
 
 
 def prepared(path: Path) -> torch.Tensor:
@@ -48,7 +51,9 @@ def fit(x: torch.Tensor, y: torch.Tensor, train: torch.Tensor, classes: int, see
     """Plain fine-tuning of the whole network."""
     torch.manual_seed(seed)
     model = timm.create_model("mobilenetv2_100", pad_type="same")
-    model.load_state_dict(torch.load(folder() / "weights" / "mobilenetv2_100_imagenet.pth", weights_only=True))
+    model.load_state_dict(
+        torch.load(folder() / "weights" / "mobilenetv2_100_imagenet.pth", weights_only=True)
+    )
     model.reset_classifier(classes)
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
@@ -56,7 +61,9 @@ def fit(x: torch.Tensor, y: torch.Tensor, train: torch.Tensor, classes: int, see
         order = train[torch.randperm(len(train))]
         for batch in order.split(BATCH):
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(x[batch].contiguous(memory_format=torch.channels_last)), y[batch])
+            loss = torch.nn.functional.cross_entropy(
+                model(x[batch].contiguous(memory_format=torch.channels_last)), y[batch]
+            )
             loss.backward()
             optimizer.step()
         print(f"  epoch {epoch + 1} of {EPOCHS}: last loss {loss.item():.3f}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -65,6 +66,16 @@ def cli() -> None:
     """
 
 
+def _machine_failed(error: OSError) -> int:
+    """Tell what the operating system refused where no room knew better. Nobody reads any more: say nothing."""
+    if error.errno == errno.EPIPE:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it once more when it ends
+    else:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {where}{error.strerror or error}; mend that and start again", err=True)
+    return 1
+
+
 def main() -> None:
     """Run the command line; exit codes: 0 well, 1 the machine failed, 2 wrong input, 3 a gate or check failed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -79,6 +90,11 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.exit(_machine_failed(error))
+    except MemoryError:
+        click.echo("Error: this machine has no memory left; take smaller batches or pictures", err=True)
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped. Start the same command again to go on where it was.", err=True)
         sys.exit(130)

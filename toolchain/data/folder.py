@@ -46,7 +46,8 @@ class Search:
 def find(root: Path) -> Search:
     """Find the pictures below `root`: CLASS/… or SPLIT/CLASS/… where SPLIT is train, val or test.
 
-    Raises DataError when `root` is no folder, holds val or test without train, or cannot be read.
+    Raises DataError when `root` is no folder, holds val or test without train, or one of the three without
+    pictures, or cannot be read.
     """
     if not root.is_dir():
         raise DataError(
@@ -75,7 +76,10 @@ def _search(root: Path) -> Search:
     others = [path.name for path in _folders(root) if path.name not in splits]
     search.ignored.update(["folders beside the splits"] * len(others))
     for name, split in sorted(splits.items()):
+        before = len(search.pictures)
         _classes(root, root / name, split, search)
+        if len(search.pictures) == before:
+            raise DataError(f"{root / name}: no pictures in class folders; add some, or remove the folder")
     return search
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toolchain.backbones.network import Network
 from toolchain.data.augment import Augmenter
 from toolchain.data.loader import Batch, Batches, EvalBatches, Loading, weights_by_class
-from toolchain.errors import TrainingError
+from toolchain.errors import HostError, TrainingError
 from toolchain.learn import curves
 from toolchain.learn.checkpoint import Checkpoint, identity
 from toolchain.learn.curves import Curves, EpochRow
@@ -65,7 +65,7 @@ def fit(
     }
     begun = identity(facts, [model] if teacher is None else [model, teacher])
     checkpoint = Checkpoint(context.scratch / "checkpoint", begun)
-    with _repeatable():
+    with _repeatable(), _memory(training, context):
         return _Run(model, network, training, context, _Teaching(teacher, distill)).go(checkpoint)
 
 
@@ -79,6 +79,21 @@ def _repeatable() -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.deterministic = before
+
+
+@contextmanager
+def _memory(training: Training, context: Context) -> Iterator[None]:
+    """Say what helps when there is no memory left; on the CPU torch has no type of its own for that."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        raise HostError(
+            f"no memory left on '{context.device.name}': take a smaller batch_size than {training.batch_size} "
+            "(accumulate makes up for it) or smaller pictures"
+        ) from error
 
 
 @dataclass(frozen=True)

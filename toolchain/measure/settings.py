@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Measure(BaseModel):
@@ -25,3 +25,9 @@ class Measure(BaseModel):
     calls: int = Field(default=30, ge=10, le=1000)
     drop: int = Field(default=5, ge=0, le=100)
     spinning: bool = False
+
+    @model_validator(mode="after")
+    def _some_left(self) -> Self:
+        if self.drop >= self.calls:
+            raise ValueError(f"drop {self.drop} of {self.calls} calls a block leaves none: take fewer")
+        return self

@@ -59,7 +59,7 @@ def decode(
             turn = _UPRIGHT.get(_orientation(image))
             rgb = _rgb(image, label)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise PictureError(f"{label}: {e}") from e
+        raise PictureError(f"{label}: more pixels than are allowed; make it smaller ({e})") from e
     except _DAMAGE as e:
         raise PictureError(f"{label}: damaged or cut short, it cannot be decoded ({_reason(e)})") from e
     return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8, order="C")

@@ -60,6 +60,11 @@ class Adopt(Step):
         """The ONNX file."""
         return {"file": self.file}
 
+    def check(self) -> None:
+        """Raise ModelError when the file is no classifier that could be adopted."""
+        super().check()
+        self._read()
+
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Check the file, bring it into the toolchain's form, and compare the two on validation pictures.
 
@@ -70,10 +75,8 @@ class Adopt(Step):
         sample = [self._prepared(val.picture(index)) for index in choose(val, _SAMPLE)]
         if not sample:
             raise DataError("an adopted file is tried on validation pictures, and there are none")
-        given = graph.read(self.file)
+        given = self._read()
         try:
-            graph.require_float(given)
-            _require_classifier(given, self.preprocess)
             _end_in_logits(given, sample)
             order = self._order(_answers(given, sample).shape[1], context.data)
             adopted = _simplified(given)
@@ -88,6 +91,15 @@ class Adopt(Step):
             *graph.sizes(context.out),
             *self._compare(given, order, context),
         )
+
+    def _read(self) -> ModelProto:
+        given = graph.read(self.file)
+        try:
+            graph.require_float(given)
+            _require_classifier(given, self.preprocess)
+        except ModelError as error:
+            raise ModelError(f"{self.file}: {error}") from error
+        return given
 
     def _order(self, classes: int, data: Data) -> list[int] | None:
         """Which output each of the data's labels is; None when the orders are the same."""
