@@ -56,3 +56,19 @@ wheelhouse: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist wheelhouse runs .toolchain
+
+.PHONY: bench-kill bench-throughput bench-imagenet bench-transfer bench-table
+bench-kill: setup
+	$(BIN)/python benchmarks/kill/run.py
+
+bench-throughput: setup
+	$(BIN)/python benchmarks/throughput/run.py
+
+bench-imagenet: setup
+	$(BIN)/python benchmarks/imagenet_sample/run.py
+
+bench-transfer: setup
+	$(BIN)/python -m benchmarks.transfer.digits --out benchmarks/results/transfer_digits.json
+
+bench-table: setup
+	$(BIN)/python benchmarks/table.py

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from toolchain.runtime.session import Session
 
 from toolchain.artifact import Artifact
 from toolchain.data.dataset import PictureSet
 from toolchain.errors import ModelError
+from toolchain.runtime.session import Session
 
 FILE = "probabilities.npy"
 

@@ -15,11 +15,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from toolchain.runtime.session import Session
 
 from toolchain.artifact import Artifact
 from toolchain.data.dataset import Picture, PictureSet
 from toolchain.measure.settings import Measure
+from toolchain.runtime.session import Session
 from toolchain.runtime.timing import alternate, interleave
 
 File = Literal["plain", "fused"]
