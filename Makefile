@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/toolchain run quickstart --out runs/quickstart
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
