@@ -105,7 +105,7 @@ def _processor() -> Finding:
     facts, isa = host.facts(), host.isa()
     what = f"{facts['cpu']}, {facts['cores']} cores, {isa}"
     if isa.startswith("x86") and not host.has_vnni():
-        note = "8-bit u8s8 saturates on this processor: 'quantize' takes 7-bit weights by itself (weight_bits: auto)"
+        note = "8-bit u8s8 saturates on this processor: 'quantize' chooses weights that cannot (weight_bits: auto)"
         return Finding("processor", "note", what + ", no VNNI", note)
     return Finding("processor", "ok", what)
 

@@ -1,4 +1,4 @@
-"""Recipes: the only reader of YAML. Names and lists, no logic; every problem is told with its path.
+"""Recipes: what may stand in one, and what it means. Names and lists, no logic; every problem is told with its path.
 
     name: surface-inspection
     data: {folder: ./tiles}
@@ -15,14 +15,12 @@ Paths are relative to the recipe's folder; `${NAME}` and `${NAME:-default}` take
 
 from __future__ import annotations
 
-import os
-import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolchain.artifact import Form
@@ -31,6 +29,7 @@ from toolchain.data.settings import DataSettings
 from toolchain.errors import RecipeError
 from toolchain.measure.settings import Measure
 from toolchain.recipe_problems import nearest, problems
+from toolchain.recipe_text import expand, parse, set_value
 from toolchain.record import JSON
 from toolchain.steps import Adopt, AnyStep, Load, Tune
 
@@ -128,9 +127,9 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Path | None = 
     Raises RecipeError listing every problem with its YAML path.
     """
     path = find(source)
-    raw = _parse(path)
+    raw = parse(path)
     for override in overrides:
-        _override(raw, override)
+        set_value(raw, override)
     if data is not None:
         raw["data"] = _with_folder(raw.get("data"), data)
     return build(raw, path.parent, path.name)
@@ -138,7 +137,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Path | None = 
 
 def build(raw: Mapping[str, JSON], base: Path, title: str = "recipe") -> Recipe:
     """Make a Recipe of parsed YAML. `base` is the folder that relative paths start from."""
-    expanded = _long_form(_expand(raw, ""))
+    expanded = _long_form(expand(raw))
     try:
         recipe = Recipe.model_validate(expanded)
     except ValidationError as error:
@@ -151,8 +150,9 @@ def build(raw: Mapping[str, JSON], base: Path, title: str = "recipe") -> Recipe:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the toolchain, by name."""
-    folder = Path(__file__).resolve().parent.parent / "recipes"
+    """The recipes that come with the toolchain, by name: of the checkout, or where a wheel put them."""
+    checkout = Path(__file__).resolve().parent.parent / "recipes"
+    folder = checkout if checkout.is_dir() else Path(sys.prefix, "share", "toolchain", "recipes")
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -170,96 +170,11 @@ def find(source: str | Path) -> Path:
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a setting's name must be plain text (quote a value that starts with { or [)",
-                    key.start_mark,
-                )  # fmt: skip
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key.value}' is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(path: Path) -> dict[str, JSON]:
-    try:
-        raw = _value(path.read_text(encoding="utf-8"), path.name)
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path.name}: not readable as YAML, it is no UTF-8 text ({error.reason})"
-        ) from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path.name}: a recipe is a mapping (name:, data:, variants:, …), this is not")
-    return raw
-
-
-def _value(text: str, source: str) -> JSON:
-    """What a YAML text says; RecipeError naming the line."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{source}{line}: not readable as YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from None
-
-
 def _with_folder(given: JSON, folder: Path) -> JSON:
     """The data section for another image folder; split and duplicate settings stay."""
     kept = given if isinstance(given, dict) else {}
     sources = ("folder", "csv", "root", "source", "groups")
     return {**{k: v for k, v in kept.items() if k not in sources}, "folder": str(folder.resolve())}
-
-
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-
-
-def _expand(value: JSON, path: str) -> JSON:
-    """Replace `${NAME}` and `${NAME:-default}` in every string."""
-    if isinstance(value, Mapping):
-        return {key: _expand(item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replaced(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1]) or match[2]
-        if found is None:
-            raise RecipeError(f"{path}: the environment variable {match[1]} is not set; export {match[1]}=…")
-        return found
-
-    return _VARIABLE.sub(replaced, value)
-
-
-def _override(raw: dict[str, JSON], override: str) -> None:
-    """Set one value of the raw recipe: path=value, with names and [index] in the path."""
-    path, equals, text = override.partition("=")
-    parts = re.findall(r"[^.\[\]]+", path)
-    if not equals or not parts:
-        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set tune.epochs=3")
-    here: JSON = raw
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        key: int | str = int(part) if isinstance(here, list) and part.isdigit() else part
-        if isinstance(here, list) and (not isinstance(key, int) or key >= len(here)):
-            raise RecipeError(f"--set {path}: the list has {len(here)} items, '{part}' is none of them")
-        if not isinstance(here, dict | list):
-            raise RecipeError(f"--set {path}: '{parts[depth - 1]}' is a plain value and has no '{part}'")
-        if last:
-            here[key] = _value(text, f"--set {override}")  # type: ignore[index]
-        elif isinstance(here, dict):
-            here = here.setdefault(str(key), {})
-        else:
-            here = here[key]  # type: ignore[index]
 
 
 def _long_form(raw: Mapping[str, JSON]) -> dict[str, JSON]:

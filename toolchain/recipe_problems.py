@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+# What pydantic calls the branches of a setting of several types.
+_TYPE = re.compile(r"constrained-\w+|(tuple|dict|list|literal|lax-or-strict|function-\w+)\[.*")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -17,12 +21,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One sentence for each problem, with the path as the recipe's author wrote it."""
-    return [_sentence(item, model) for item in error.errors(include_url=False)]
+    """One sentence for each setting in question, with the path as the recipe's author wrote it."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        sentence = _sentence(item, model)
+        found.setdefault(_path(_written(item["loc"])), []).append(sentence)
+    # A setting that may be one of several types has a problem with each of them.
+    return [
+        first + "".join(f", or {other.removeprefix(f'{path}: ')}" for other in others)
+        for path, (first, *others) in found.items()
+    ]
+
+
+def _written(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location without the types that pydantic puts into it where several are possible."""
+    return tuple(part for part in location if isinstance(part, int) or not _TYPE.fullmatch(part))
 
 
 def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
-    path, kind, given = _path(item["loc"]), item["type"], item.get("input")
+    path, kind, given = _path(_written(item["loc"])), item["type"], item.get("input")
     context = item.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{path}: unknown setting{nearest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
@@ -30,6 +47,8 @@ def _sentence(item: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{path}: missing"
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         named = str(context.get("tag") or given)
+        if isinstance(given, dict) and "step" not in given:
+            return f"{path}: a step is its name, or one name with its settings: {{prune: {{ratio: 0.5}}}}"
         known = [name.strip(" '") for name in str(context.get("expected_tags", "")).split(",")]
         listed = f"; known: {', '.join(known)}" if any(known) else ""
         return f"{path}: unknown step '{named}'{nearest(named, known)}{listed}"
