@@ -44,7 +44,11 @@ def main() -> int:
 
 def section(record: dict[str, Any]) -> str:
     """One record as a heading, a table and the machine."""
-    rows = record["rows"] if "rows" in record else [*cases(record["cases"])]
+    rows = (
+        record["rows"]
+        if "rows" in record
+        else [*(cases(record["cases"]) if "cases" in record else files(record))]
+    )
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(shown(row.get(name)) for name in columns) for row in rows]
@@ -54,6 +58,13 @@ def section(record: dict[str, Any]) -> str:
     return (
         f"\n## {record['what']}\n\n{table}\n\nMeasured on {where}. {record.get('note', '')}".rstrip() + "\n"
     )
+
+
+def files(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of a record of ONNX files: accuracy of each, and the interleaved speed of those that were timed."""
+    for name, scored in record["accuracy"].items():
+        timed = record["speed"].get(name, {}).get("interleaved", {})
+        yield {"file": name, **scored, "bytes": record["bytes"].get(name), **timed}
 
 
 def cases(named: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:

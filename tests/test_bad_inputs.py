@@ -1,517 +1,295 @@
-"""Every kind of bad input through the command line: one clear sentence, the right exit code, nothing half done.
-
-The table is the functions marked with @kind: each prepares something bad and gives the command's arguments.
-"""
+"""Every kind of bad input through the command line: one clear sentence, the right exit code, nothing half done."""
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import requests
-import torch
-from bad_files import Bomb, classifier, hollow_picture, tampered
-from PIL import Image
+from bad_files import (
+    Bench,
+    classifier,
+    disk_full,
+    edit_manifest,
+    flip_a_byte,
+    hollow_picture,
+    memory_full,
+)
 from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
 
-from toolchain.backbones import hub
+from toolchain.learn import loop
 from toolchain.learn.checkpoint import Checkpoint
-from toolchain.runtime import providers
 from toolchain.store import Store, hash_path
 
-PREPROCESS = {
-    "height": 32, "width": 32, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center",
-    "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
-}  # fmt: skip
-
-
-@dataclass
-class Bench:
-    """A folder to spoil things in, a finished run to copy from, and what must not exist afterwards."""
-
-    folder: Path
-    done: TinyRun
-    patch: pytest.MonkeyPatch
-    forbidden: list[Path] = field(default_factory=list)
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    @property
-    def store(self) -> Path:
-        return self.folder / "store"
-
-    def pictures(self, **options: Any) -> Path:
-        return tiny_pictures(self.folder / "pictures", **options)
-
-    def recipe(self, pictures: Path | None = None, **changes: Any) -> Path:
-        return tiny_recipe(self.folder, pictures or self.pictures(), **changes)
-
-    def run(self, *more: object, pictures: Path | None = None, **changes: Any) -> list[object]:
-        """The arguments of `run` for a recipe with these changes."""
-        recipe = self.recipe(pictures, **changes)
-        return ["run", recipe, "--out", self.out, "--store", self.store, *more]
-
-    def adopt(self, model: bytes | onnx.ModelProto) -> list[object]:
-        """The arguments of `run` for a foreign ONNX file."""
-        content = model if isinstance(model, bytes) else model.SerializeToString()
-        (self.folder / "foreign.onnx").write_bytes(content)
-        step = {"file": str(self.folder / "foreign.onnx"), "preprocess": PREPROCESS}
-        return self.run(backbone=None, tune=None, variants={"fp32": {"adopt": step}})
-
-    def weights(self, file: Path, **backbone: Any) -> list[object]:
-        """The arguments of `run` for a backbone with weights from a file."""
-        return self.run(backbone={"timm": "resnet10t", "weights": str(file), **backbone})
-
-    def bundle(self) -> Path:
-        """A copy of the finished run's bundle."""
-        return Path(shutil.copytree(self.done.bundle, self.folder / "bundle"))
-
-    def tuned(self) -> Path:
-        """The network that the finished run trained, as the store keeps it."""
-        return next(e.folder for e in Store(self.done.store).entries() if e.record.step == "tune")
+LEVIT = {"timm": "levit_128s", "kwargs": {"depth": [1, 1, 1]}, "weights": "random"}
+PRUNED = {
+    "fp32": {"from": "tuned", "steps": ["export"]},
+    "p": {"from": "tuned", "steps": ["prune", "export"]},
+}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of bad input. `finished`: the steps that may be in the store afterwards; `real`: as a process."""
+    """One kind of bad input: exit code, what the sentence says, and how the command's arguments are made.
 
-    prepare: Callable[[Bench], list[object]]
+    finished: the steps that went well before it, and may be in the store. real: as a process of its own.
+    """
+
+    name: str
     code: int
     says: str
-    finished: frozenset[str]
-    real: bool
-
-    @property
-    def name(self) -> str:
-        return self.prepare.__name__
-
-
-KINDS: list[Kind] = []
-
-
-def kind(
-    code: int, says: str, finished: tuple[str, ...] = (), real: bool = False
-) -> Callable[[Callable[[Bench], list[object]]], None]:
-    def add(prepare: Callable[[Bench], list[object]]) -> None:
-        KINDS.append(Kind(prepare, code, says, frozenset(finished), real))
-
-    return add
-
-
-# ---- the recipe and the command
-
-
-@kind(2, r"recipe\.yaml: tune\.epoch: unknown setting \(did you mean 'epochs'\?\)", real=True)
-def typo_in_a_recipe(bench: Bench) -> list[object]:
-    return bench.run(tune={"epoch": 1})
-
-
-@kind(2, r"recipe\.yaml line 2: ")
-def broken_yaml(bench: Bench) -> list[object]:
-    arguments = bench.run()
-    Path(str(arguments[1])).write_text("name: tiny\ndata: {folder: [}\n")
-    return arguments
-
-
-@kind(2, r"recipe\.yaml: .*not readable as YAML")
-def recipe_that_is_no_text(bench: Bench) -> list[object]:
-    arguments = bench.run()
-    Path(str(arguments[1])).write_bytes(b"\xff\xfe\x00name")
-    return arguments
-
-
-@kind(2, r"quikstart: no such recipe file.*did you mean 'quickstart'")
-def missing_recipe(bench: Bench) -> list[object]:
-    return ["run", "quikstart"]
-
-
-@kind(2, r"--set tune\.epochs: write it as path=value")
-def malformed_set(bench: Bench) -> list[object]:
-    return bench.run("--set", "tune.epochs")
-
-
-@kind(2, r"--set tune\.epochs=\[1: .*YAML")
-def set_to_broken_yaml(bench: Bench) -> list[object]:
-    return bench.run("--set", "tune.epochs=[1")
-
-
-@kind(2, r"--set variants\.fp32\.steps\[4\]\.export: the list has 1 items")
-def set_beyond_a_list(bench: Bench) -> list[object]:
-    return bench.run("--set", "variants.fp32.steps[4].export=1")
-
-
-@kind(2, r"--until tund: there is no such artifact \(did you mean 'tuned'\?\)")
-def unknown_until(bench: Bench) -> list[object]:
-    return bench.run("--until", "tund")
-
-
-@kind(2, r"gates\.min_recall: there is no class rde; known: blue, green, red", ("inspect",))
-def gate_for_an_unknown_class(bench: Bench) -> list[object]:
-    return bench.run(gates={"min_recall": {"rde": 50}})
-
-
-@kind(2, r"variants\.fp32: missing")
-def no_variants(bench: Bench) -> list[object]:
-    return bench.run(variants={})
-
-
-@kind(2, r"measure.*drop.*calls")
-def every_call_dropped(bench: Bench) -> list[object]:
-    return bench.run(measure={"providers": ["cpu"], "calls": 10, "drop": 20})
-
-
-# ---- pictures
-
-
-@kind(2, r"nowhere: no such folder; data\.folder holds")
-def missing_data_folder(bench: Bench) -> list[object]:
-    return bench.run(pictures=bench.folder / "nowhere")
-
-
-@kind(
-    2,
-    r"1 pictures cannot be read: train/red/00\.jpg: damaged or cut short.*data\.unreadable: drop",
-    ("inspect",),
-)
-def truncated_jpeg_in_train(bench: Bench) -> list[object]:
-    pictures = bench.pictures(suffix="jpg")
-    path = pictures / "train" / "red" / "00.jpg"
-    path.write_bytes(path.read_bytes()[:-200])
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"1 pictures cannot be read: train/red/zz\.jpg: not a picture of a known format", ("inspect",))
-def text_file_named_jpg(bench: Bench) -> list[object]:
-    pictures = bench.pictures()
-    (pictures / "train" / "red" / "zz.jpg").write_text("a letter")
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"1 pictures cannot be read: val/red/zz\.png: .*60000 x 60000 pixels are more than", ("inspect",))
-def decompression_bomb(bench: Bench) -> list[object]:
-    pictures = bench.pictures()
-    (pictures / "val" / "red" / "zz.png").write_bytes(hollow_picture(60_000, 60_000))
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"pictures: all 24 pictures are of one class, 'red'; two are needed")
-def one_class(bench: Bench) -> list[object]:
-    return bench.run(pictures=bench.pictures(labels=("red",)))
-
-
-@kind(2, r"pictures: test has pictures of 'yellow', but train has none to learn from")
-def class_that_only_test_has(bench: Bench) -> list[object]:
-    pictures = bench.pictures()
-    shutil.copytree(pictures / "test" / "red", pictures / "test" / "yellow")
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"pictures: .*'red', but train has none to learn from")
-def empty_class_folder(bench: Bench) -> list[object]:
-    pictures = bench.pictures()
-    for path in (pictures / "train" / "red").iterdir():
-        path.unlink()
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"pictures/val: .*no pictures.*add some, or remove the folder")
-def val_without_pictures(bench: Bench) -> list[object]:
-    pictures = bench.pictures()
-    for path in (pictures / "val").rglob("*.png"):
-        path.unlink()
-    return bench.run(pictures=pictures)
-
-
-@kind(2, r"val has no readable picture", ("inspect",))
-def val_without_readable_pictures(bench: Bench) -> list[object]:
-    pictures = bench.pictures(counts={"train": 12, "val": 1, "test": 6})
-    for path in (pictures / "val").rglob("*.png"):
-        path.write_bytes(path.read_bytes()[:60])
-    return bench.run(pictures=pictures, data={"folder": str(pictures), "unreadable": "drop"})
-
-
-@kind(
-    2, r"list\.csv: has no column 'label' \(it has path, kind\); rename one, or name it under data\.columns"
-)
-def csv_without_labels(bench: Bench) -> list[object]:
-    (bench.folder / "list.csv").write_text("path,kind\na.png,red\n")
-    return bench.run(data={"csv": "list.csv"})
-
-
-@kind(2, r"list\.csv, line 3: there is no file .*b\.png")
-def csv_with_a_missing_file(bench: Bench) -> list[object]:
-    Image.new("RGB", (8, 8)).save(bench.folder / "a.png")
-    (bench.folder / "list.csv").write_text("path,label\na.png,red\nb.png,blue\n")
-    return bench.run(data={"csv": "list.csv"})
-
-
-# ---- devices
-
-
-@kind(
-    2,
-    r"device 'cuda' was asked for, but torch finds no usable GPU: run 'toolchain doctor', or take --device cpu",
-)
-def device_cuda_without_a_gpu(bench: Bench) -> list[object]:
-    bench.patch.setattr(torch.cuda, "is_available", lambda: False)  # noqa: TID251
-    return bench.run("--device", "cuda")
-
-
-@kind(2, r"provider 'cuda' was asked for, but .*no GPU")
-def provider_cuda_without_a_gpu(bench: Bench) -> list[object]:
-    bench.patch.setattr(providers, "_driver", lambda: ((), "the driver shows this process no GPU"))
-    bench.patch.setattr(providers, "_why_not", providers._why_not.__wrapped__)
-    return bench.run(measure={"providers": ["cuda"]})
-
-
-# ---- networks and weights
-
-
-@kind(2, r"timm has no model 'resnet10u' \(did you mean 'resnet10t'\?\)")
-def unknown_timm_model(bench: Bench) -> list[object]:
-    return bench.run(backbone={"timm": "resnet10u"})
-
-
-@kind(2, r"backbone\.bundled: no bundled backbone 'nanno'; known: nano")
-def unknown_bundled_backbone(bench: Bench) -> list[object]:
-    return bench.run(backbone={"bundled": "nanno"})
-
-
-@kind(2, r"levit_128s' cannot be pruned .*take out the prune step")
-def architecture_that_cannot_be_pruned(bench: Bench) -> list[object]:
-    levit = {"timm": "levit_128s", "kwargs": {"depth": [1, 1, 1]}, "weights": "random"}
-    steps = [{"prune": {}}, "export"]
-    return bench.run(backbone=levit, variants={"fp32": {"from": "tuned", "steps": ["export"]},
-                                               "pruned": {"from": "tuned", "steps": steps}})  # fmt: skip
-
-
-@kind(2, r"none\.safetensors: no such weights file")
-def missing_weights(bench: Bench) -> list[object]:
-    return bench.weights(bench.folder / "none.safetensors")
-
-
-@kind(2, r"bomb\.pth: refused, because it is damaged or carries more than tensors", ("inspect",))
-def pickle_bomb_as_weights(bench: Bench) -> list[object]:
-    bench.forbidden.append(bench.folder / "exploded")
-    torch.save({"fc.weight": Bomb(bench.forbidden[0])}, bench.folder / "bomb.pth")
-    return bench.weights(bench.folder / "bomb.pth")
-
-
-@kind(2, r"weights\.safetensors: does not fit timm's mobilenetv3_small_050: it lacks", ("inspect",))
-def weights_of_another_architecture(bench: Bench) -> list[object]:
-    return bench.weights(bench.tuned() / "weights.safetensors", timm="mobilenetv3_small_050")
-
-
-@kind(2, r"tuned\.file|checkpoint.*no such", ("inspect",))
-def missing_checkpoint(bench: Bench) -> list[object]:
-    return bench.run(tune=None, backbone=None, tuned={"file": "nowhere"})
-
-
-@kind(2, r"made for the labels \(blue, green, red\), the data have \(blue, green, rust\)", ("inspect",))
-def labels_in_another_order(bench: Bench) -> list[object]:
-    pictures = bench.pictures(labels=("blue", "green", "rust"))
-    return bench.run(pictures=pictures, tune=None, backbone=None, tuned={"file": str(bench.tuned())})
-
-
-@kind(
-    2, r"weights of 'resnet10t' could not be downloaded .*give weights: FILE or weights: random", ("inspect",)
-)
-def hub_without_network(bench: Bench) -> list[object]:
-    def fail(*_: object, **__: object) -> None:
-        raise requests.ConnectionError("no route to host")
-
-    bench.patch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
-    bench.patch.setattr(requests.Session, "request", fail)
-    return bench.run(backbone={"timm": "resnet10t"})
-
-
-@kind(2, r"the loss (on val )?became (nan|inf).*take a lower lr than 1e\+09", ("inspect",))
-def learning_rate_far_too_high(bench: Bench) -> list[object]:
-    return bench.run(tune={"epochs": 4, "batch_size": 8, "lr": 1e9, "optimizer": "sgd"})
-
-
-# ---- foreign ONNX files
-
-
-@kind(2, r"foreign\.onnx: not an ONNX file")
-def foreign_garbage(bench: Bench) -> list[object]:
-    return bench.adopt(np.random.default_rng(0).bytes(1000))
-
-
-@kind(2, r"foreign\.onnx: it has 2 inputs and 1 outputs, and a picture classifier has one of each")
-def foreign_file_that_is_no_classifier(bench: Bench) -> list[object]:
-    return bench.adopt(classifier(3, inputs=2))
-
-
-@kind(2, r"foreign\.onnx: it has 5 outputs, but there are 3 labels", ("inspect",))
-def foreign_file_with_other_classes(bench: Bench) -> list[object]:
-    return bench.adopt(classifier(5))
-
-
-@kind(2, r"foreign\.onnx: keeps weights outside its folder \('\.\./secret'\); refused")
-def foreign_file_with_weights_outside(bench: Bench) -> list[object]:
-    (bench.folder.parent / "secret").write_bytes(bytes(4 * 3 * 3))
-    return bench.adopt(classifier(3, external="../secret"))
-
-
-# ---- bundles and runs
-
-
-@kind(3, r"not the bundle that was measured: model\.onnx: its content differs from its sha256", real=True)
-def bundle_with_a_flipped_byte(bench: Bench) -> list[object]:
-    return ["verify", tampered(bench.bundle(), "flip")]
-
-
-@kind(3, r"manifest\.json: its identity is not that of its fields and files")
-def bundle_with_an_edited_manifest(bench: Bench) -> list[object]:
-    return ["verify", tampered(bench.bundle(), "edit")]
-
-
-@kind(3, r"extra\.bin: not listed in manifest\.json")
-def bundle_with_a_file_added(bench: Bench) -> list[object]:
-    return ["verify", tampered(bench.bundle(), "add")]
-
-
-@kind(3, r"model\.onnx: its content differs from its sha256")
-def predicting_with_a_tampered_bundle(bench: Bench) -> list[object]:
-    return ["predict", tampered(bench.bundle(), "flip"), bench.pictures() / "test"]
-
-
-@kind(2, r"nowhere: no such folder")
-def missing_bundle(bench: Bench) -> list[object]:
-    return ["verify", bench.folder / "nowhere"]
-
-
-@kind(2, r"letter\.jpg: not a picture of a known format", real=True)
-def predicting_what_is_no_picture(bench: Bench) -> list[object]:
-    (bench.folder / "letter.jpg").write_text("a letter")
-    return ["predict", bench.done.bundle, bench.folder / "letter.jpg"]
-
-
-@kind(2, r"no report\.json here; give the folder of a finished run")
-def run_folder_without_a_report(bench: Bench) -> list[object]:
-    return ["report", bench.folder]
-
-
-@kind(2, r"report\.json: not a report of this version")
-def damaged_report(bench: Bench) -> list[object]:
-    (bench.folder / "report.json").write_text('{"run": {')
-    return ["report", bench.folder]
-
-
-@kind(2, r"there is no run named quick; known: tiny")
-def keeping_an_unknown_run(bench: Bench) -> list[object]:
-    store = shutil.copytree(bench.done.store, bench.folder / "copy")
-    return ["store", "--store", store, "clean", "--keep", "quick"]
-
-
-# ---- the machine
-
-
-@kind(1, r"/sys/toolchain: (Operation not permitted|Permission denied|Read-only file system); mend that")
-def store_without_permission(bench: Bench) -> list[object]:
-    return ["run", bench.recipe(), "--out", bench.out, "--store", "/sys/toolchain"]  # refuses root as well
-
-
-@kind(1, r"file/store: Not a directory")
-def store_below_a_file(bench: Bench) -> list[object]:
-    (bench.folder / "file").touch()
-    return ["run", bench.recipe(), "--out", bench.out, "--store", bench.folder / "file" / "store"]
-
-
-@kind(1, r"No space left on device; mend that and start again")
-def disk_full_at_the_first_step(bench: Bench) -> list[object]:
-    bench.patch.setattr(os, "fsync", full)
-    return bench.run()
-
-
-@kind(1, r"No space left on device; mend that and start again", ("inspect",))
-def disk_full_while_training(bench: Bench) -> list[object]:
-    bench.patch.setattr(Checkpoint, "save", full)
-    return bench.run()
-
-
-def full(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    arguments: Callable[[Bench], list[object]]
+    finished: tuple[str, ...] = ()
+    real: bool = False
+
+
+CHECKED = ("inspect",)  # the pictures were looked at before
+# fmt: off
+KINDS = [
+    # the recipe
+    Kind("typo in a recipe", 2, r"recipe\.yaml: tune\.epoch: unknown setting \(did you mean 'epochs'\?\)",
+         lambda b: b.run(tune={"epoch": 1}), real=True),
+    Kind("typo in a backbone is told once", 2, r"recipe\.yaml: backbone\.tim: unknown setting .*did you mean 'timm'",
+         lambda b: b.run(backbone={"timm": "resnet10t", "tim": "x"})),
+    Kind("broken YAML", 2, r"recipe\.yaml line 2: not readable as YAML",
+         lambda b: b.written("name: tiny\ndata: {folder: [}\n")),
+    Kind("template marks left in a recipe", 2, r"recipe\.yaml line 1: .*name must be plain text",
+         lambda b: b.written("data: {{folder}: x}\n")),
+    Kind("setting given twice", 2, r"recipe\.yaml line 2: .*'name' is given twice",
+         lambda b: b.written("name: a\nname: b\n")),
+    Kind("anchor within itself", 2, r"an anchor \(&name\) of the recipe is used within itself",
+         lambda b: b.written("name: &a [*a]\n")),
+    Kind("recipe that is no text", 2, r"recipe\.yaml: not readable as YAML, it is no UTF-8 text",
+         lambda b: b.written(b"\xff\xfe\x00name")),
+    Kind("recipe without a backbone", 2, r"recipe\.yaml: backbone: missing", lambda b: b.run(backbone=None)),
+    Kind("recipe without variants", 2, r"recipe\.yaml: variants\.fp32: missing", lambda b: b.run(variants={})),
+    Kind("unset environment variable", 2, r"data\.folder: the environment variable NOPE_7 is not set; export NOPE_7",
+         lambda b: b.run(data={"folder": "${NOPE_7}"})),
+    Kind("every timed call dropped", 2, r"measure: drop 20 of 10 calls a block leaves none",
+         lambda b: b.run(measure={"providers": ["cpu"], "calls": 10, "drop": 20})),
+    Kind("gate above 100 percent", 2, r"gates\.min_recall\.red: input should be less than or equal to 100, not 200",
+         lambda b: b.run(gates={"min_recall": {"red": 200}})),
+    Kind("gate for an unknown class", 2, r"gates\.min_recall: there is no class rde; known: blue, green, red",
+         lambda b: b.run(gates={"min_recall": {"rde": 50}}), CHECKED),
+    # the command
+    Kind("missing recipe", 2, r"quikstart: no such recipe file.*did you mean 'quickstart'",
+         lambda b: ["run", "quikstart"]),
+    Kind("malformed --set", 2, r"--set tune\.epochs: write it as path=value",
+         lambda b: b.run("--set", "tune.epochs")),
+    Kind("--set to broken YAML", 2, r"--set tune\.epochs=\[1 line 1: not readable as YAML",
+         lambda b: b.run("--set", "tune.epochs=[1")),
+    Kind("--set beyond a list", 2, r"--set variants\.fp32\.steps\[4\]\.export: the list has 1 items",
+         lambda b: b.run("--set", "variants.fp32.steps[4].export=1")),
+    Kind("unknown --until", 2, r"--until tund: there is no such artifact \(did you mean 'tuned'\?\)",
+         lambda b: b.run("--until", "tund"), CHECKED),
+    Kind("init without pictures", 2, r"letters: no pictures in class folders",
+         lambda b: ["init", b.file("letters/a/1.txt", "a letter").parent.parent]),
+    Kind("report of a folder that is no run", 2, r"no report\.json here; give the folder of a finished run",
+         lambda b: ["report", b.folder]),
+    Kind("damaged report", 2, r"report\.json: not a report of this version",
+         lambda b: ["report", b.file("report.json", '{"run": {').parent]),
+    Kind("keeping an unknown run", 2, r"old-store: there is no run named quick; known: tiny",
+         lambda b: ["store", "--store", b.old_store(), "clean", "--keep", "quick"]),
+    Kind("damaged list of runs", 2, r"tiny\.json: damaged; delete it, and start that run again",
+         lambda b: ["store", "--store", b.file("s/runs/tiny.json", "{").parent.parent]),
+    # pictures
+    Kind("missing data folder", 2, r"nowhere: no such folder; data\.folder holds",
+         lambda b: b.run(pictures=b.folder / "nowhere")),
+    Kind("truncated JPEG in train", 2, r"train/red/00\.jpg: damaged or cut short.*set data\.unreadable: drop",
+         lambda b: b.run(pictures=b.cut_short("train/red/00.jpg", "jpg")), CHECKED),
+    Kind("text file named .jpg", 2, r"train/red/zz\.jpg: not a picture of a known format.*Mend or remove",
+         lambda b: b.run(pictures=b.pictures_with("train/red/zz.jpg", "a letter")), CHECKED),
+    Kind("decompression bomb", 2, r"val/red/zz\.png: more pixels than are allowed; make it smaller",
+         lambda b: b.run(pictures=b.pictures_with("val/red/zz.png", hollow_picture(60_000, 60_000))), CHECKED),
+    Kind("one class", 2, r"pictures: all 24 pictures are of one class, 'red'; two are needed",
+         lambda b: b.run(pictures=b.pictures(labels=("red",)))),
+    Kind("class that only test has", 2, r"pictures: test has pictures of 'rust', but train has none to learn from",
+         lambda b: b.run(pictures=b.pictures_with("test/rust/1.png", "x"))),
+    Kind("empty class folder in train", 2, r"pictures: val has pictures of 'red', but train has none to learn from",
+         lambda b: b.run(pictures=b.pictures_without("train/red/*"))),
+    Kind("val without pictures", 2, r"pictures/val: no pictures in class folders; add some, or remove the folder",
+         lambda b: b.run(pictures=b.pictures_without("val/*/*"))),
+    Kind("val without readable pictures", 2, r"pictures: mend or add pictures: val has no readable picture",
+         lambda b: b.run(pictures=b.cut_short("val/*/*"), data={"folder": "pictures", "unreadable": "drop"}), CHECKED),
+    Kind("CSV without labels", 2, r"list\.csv: has no column 'label' \(it has path, kind\); rename one, or name it",
+         lambda b: b.run(data={"csv": str(b.file("list.csv", "path,kind\na.png,red\n"))})),
+    Kind("CSV with a missing file", 2, r"list\.csv, line 2: there is no file .*a\.png",
+         lambda b: b.run(data={"csv": str(b.file("list.csv", "path,label\na.png,red\n"))})),
+    # devices
+    Kind("device cuda without a GPU", 2, r"device 'cuda' was asked for, .*no usable GPU: .*take --device cpu",
+         lambda b: b.without_gpu(b.run("--device", "cuda"))),
+    Kind("provider cuda without a GPU", 2, r"provider 'cuda' was asked for, but .*no GPU",
+         lambda b: b.without_gpu(b.run(measure={"providers": ["cuda"]}))),
+    # networks and weights
+    Kind("unknown timm model", 2, r"recipe\.yaml: backbone\.timm: timm has no model 'resnet10u' .*'resnet10t'",
+         lambda b: b.run(backbone={"timm": "resnet10u"})),
+    Kind("unknown bundled backbone", 2, r"backbone\.bundled: no bundled backbone 'nanno'; known: nano",
+         lambda b: b.run(backbone={"bundled": "nanno"})),
+    Kind("architecture that cannot be pruned", 2, r"'levit_128s' cannot be pruned .*take out the prune step",
+         lambda b: b.run(backbone=LEVIT, variants=PRUNED), CHECKED),
+    Kind("missing weights", 2, r"tune\.backbone\.weights: .*none\.safetensors: no such file",
+         lambda b: b.weights(b.folder / "none.safetensors"), CHECKED),
+    Kind("garbage as weights", 2, r"w\.safetensors: not a readable safetensors file",
+         lambda b: b.weights(b.file("w.safetensors", "garbage")), CHECKED),
+    Kind("pickle bomb as weights", 2, r"bomb\.pth: refused, because it is damaged or carries more than tensors",
+         lambda b: b.weights(b.bomb()), CHECKED),
+    Kind("weights of another architecture", 2, r"weights\.safetensors: does not fit timm's mobilenetv3_small_050",
+         lambda b: b.weights(b.tuned() / "weights.safetensors", "mobilenetv3_small_050"), CHECKED),
+    Kind("hub without network", 2, r"'resnet10t' could not be downloaded .*give weights: FILE or weights: random",
+         lambda b: b.without_network(b.run(backbone={"timm": "resnet10t"})), CHECKED),
+    Kind("missing checkpoint", 2, r"load\.file: .*nowhere: no such file or folder",
+         lambda b: b.run(tune=None, backbone=None, tuned={"file": "nowhere"}), CHECKED),
+    Kind("checkpoint of other labels", 2, r"made for the labels \(blue, green, red\), the data have \(blue, cyan, red\)",
+         lambda b: b.run(pictures=b.pictures(labels=("blue", "cyan", "red")), tune=None, backbone=None,
+                         tuned={"file": str(b.tuned())}), CHECKED),
+    Kind("learning rate far too high", 2, r"the loss (on val )?became (nan|inf).*take a lower lr than 1e\+09",
+         lambda b: b.run(tune={"epochs": 4, "batch_size": 8, "lr": 1e9, "optimizer": "sgd"}), CHECKED),
+    # foreign ONNX files
+    Kind("foreign garbage", 2, r"foreign\.onnx: not an ONNX file",
+         lambda b: b.adopt(np.random.default_rng(0).bytes(1000)), CHECKED),
+    Kind("foreign file that is no classifier", 2, r"foreign\.onnx: it has 2 inputs and 1 outputs, and a picture",
+         lambda b: b.adopt(classifier(3, inputs=2)), CHECKED),
+    Kind("foreign file with other classes", 2, r"foreign\.onnx: it has 5 outputs, but there are 3 labels",
+         lambda b: b.adopt(classifier(5)), CHECKED),
+    Kind("foreign file with weights outside", 2, r"foreign\.onnx: keeps weights outside its folder .*refused",
+         lambda b: b.adopt(classifier(3, external="../secret")), CHECKED),
+    # bundles
+    Kind("bundle with a flipped byte", 3, r"not the bundle that was measured: model\.onnx: its content differs",
+         lambda b: ["verify", b.bundle(flip_a_byte)], real=True),
+    Kind("bundle with an edited manifest", 3, r"manifest\.json: its identity is not that of its fields and files",
+         lambda b: ["verify", b.bundle(edit_manifest)]),
+    Kind("bundle with a file added", 3, r"extra\.bin: not listed in manifest\.json",
+         lambda b: ["verify", b.bundle(lambda f: (f / "extra.bin").touch())]),
+    Kind("bundle with a file missing", 3, r"golden\.npz: is missing",
+         lambda b: ["verify", b.bundle(lambda f: (f / "golden.npz").unlink())]),
+    Kind("manifest that is no JSON", 2, r"manifest\.json: not JSON",
+         lambda b: ["verify", b.bundle(lambda f: (f / "manifest.json").write_text("{"))]),
+    Kind("missing bundle", 2, r"nowhere: no such folder", lambda b: ["verify", b.folder / "nowhere"]),
+    Kind("predicting with a tampered bundle", 3, r"model\.onnx: its content differs from its sha256",
+         lambda b: ["predict", b.bundle(flip_a_byte), b.done.pictures / "test"]),
+    Kind("predicting what is no picture", 2, r"letter\.jpg: not a picture of a known format",
+         lambda b: ["predict", b.done.bundle, b.file("letter.jpg", "a letter")], real=True),
+    Kind("predicting an empty folder", 2, r"no pictures in .*letters",
+         lambda b: ["predict", b.done.bundle, b.file("letters/a.txt", "a letter").parent]),
+    # the machine; /sys refuses root as well
+    Kind("store without permission", 1, r"/sys/toolchain: (Operation not|Permission|Read-only).*; mend that",
+         lambda b: ["run", *b.run()[1:4], "--store", "/sys/toolchain"]),
+    Kind("store below a file", 1, r"file/store: Not a directory; mend that and start again",
+         lambda b: [*b.run()[:4], "--store", b.file("file", "") / "store"]),
+    Kind("answers without permission", 1, r"/sys/answers\.csv: cannot be written",
+         lambda b: ["predict", b.done.bundle, b.done.pictures / "test", "--csv", "/sys/answers.csv"]),
+    Kind("disk full at the first step", 1, r"No space left on device; mend that and start again",
+         lambda b: b.patched(b.run(), os, "fsync", disk_full)),
+    Kind("disk full while training", 1, r"store: No space left on device; mend that and start again",
+         lambda b: b.patched(b.run(), Checkpoint, "save", disk_full), CHECKED),
+    Kind("memory full while training", 1, r"no memory left on 'cpu': take a smaller batch_size than 8",
+         lambda b: b.patched(b.run(), loop, "cross_entropy", memory_full), CHECKED),
+]
+# fmt: on
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(tmp_path: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> Bench:
     folder = tmp_path / "bench"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    yield Bench(folder, tiny_run, monkeypatch)
-    monkeypatch.undo()
-
-
-@pytest.mark.parametrize("bad", KINDS, ids=lambda bad: bad.name)
-def test_bad_input_is_one_clear_sentence(bad: Kind, bench: Bench) -> None:
-    arguments = bad.prepare(bench)
-    answer = process(arguments) if bad.real else command(*arguments)
-    bench.patch.undo()
-    assert answer.code == bad.code, answer
-    assert "Traceback" not in answer.err + answer.out
-    *before, last = answer.err.strip().splitlines()
-    assert last.startswith("Error: "), answer.err
-    assert re.search(bad.says, last), answer.err
-    assert not [line for line in before if line.startswith("Error")], "one sentence, not several"
-    assert not [path for path in bench.forbidden if path.exists()]
-    believed_nothing(bench, bad.finished)
+    return Bench(folder, tiny_run, monkeypatch)
 
 
 def process(arguments: list[object]) -> Answer:
+    """The command line as a process of its own."""
     program = [sys.executable, "-c", "from toolchain.cli import main; main()", *map(str, arguments)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def believed_nothing(bench: Bench, finished: frozenset[str]) -> None:
-    """No bundle, no report, and in the store only whole results of the steps that went well."""
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "-"))
+def test_bad_input_is_one_clear_sentence(kind: Kind, bench: Bench) -> None:
+    arguments = kind.arguments(bench)
+    answer = process(arguments) if kind.real else command(*arguments)
+    bench.patch.undo()
+    assert answer.code == kind.code, answer
+    assert "Traceback" not in answer.err + answer.out
+    *before, last = answer.err.strip().splitlines()
+    assert last.startswith("Error: "), answer.err
+    assert re.search(kind.says, last), answer.err
+    assert not [line for line in before if "Error" in line], "one sentence, not several"
+    assert not (kind.real and before), "libraries say something besides"
+    assert not [path for path in bench.forbidden if path.exists()]
     assert not (bench.out / "bundle").exists()
     assert not (bench.out / "report.json").exists()
-    whole = Store(bench.store).entries()
-    assert {entry.record.step for entry in whole} <= finished
-    for entry in whole:
+    assert set(whole_results(bench.store)) <= set(kind.finished)
+
+
+def whole_results(root: Path) -> list[str]:
+    """The steps a store believes to be finished; each must be whole, and nothing else may lie there."""
+    entries = Store(root).entries()
+    for entry in entries:
         assert entry.record.files == {name: hash_path(entry.folder / name) for name in entry.record.files}
-    assert len(whole) == len(list((bench.store / "objects").glob("*")))
-    assert not list((bench.store / "work").glob("*"))
+    assert len(entries) == len(list((root / "objects").glob("*")))
+    assert not list((root / "work").glob("*"))
+    return [entry.record.step for entry in entries]
 
 
-def test_the_table_is_long_enough() -> None:
-    assert len({bad.name for bad in KINDS}) == len(KINDS) >= 24
+def test_no_kind_is_there_twice() -> None:
+    assert len({kind.name for kind in KINDS}) == len(KINDS) >= 24
 
 
-@pytest.mark.parametrize("write", [1, 2, 4, 8, 12, 16])
-def test_a_disk_that_fills_up_while_the_bundle_is_written(bench: Bench, write: int) -> None:
-    """Everything is measured, then the disk is full at some write: no half bundle; then again, and it ends well."""
-    store = shutil.copytree(bench.done.store, bench.store)
-    arguments = ["run", bench.done.recipe, "--out", bench.out, "--store", store]
-    calls, real = iter(range(1, 1000)), os.fsync
-    bench.patch.setattr(os, "fsync", lambda handle: full() if next(calls) >= write else real(handle))
-    answer = command(*arguments)
-    bench.patch.undo()
-    assert (answer.code, answer.out) == (1, ""), answer
-    assert answer.err.strip().splitlines()[-1].endswith("No space left on device; mend that and start again")
-    assert not list(bench.out.glob(".*")), "something half-written lies about"
-    if (bench.out / "bundle").exists():
-        assert command("verify", bench.out / "bundle").code == 0
-    assert command(*arguments).code == 0
+def test_an_empty_class_folder_is_told(bench: Bench) -> None:
+    bench.pictures_with("train/empty/notes.txt", "none yet")
+    answer = command("check", tiny_recipe(bench.folder, bench.folder / "pictures"))
+    assert answer.code == 0
+    assert "note: class folder train/empty is empty: it holds no pictures" in answer.out
+
+
+def test_a_reader_that_goes_away_is_no_error(bench: Bench) -> None:
+    """`toolchain report RUN | head -1`"""
+    program = [
+        sys.executable,
+        "-c",
+        "from toolchain.cli import main; main()",
+        "verify",
+        str(bench.done.bundle),
+    ]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_disk_that_fills_up_while_the_result_is_written(bench: Bench) -> None:
+    """Everything is measured; then the disk is full at the first write, the fourth, … until all of them pass."""
+    arguments = ["run", bench.done.recipe, "--out", bench.out, "--store", bench.old_store()]
+    for write in count(1, 3):
+        shutil.rmtree(bench.out, ignore_errors=True)
+        answer = command_with_room_for(write, arguments, bench)
+        if answer.code == 0:
+            break
+        assert (answer.code, answer.out) == (1, ""), answer
+        assert (
+            answer.err.strip().splitlines()[-1].endswith("No space left on device; mend that and start again")
+        )
+        assert not list(bench.out.glob(".*")), "something half-written lies about"
+        assert not (bench.out / "bundle").exists() or command("verify", bench.out / "bundle").code == 0
+    assert write > 12
     assert command("verify", bench.out / "bundle").code == 0
-    assert json.loads((bench.out / "report.json").read_text())["chosen"] == "fp32"
+
+
+def command_with_room_for(writes: int, arguments: list[object], bench: Bench) -> Answer:
+    """Run a command on a disk that has room for so many files less one."""
+    number, real = iter(range(1, 1000)), os.fsync
+    with bench.patch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: disk_full() if next(number) >= writes else real(handle))
+        return command(*arguments)
 
 
 @pytest.mark.root
@@ -528,8 +306,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         assert re.search(r"No space left on device|the disk is full", answer.err.strip().splitlines()[-1])
         assert "Traceback" not in answer.err
         assert not (tmp_path / "out" / "bundle").exists()
-        for entry in Store(disk / "store").entries():
-            assert entry.record.files == {n: hash_path(entry.folder / n) for n in entry.record.files}
+        whole_results(disk / "store")
         mount("-o", "remount,size=50m", disk)
         assert command(*arguments).code == 0
         assert command("verify", tmp_path / "out" / "bundle").code == 0

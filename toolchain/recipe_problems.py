@@ -26,10 +26,12 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     for item in error.errors(include_url=False):
         sentence = _sentence(item, model)
         found.setdefault(_path(_written(item["loc"])), []).append(sentence)
-    # A setting that may be one of several types has a problem with each of them.
+    # A setting that may be one of several types has a problem with each of them; the deeper one is of the
+    # type that was meant.
     return [
         first + "".join(f", or {other.removeprefix(f'{path}: ')}" for other in others)
         for path, (first, *others) in found.items()
+        if not any(deeper.startswith((f"{path}.", f"{path}[")) for deeper in found if path)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -107,12 +108,18 @@ def export_network(model: nn.Module, network: Network, opset: int = graph.OPSET)
 
 def export_preprocessing(preprocess: Preprocess, opset: int = graph.OPSET) -> ModelProto:
     """The preprocessing: `pictures` uint8 [N, H, W, 3] of any size -> `input` float32 [N, 3, h, w]."""
+    return ModelProto.FromString(_exported_preprocessing(preprocess, opset))
+
+
+@lru_cache(maxsize=16)
+def _exported_preprocessing(preprocess: Preprocess, opset: int) -> bytes:
+    """The serialized preprocessing; kept, because a run exports several networks with the same one."""
     # Sides that differ from each other and from any power of two, so that nothing is taken for a constant.
     example = torch.zeros(2, 45, 50, 3, dtype=torch.uint8)
     free = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
     exported = _export(Preprocessing(preprocess).eval(), example, free, (graph.PICTURES, graph.INPUT), opset)
     graph.name_after_modules(exported)
-    return exported
+    return exported.SerializeToString()
 
 
 def _export(
