@@ -152,6 +152,10 @@ def disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_adapter(*_: object) -> None:
+    raise RuntimeError("no adapter for Upsample")
+
+
 def memory_full(*_: object) -> None:
     torch.empty(1 << 50)
 
@@ -168,7 +172,7 @@ def hollow_picture(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def classifier(classes: int, inputs: int = 1, external: str | None = None) -> ModelProto:
+def classifier(classes: int, inputs: int = 1, external: str | None = None, opset: int = 18) -> ModelProto:
     """A linear classifier of mean colours: float32 [N, 3, 32, 32] -> logits [N, classes].
 
     inputs: with 2, a second one that is added to the logits. external: where the weights are said to lie.
@@ -192,7 +196,7 @@ def classifier(classes: int, inputs: int = 1, external: str | None = None) -> Mo
     ]
     made = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])]
     graph = helper.make_graph(nodes, "linear", given, made, [weight])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def flip_a_byte(bundle: Path) -> None:

@@ -12,9 +12,16 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
+from toolchain import graph
 from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import DESCRIPTION, Network, Provenance
+from toolchain.data.preprocess import Preprocess
 from toolchain.record import Measurement, Record
 from toolchain.runtime.session import Session
+from toolchain.steps.export import export_preprocessing
+
+LABELS = ("red", "green", "blue")
+SQUARE = Preprocess(height=16, width=16)
 
 
 def artifact(folder: Path, form: Form) -> Artifact:
@@ -31,12 +38,12 @@ def model(
     ends: tuple[str, str] = ("input", "logits"), opset: int = 18,
 ) -> onnx.ModelProto:  # fmt: skip
     """A classifier from its nodes."""
-    graph = make_graph(
+    net = make_graph(
         nodes, "main", [make_tensor_value_info(ends[0], TensorProto.FLOAT, shape)],
         [make_tensor_value_info(ends[1], TensorProto.FLOAT, [shape[0], classes])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )  # fmt: skip
-    return make_model(graph, opset_imports=[make_opsetid("", opset)], ir_version=10)
+    return make_model(net, opset_imports=[make_opsetid("", opset)], ir_version=10)
 
 
 def convolution(
@@ -59,7 +66,7 @@ def convolution(
     return nodes
 
 
-def mobile(classes: int = 3, seed: int = 0) -> onnx.ModelProto:
+def mobile(classes: int = 3, seed: int = 0, side: int = 8) -> onnx.ModelProto:
     """A plain network in the manner of MobileNetV2: stem, depthwise, narrow, widen, pool, classify."""
     rng = np.random.default_rng(seed)
     constants: dict[str, Any] = {}
@@ -78,7 +85,19 @@ def mobile(classes: int = 3, seed: int = 0) -> onnx.ModelProto:
         make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], name="fc", transB=1),
     ]
     constants["fc.weight"], constants["fc.bias"] = 3 * random(classes, 32), np.zeros(classes, np.float32)
-    return model(nodes, constants, classes=classes)
+    return model(nodes, constants, shape=("N", 3, side, side), classes=classes)
+
+
+def exported(folder: Path, plain: onnx.ModelProto, preprocess: Preprocess) -> Artifact:
+    """What an export step would leave of a plain network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = Network(
+        architecture="by hand", labels=LABELS, preprocess=preprocess, provenance=Provenance(source="random")
+    )
+    about = graph.describe(LABELS, preprocess.model_dump(mode="json"), [{"step": "export"}], "MIT")
+    graph.write_all(folder, export_preprocessing(preprocess), plain, about)
+    (folder / DESCRIPTION).write_text(network.model_dump_json())
+    return artifact(folder, Form.ONNX)
 
 
 def run(source: onnx.ModelProto | Path, feed: NDArray[Any], *, optimize: bool = True) -> NDArray[Any]:

@@ -22,7 +22,9 @@ from bad_files import (
     flip_a_byte,
     hollow_picture,
     memory_full,
+    no_adapter,
 )
+from onnx import version_converter
 from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
 
 from toolchain.learn import loop
@@ -161,6 +163,8 @@ KINDS = [
          lambda b: b.adopt(classifier(5)), CHECKED),
     Kind("foreign file with weights outside", 2, r"foreign\.onnx: keeps weights outside its folder .*refused",
          lambda b: b.adopt(classifier(3, external="../secret")), CHECKED),
+    Kind("foreign file too old to convert", 2, r"foreign\.onnx: opset 12 cannot be converted to 18 .*export it anew",
+         lambda b: b.patched(b.adopt(classifier(3, opset=12)), version_converter, "convert_version", no_adapter), CHECKED),
     # bundles
     Kind("bundle with a flipped byte", 3, r"not the bundle that was measured: model\.onnx: its content differs",
          lambda b: ["verify", b.bundle(flip_a_byte)], real=True),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import toolchain
 from toolchain.cli import _COMMANDS, cli
 
 PROGRAM = [sys.executable, "-c", "from toolchain.cli import main; main()"]
@@ -70,6 +72,13 @@ def test_doctor_names_providers_and_isa() -> None:
     assert "provider cpu" in done.stdout
     assert "processor" in done.stdout
     assert done.returncode in (0, 3)
+
+
+def test_the_front_door_gives_functions_also_after_their_modules_were_imported() -> None:
+    for module in set(toolchain._HOME.values()):
+        import_module(module)
+    wrong = [name for name in toolchain._HOME if not callable(getattr(toolchain, name))]
+    assert not wrong, f"{wrong} are hidden by modules of the same name"
 
 
 @pytest.mark.slow

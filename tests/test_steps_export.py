@@ -123,9 +123,7 @@ def test_metadata_travels_and_paths_do_not(exported: Exported) -> None:
             assert told not in content
 
 
-def test_another_process_in_another_folder_writes_the_same_bytes(
-    source: Artifact, exported: Exported, tmp_path: Path
-) -> None:
+def test_another_process_writes_the_same_bytes(source: Artifact, exported: Exported, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from learn_helpers import context; from onnx_helpers import artifact\n"

@@ -13,52 +13,47 @@ import onnx
 import pytest
 import torch
 from learn_helpers import LABELS, context, data, tiny
-from onnx import ModelProto, TensorProto, numpy_helper
-from onnx_helpers import artifact, mobile, noise_ratio, operators, run, values
+from onnx import TensorProto, numpy_helper
+from onnx_helpers import SQUARE, artifact, exported, mobile, noise_ratio, operators, run, values
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import save
-from toolchain.backbones.settings import PreprocessOverrides
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, ModelError
 from toolchain.runtime import host
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 
+SATURATES = host.isa() in ("x86-avx2", "x86-other")
 FILES = (graph.PREPROCESS, graph.PLAIN, graph.FUSED)
 
 
-def make(folder: Path, plain: ModelProto | None = None, **backbone: object) -> Artifact:
-    """An exported network: a tiny ResNet, or `plain` in its place."""
+def from_torch(folder: Path, **backbone: object) -> Artifact:
+    """An exported tiny network with batch norm statistics that do something."""
     model, network = tiny(**backbone)
     model.train()
     model(torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     save(model, network, folder / "torch")
     lent = context(folder)
     Export().run({"model": artifact(folder / "torch", Form.TORCH)}, lent)
-    if plain is not None:
-        about = graph.metadata(graph.read(lent.out / graph.PLAIN))
-        graph.write_all(lent.out, graph.read(lent.out / graph.PREPROCESS), plain, about)
     return artifact(lent.out, Form.ONNX)
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return make(tmp_path_factory.mktemp("resnet"))
+    return from_torch(tmp_path_factory.mktemp("resnet"))
 
 
 @pytest.fixture(scope="module")
 def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return make(tmp_path_factory.mktemp("mobile"), mobile(), preprocess=PreprocessOverrides(size=8))
+    return exported(tmp_path_factory.mktemp("mobile"), mobile(side=16), SQUARE)
 
 
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     options = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4}
-    return make(
-        tmp_path_factory.mktemp("vit"), timm="vit_tiny_patch16_224", kwargs=options,
-    )  # fmt: skip
+    return from_torch(tmp_path_factory.mktemp("vit"), timm="vit_tiny_patch16_224", kwargs=options)
 
 
 def quantized(source: Artifact, folder: Path, **settings: object) -> tuple[Path, dict[str, float]]:
@@ -133,9 +128,9 @@ def test_the_same_bytes_in_another_process(resnet: Artifact, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "worst"),
     [
-        ({"weight_bits": 8}, 20), ({"weight_bits": 7}, 15), ({"weight_bits": "pairwise"}, 18),
-        ({"calibration": "percentile"}, 15), ({"calibration": "entropy"}, 10), ({"per_channel": False}, 12),
-        ({"activation": "s8"}, 15), ({"weight": "u8"}, 15), ({"float_stem": False}, 15), ({"correct_bias": False}, 15),
+        ({"weight_bits": 8}, 10 if SATURATES else 35), ({"weight_bits": 7}, 35), ({"weight_bits": "pairwise"}, 35),
+        ({"calibration": "percentile"}, 35), ({"calibration": "entropy"}, 35), ({"per_channel": False}, 35),
+        ({"activation": "s8"}, 30), ({"weight": "u8"}, 28), ({"float_stem": False}, 35), ({"correct_bias": False}, 33),
     ],
 )  # fmt: skip
 def test_every_way_stays_close_to_float(
@@ -170,7 +165,7 @@ def test_correcting_biases_helps_where_rounding_is_coarse(mobilenet: Artifact, t
                 mobilenet, tmp_path / str(correct), weight_bits=7, per_channel=False, correct_bias=correct
             )[0],
         )
-    assert found[True] > found[False] + 0.5
+    assert found[True] > found[False] + 2
 
 
 def test_nodes_and_operators_can_be_left_out(mobilenet: Artifact, tmp_path: Path) -> None:

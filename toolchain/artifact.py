@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -33,3 +34,21 @@ class Artifact:
     def key(self) -> str:
         """The content address."""
         return self.record.key
+
+
+def lineage(artifact: Artifact, known: Iterable[Artifact]) -> list[Artifact]:
+    """The artifact and the models it was made from, nearest first, as far as they are among `known`."""
+    by_key = {one.key: one for one in known}
+    found = [artifact]
+    while (parent := by_key.get(found[-1].record.parents.get("model", ""))) is not None:
+        found.append(parent)
+    return found
+
+
+def figure(artifact: Artifact, known: Iterable[Artifact], name: str) -> float | None:
+    """What the nearest step in an artifact's lineage measured under `name`; None when none did."""
+    for one in lineage(artifact, known):
+        for measurement in one.record.measurements:
+            if measurement.name == name:
+                return measurement.value
+    return None

@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from toolchain.record import JSON
-from toolchain.runtime import host, providers
 
 _LIBRARIES = (
     "torch", "torchvision", "timm", "torch-pruning", "optimum", "optimum-onnx", "transformers", "onnx",
@@ -57,8 +56,10 @@ class Health:
 
 def examine() -> Health:
     """Look at Python, libraries, processor, ONNX Runtime's providers, torch's GPU, disk and data."""
-    found = [_python(), *_libraries(), _runtime(), _processor(), *_providers(), _torch(), _telemetry()]
-    return Health((*found, _disk(), _data()))
+    found = [_python(), *_libraries(), _runtime()]
+    if any(finding.state == "broken" for finding in found):
+        return Health(tuple(found))  # what follows needs them
+    return Health((*found, _processor(), *_providers(), _torch(), _telemetry(), _disk(), _data()))
 
 
 def installed(name: str) -> str | None:
@@ -102,6 +103,8 @@ def _runtime() -> Finding:
 
 
 def _processor() -> Finding:
+    from toolchain.runtime import host
+
     facts, isa = host.facts(), host.isa()
     what = f"{facts['cpu']}, {facts['cores']} cores, {isa}"
     if isa.startswith("x86") and not host.has_vnni():
@@ -111,6 +114,8 @@ def _processor() -> Finding:
 
 
 def _providers() -> list[Finding]:
+    from toolchain.runtime import providers
+
     found = []
     for name, why_not in providers.usable().items():
         mend = "only needed for a GPU: NVIDIA driver 580 or newer, then pip install 'onnxruntime-gpu[cuda,cudnn]'"

@@ -239,7 +239,7 @@ def fuse(preprocess: ModelProto, plain: ModelProto) -> ModelProto:
     del first.metadata_props[:], second.metadata_props[:]
     try:
         fused = onnx.compose.merge_models(first, second, io_map=[(first.graph.output[0].name, INPUT)])
-    except ValueError as error:
+    except (ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"the preprocessing cannot be joined to the network ({_first_line(error)})"
         ) from error

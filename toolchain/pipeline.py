@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,6 +100,7 @@ class Pipeline:
     def _make(self, node: Node, inputs: Mapping[str, Artifact], data: Data) -> Artifact:
         step = node.step.resolved()
         job = self._job(step, inputs, data)
+        self.store.claim(self.recipe.name, job.key)
         with self.store.begin(job, fresh=self.fresh) as work:
             if work.entry is None:
                 self.progress.say(f"{node.name}: {step.step}")
@@ -128,7 +130,12 @@ class Pipeline:
 
     def answers(self, artifact: Artifact, split: str, pictures: PictureSet, provider: str) -> Entry:
         """The fused file's probabilities over a split on a provider, measured once a file and host kind."""
-        given = {"pictures": pictures.fingerprint, "provider": provider, "host": host_kind()}
+        given = {
+            "pictures": pictures.fingerprint,
+            "provider": provider,
+            "threads": self.device.threads,
+            "host": host_kind(),
+        }
         job = Job("answers", 1, {}, {"model": artifact.key}, given, runtime_libraries())
 
         def measure(out: Path) -> None:
@@ -146,20 +153,23 @@ class Pipeline:
         providers: tuple[str, ...],
     ) -> Entry:
         """Raw latency samples of all files together, measured once a set of files and host kind."""
-        picture = latency.typical(pictures)
         given = {"pictures": pictures.fingerprint, "providers": list(providers), "host": host_kind()}
         asked = settings.model_dump(mode="json", exclude={"providers"})
         job = Job("latency", 1, asked, {name: a.key for name, a in files.items()}, given, runtime_libraries())
 
         def measure(out: Path) -> None:
+            picture, before = latency.typical(pictures), host.facts()
             rounds = len(latency.conditions(settings, providers)) * len(latency.FILES) * len(files)
             with self.progress.task("latency", rounds * settings.blocks) as task:
                 found = latency.time_files(files, picture, settings, providers, lambda *_: task.advance())
             latency.save(found, out)
+            facts = before | {"load_after": host.facts()["load"], "spinning": settings.spinning}
+            (out / latency.HOST).write_text(json.dumps(facts, indent=1))
 
         return self._measured(job, measure)
 
     def _measured(self, job: Job, measure: Callable[[Path], None]) -> Entry:
+        self.store.claim(self.recipe.name, job.key)
         with self.store.begin(job, fresh=self.fresh) as work:
             if work.entry is None:
                 measure(work.out)
@@ -178,14 +188,14 @@ def _try_to_prune(network: Network, step: Prune, out: Path) -> None:
 
 
 def host_kind() -> dict[str, JSON]:
-    """What makes two hosts answer and time alike: processor, ISA, cores."""
+    """What makes two hosts answer and time alike: processor, ISA, cores, GPUs."""
     facts = host.facts()
-    return {"cpu": facts["cpu"], "isa": host.isa(), "cores": facts["cores"]}
+    return {"cpu": facts["cpu"], "isa": host.isa(), "cores": facts["cores"], "gpus": facts["gpus"]}
 
 
 def runtime_libraries() -> tuple[str, ...]:
-    """The ONNX Runtime distribution that is installed (exactly one should be)."""
-    return tuple(name for name in _RUNTIME if host.distribution_version(name))
+    """What answers and times depend on: the ONNX Runtime distribution that is installed, and what decodes."""
+    return ("pillow", "numpy", *(name for name in _RUNTIME if host.distribution_version(name)))
 
 
 def _needed(nodes: Mapping[str, Node], until: str) -> Collection[str]:

@@ -59,6 +59,7 @@ variants:
       - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {balance}, select: {metric}}}
       - export
   pruned-int8: {{from: pruned, steps: [quantize]}}
+  fp16: {{from: fp32, steps: [half], provider: cuda}}   # made where the CUDA provider is measured
 
 measure: {{providers: [auto], threads: [1], batch: [1]}}
 

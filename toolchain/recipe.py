@@ -66,11 +66,15 @@ class Gates(_Settings):
 
 
 class Variant(_Settings):
-    """A named file: made from another artifact by steps, or taken from a foreign ONNX file."""
+    """A named file: made from another artifact by steps, or taken from a foreign ONNX file.
+
+    provider: make and measure it only where this ONNX Runtime provider is measured (fp16 for cuda).
+    """
 
     source: Name | None = Field(default=None, alias="from")
     steps: tuple[AnyStep, ...] = ()
     adopt: Adopt | None = None
+    provider: Literal["cpu", "cuda"] | None = None
 
 
 class Recipe(_Settings):
@@ -93,6 +97,22 @@ class Recipe(_Settings):
     def trunk(self) -> Tune | Load | None:
         """The step that makes `tuned`."""
         return self.tune or self.tuned
+
+    def for_providers(self, providers: Sequence[str]) -> tuple[Recipe, dict[str, str]]:
+        """The recipe without the variants of other providers (and what is made from those), and why each is left out."""
+        kept, left = dict(self.variants), dict[str, str]()
+        while True:
+            out = {
+                name: f"needs provider {variant.provider}"
+                if variant.provider
+                else f"made from {variant.source}"
+                for name, variant in kept.items()
+                if (variant.provider and variant.provider not in providers) or _needs(variant) & left.keys()
+            }
+            if not out:
+                return self.model_copy(update={"variants": kept}), left
+            left |= out
+            kept = {name: variant for name, variant in kept.items() if name not in out}
 
     def nodes(self) -> dict[str, Node]:
         """Every artifact to make, by name, each after its inputs."""
@@ -255,6 +275,8 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
     """Names that do not exist and steps in an impossible order, each with its path."""
     if recipe.tune and recipe.tuned:
         yield "tune, tuned: give one of them: training settings, or a finished checkpoint"
+    if TRUNK in recipe.variants:
+        yield f"variants.{TRUNK}: '{TRUNK}' is the trunk's name, take another"
     if "fp32" not in recipe.variants:
         yield "variants.fp32: missing; it is what every other variant is compared with"
     forms: dict[str, Form] = {TRUNK: Form.TORCH} if recipe.trunk else {}
@@ -306,5 +328,5 @@ def _absolute(model: _ModelT, base: Path) -> _ModelT:
             return tuple(walk(item) for item in value)
         return value
 
-    changed = {name: walk(value) for name, value in model}
+    changed = {name: walk(value) for name, value in model if name in model.model_fields_set}
     return model.model_copy(update=changed)

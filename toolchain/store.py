@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,6 +100,14 @@ class Store:
         with host_faults(self.root):
             write_whole(self.root / "runs" / f"{name}.json", text.encode())
 
+    def claim(self, name: str, key: str) -> None:
+        """Remember, before the work is begun, that the run `name` will need its result."""
+        with host_faults(self.root), self._lock(f"run-{name}", wait=True):
+            path = self.root / "runs" / f"{name}.json"
+            keys = json.loads(path.read_text())["keys"] if path.exists() else []
+            if key not in keys:
+                write_whole(path, json.dumps({"name": name, "keys": [*keys, key]}).encode())
+
     def runs(self) -> dict[str, list[str]]:
         """The keys each named run needs."""
         found = {}
@@ -126,11 +134,11 @@ class Store:
         for folder in ("objects", "scratch", "work"):
             for path in sorted((self.root / folder).glob("*")):
                 key = path.name.partition(".")[0]
-                if folder == "objects" and key in needed and self.find(key):
+                if key in needed and (folder == "scratch" or self.find(key)):
                     continue
                 with self._lock(key, wait=False) as held:
                     if held:
-                        shutil.rmtree(path)
+                        shutil.rmtree(path, ignore_errors=True)
         for path in sorted((self.root / "runs").glob("*.json")):
             if path.stem not in keep:
                 path.unlink()
@@ -168,9 +176,9 @@ class Work:
         with host_faults(self.store.root):
             self._held = self.store._lock(self.key, wait=True)
             self._held.__enter__()
-            if self.fresh:
-                self._forget()
-            self.entry = self.store.find(self.key)
+            if self.fresh:  # an older result stays until the new one takes its place
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            self.entry = None if self.fresh else self.store.find(self.key)
             if self.entry is None:
                 self.scratch.mkdir(parents=True, exist_ok=True)
                 (self.store.root / "work").mkdir(exist_ok=True)
@@ -198,10 +206,6 @@ class Work:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.entry = Entry(final, record)
         return self.entry
-
-    def _forget(self) -> None:
-        self._forget_object(self.store.root / "objects" / self.key)
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
     @staticmethod
     def _forget_object(folder: Path) -> None:
@@ -284,8 +288,12 @@ def hash_path(path: Path) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
+    """Bytes of all files below a folder; files that vanish meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def store_table(root: Path) -> str:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import yaml
 
 from toolchain import report as reports
-from toolchain.artifact import Artifact
+from toolchain.artifact import Artifact, figure
 from toolchain.bundle import Papers
 from toolchain.bundle import remove as remove_bundle
 from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
-from toolchain.data.findings import DataReport
 from toolchain.device import DeviceName, select
 from toolchain.errors import DataError, RecipeError
 from toolchain.measure import accuracy, latency
@@ -27,15 +26,14 @@ from toolchain.measure.latency import Condition, Latency
 from toolchain.pipeline import Pipeline
 from toolchain.progress import Progress, Silent
 from toolchain.recipe import Recipe, load
-from toolchain.report.assemble import assemble, network, temperature, thresholds
+from toolchain.report.assemble import assemble, network
 from toolchain.report.card import render_card
 from toolchain.report.findings import Findings, Probabilities
 from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
-from toolchain.runtime import host, providers
+from toolchain.runtime import providers
 from toolchain.runtime.session import Session
-from toolchain.steps import Quantize
-from toolchain.store import Store, host_faults, size_of, write_whole
+from toolchain.store import Entry, Store, host_faults, size_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ def run(
     shown: Progress = progress or Silent()
     started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     asked = recipe if isinstance(recipe, Recipe) else load(recipe, wishes.overrides, places.data)
+    asked = asked.model_copy(update={"device": wishes.device or asked.device})
     names = providers.resolve(asked.measure.providers)
+    asked, left_out = asked.for_providers(names)
     pipeline = _pipeline(asked, places.store, wishes, shown)
     out = (places.out or Path("runs") / asked.name).resolve()
     with host_faults(out):
@@ -100,7 +100,13 @@ def run(
         folder = artifacts[wishes.until].folder
         lines = f"{wishes.until}: {folder}"
         return RunResult(out, True, lines, artifacts={n: a.folder for n, a in artifacts.items()})
-    found = _measure(pipeline, artifacts, (data, checks), names, started)
+    unavailable = _unavailable(asked, names) | {f"variant {name}": why for name, why in left_out.items()}
+    measured = _measure(pipeline, artifacts, data, names)
+    found = Findings(
+        data=data, checks=checks, device=pipeline.device, artifacts=artifacts, unavailable=unavailable,
+        reused=frozenset(pipeline.reused), started=started[1], seconds=time.monotonic() - started[0],
+        recipe=asked, providers=names, **measured,
+    )  # fmt: skip
     return _finish(pipeline, found, out)
 
 
@@ -156,67 +162,76 @@ def _check_gates(asked: Recipe, data: Data) -> None:
         if unknown:
             known = ", ".join(data.labels)
             raise RecipeError(f"gates.min_recall: there is no class {', '.join(unknown)}; known: {known}")
+        unseen = sorted(name for name in floors if data.labels.index(name) not in data.val.labels)
+        if unseen:
+            raise DataError(f"gates.min_recall: val has no picture of {', '.join(unseen)} to judge it by")
     if not len(data.val):
         raise DataError("val has no pictures, but val decides everything; give data.split.val a share")
 
 
+class _Measured(TypedDict):
+    """What measuring the files gave; see Findings."""
+
+    files: Mapping[str, Artifact]
+    answers: Mapping[tuple[str, str, str], Probabilities]
+    placement: Mapping[tuple[str, str], Mapping[str, int]]
+    latencies: Sequence[Latency]
+    latency_entry: Entry
+    choice: Choice
+
+
 def _measure(
-    pipeline: Pipeline,
-    artifacts: Mapping[str, Artifact],
-    pictures: tuple[Data, DataReport],
-    names: tuple[str, ...],
-    started: tuple[float, str],
-) -> Findings:
+    pipeline: Pipeline, artifacts: Mapping[str, Artifact], data: Data, names: tuple[str, ...]
+) -> _Measured:
     """Measure every variant: val and latency, then choose, then test."""
-    recipe, (data, checks) = pipeline.recipe, pictures
+    recipe = pipeline.recipe
     files = {name: artifacts[name] for name in recipe.variants}
-    answers: dict[tuple[str, str, str], Probabilities] = {}
-    for split in ("val", "test"):
-        for name, artifact in files.items():
-            for provider in names:
-                entry = pipeline.answers(artifact, split, dict(data.splits)[split], provider)
-                answers[name, provider, split] = accuracy.load(entry.folder)
-        if split == "val":
-            entry = pipeline.latencies(files, data.val, recipe.measure, names)
-            latencies = latency.load(entry.folder)
-            choice = _choose(recipe, data, files, answers, latencies)
+
+    def ask(split: str) -> dict[tuple[str, str, str], Probabilities]:
+        pictures = dict(data.splits)[split]
+        return {
+            (name, provider, split): accuracy.load(pipeline.answers(file, split, pictures, provider).folder)
+            for name, file in files.items()
+            for provider in names
+        }
+
+    val = ask("val")
+    timed = pipeline.latencies(files, data.val, recipe.measure, names)
+    latencies = latency.load(timed.folder)
+    parity = {name: figure(file, artifacts.values(), "parity_fused") for name, file in files.items()}
+    choice = _choose(recipe, data, [*_candidates(files, val, latencies, parity)])
     placement = {
-        (n, p): Session(a.folder / "model.onnx", provider=p).placement
-        for n, a in files.items()
-        for p in names
+        (name, provider): Session(file.folder / latency.FILES["fused"], provider=provider).placement
+        for name, file in files.items()
+        for provider in names
     }
-    return Findings(
-        recipe=recipe, data=data, checks=checks, device=pipeline.device, artifacts=artifacts, files=files,
-        providers=names, unavailable=_unavailable(recipe, names), answers=answers, placement=placement,
-        latencies=latencies, latency_entry=entry, choice=choice, reused=frozenset(pipeline.reused),
-        started=started[1], seconds=time.monotonic() - started[0],
+    return _Measured(
+        files=files, answers=val | ask("test"), placement=placement,
+        latencies=latencies, latency_entry=timed, choice=choice,
     )  # fmt: skip
 
 
-def _choose(
-    recipe: Recipe, data: Data, files: Mapping[str, Artifact],
-    answers: Mapping[tuple[str, str, str], Probabilities], latencies: Sequence[Latency],
-) -> Choice:  # fmt: skip
-    """Judge the files by val and by the plain latency under the first condition."""
+def _candidates(
+    files: Mapping[str, Artifact],
+    answers: Mapping[tuple[str, str, str], Probabilities],
+    latencies: Sequence[Latency],
+    parity: Mapping[str, float | None],
+) -> Iterator[Candidate]:
+    """Each file as it is judged: on val, by the plain latency under the first condition."""
     first: Condition = next(x.condition for x in latencies if x.condition.file == "plain")
     samples = {x.variant: x.samples for x in latencies if x.condition == first}
-    candidates = [
-        Candidate(
+    for name, file in files.items():
+        yield Candidate(
             name=name,
-            bytes=(artifact.folder / "model.onnx").stat().st_size,
+            bytes=(file.folder / latency.FILES["fused"]).stat().st_size,
             probabilities=answers[name, first.provider, "val"],
             latency=samples[name],
-            parity=_parity(artifact),
+            parity=parity[name],
         )
-        for name, artifact in files.items()
-    ]
-    exam = Exam(data.val.labels, data.val.groups, data.labels)
-    return choose(candidates, exam, recipe.gates)
 
 
-def _parity(artifact: Artifact) -> float | None:
-    found = [m.value for m in artifact.record.measurements if m.name == "parity_fused"]
-    return found[0] if found else None
+def _choose(recipe: Recipe, data: Data, candidates: Sequence[Candidate]) -> Choice:
+    return choose(candidates, Exam(data.val.labels, data.val.groups, data.labels), recipe.gates)
 
 
 def _unavailable(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
@@ -229,64 +244,58 @@ def _unavailable(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
 def _finish(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
     """Write bundle, report and the run's entry in the store."""
     recipe, chosen = pipeline.recipe, found.choice.chosen
-    bundle, folder = None, out / "bundle"
+    folder = out / "bundle"
+    text = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True), sort_keys=False)
+    report = assemble(found, text)
     if chosen is None:
         remove_bundle(folder)
     else:
-        papers = _papers(found, chosen)
+        papers = _papers(found, report, chosen)
         identity = write_bundle(folder, found.files[chosen], found.data.val, papers)
-        bundle = BundleInfo(
+        about = BundleInfo(
             path=str(folder), identity=identity, bytes=size_of(folder), temperature=papers.temperature
         )
-    text = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
-    report = assemble(found, text, bundle)
+        report = report.model_copy(update={"bundle": about})
     with host_faults(out):
         write_whole(out / "recipe.yaml", text.encode())
         write_whole(out / "report.json", reports.render_json(report).encode())
         write_whole(out / "report.md", reports.render_markdown(report).encode())
         write_whole(out / "report.html", reports.render_html(report).encode())
     pipeline.store.register(recipe.name, pipeline.keys)
-    summary = _summary(report, out)
     return RunResult(
-        out, chosen is not None, summary, report, folder if bundle else None,
+        out, chosen is not None, _summary(report, out), report, folder if chosen else None,
         {name: artifact.folder for name, artifact in found.artifacts.items()},
     )  # fmt: skip
 
 
-def _papers(found: Findings, chosen: str) -> Papers:
+def _papers(found: Findings, report: reports.RunReport, chosen: str) -> Papers:
     """What goes into the bundle beside the model."""
-    first = found.providers[0]
-    described = network(found.files[chosen])
     artifact = found.files[chosen]
-    quantize = _quantized(found, chosen)
+    described = network(artifact)
     lineage = {
         "run": found.recipe.name, "variant": chosen, "key": artifact.key, "parents": dict(artifact.record.parents),
-        "weights": described.provenance.model_dump(mode="json"), "made_on": host.facts()["cpu"],
+        "weights": described.provenance.model_dump(mode="json"), "made_on": report.host["cpu"],
         "data": {name: split.fingerprint for name, split in found.data.splits},
     }  # fmt: skip
-    limits = thresholds(found, chosen, first)
-    measured = assemble(found, "", None)
-    variant = measured.variant(chosen)
+    variant = report.variant(chosen)
+    measured = {
+        "variant": json.loads(variant.model_dump_json()) if variant else {},
+        "host": report.host,
+        "speedups": [json.loads(s.model_dump_json()) for s in report.speedups if s.of == chosen],
+    }
+    made = artifact.record
+    bits, kinds = (
+        made.settings.get("weight_bits"),
+        (made.settings.get("activation"), made.settings.get("weight")),
+    )
     return Papers(
         name=found.recipe.name, variant=chosen, network=described,
-        temperature=temperature(found, chosen, first),
-        thresholds={label: limit.value for label, limit in limits.items()},
-        lineage=lineage,
-        measured={
-            "variant": json.loads(variant.model_dump_json()) if variant else {},
-            "host": measured.host,
-            "speedups": [json.loads(s.model_dump_json()) for s in measured.speedups if s.of == chosen],
-        },
-        card=render_card(measured),
-        saturating=quantize is not None and quantize.weight_bits == 8,
-        quantized=quantize is not None,
+        temperature=report.calibration[0].temperature,
+        thresholds={label: limit.value for label, limit in report.thresholds.items()},
+        lineage=lineage, measured=measured, card=render_card(report),
+        saturating=made.step == "quantize" and (bits == 8 or kinds == ("s8", "s8")),
+        quantized=made.step == "quantize",
     )  # fmt: skip
-
-
-def _quantized(found: Findings, chosen: str) -> Quantize | None:
-    """The quantize step (with what "auto" became) that made the chosen file, if one did."""
-    step = found.recipe.nodes()[chosen].step
-    return step.resolved() if isinstance(step, Quantize) else None
 
 
 def _summary(report: reports.RunReport, out: Path) -> str:

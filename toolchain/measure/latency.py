@@ -23,6 +23,7 @@ from toolchain.runtime.session import Session
 from toolchain.runtime.timing import alternate, interleave
 
 File = Literal["plain", "fused"]
+HOST = "host.json"  # in the entry: the machine when the files were timed
 FILES: Mapping[File, str] = {"plain": "model.plain.onnx", "fused": "model.onnx"}
 _ALTERNATING_CALLS = 200
 

@@ -18,9 +18,9 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    providers: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto",)
-    threads: tuple[Annotated[int, Field(ge=1, le=256)], ...] = (1,)
-    batch: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1,)
+    providers: tuple[Literal["auto", "cpu", "cuda"], ...] = Field(default=("auto",), min_length=1)
+    threads: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default=(1,), min_length=1)
+    batch: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(1,), min_length=1)
     blocks: int = Field(default=40, ge=20, le=1000)
     calls: int = Field(default=30, ge=10, le=1000)
     drop: int = Field(default=5, ge=0, le=100)

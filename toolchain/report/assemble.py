@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from toolchain import __version__, stats
-from toolchain.artifact import Artifact
+from toolchain.artifact import Artifact, lineage
 from toolchain.backbones import bundled
 from toolchain.backbones.network import Network
 from toolchain.choose import BASE
@@ -20,7 +20,7 @@ from toolchain.measure.calibration import (
     fit_thresholds,
     heat,
 )
-from toolchain.measure.latency import FILES, Condition
+from toolchain.measure.latency import FILES, HOST, Condition
 from toolchain.measure.metrics import accuracy, worst_mistakes
 from toolchain.record import JSON
 from toolchain.report.data_section import data_section
@@ -35,7 +35,6 @@ from toolchain.report.model import (
     Variant,
 )
 from toolchain.report.parts import (
-    BundleInfo,
     Curve,
     NotMeasured,
     Parity,
@@ -46,11 +45,10 @@ from toolchain.report.parts import (
     Weights,
 )
 from toolchain.report.thumbnail import thumbnail
-from toolchain.runtime import host
 
 
-def assemble(found: Findings, recipe_text: str, bundle: BundleInfo | None) -> RunReport:
-    """The whole report. `recipe_text` is the recipe as it was resolved; `bundle` what was written, if anything."""
+def assemble(found: Findings, recipe_text: str) -> RunReport:
+    """The whole report but its bundle, which is written after it. `recipe_text` is the recipe as it was resolved."""
     chosen = found.choice.chosen
     first = found.providers[0]
     return RunReport(
@@ -60,16 +58,13 @@ def assemble(found: Findings, recipe_text: str, bundle: BundleInfo | None) -> Ru
         chosen=chosen,
         gates=tuple(_gates(found)),
         data=data_section(found),
-        host=host.facts(),
-        bundle=bundle,
+        host=_host(found),
         curves=tuple(_curves(found)),
         calibration=_calibration(found, chosen, first) if chosen else (),
-        thresholds=thresholds(found, chosen, first) if chosen else {},
+        thresholds=_thresholds(found, chosen, first) if chosen else {},
         mistakes=tuple(_mistakes(found, chosen or BASE, first)),
         transfer=_transfer(found),
-        not_measured=tuple(
-            NotMeasured(what=f"provider {p}", why=why) for p, why in found.unavailable.items()
-        ),
+        not_measured=tuple(NotMeasured(what=what, why=why) for what, why in found.unavailable.items()),
         steps=tuple(_steps(found)),
         reproduce=_reproduce(),
     )
@@ -80,9 +75,14 @@ def network(artifact: Artifact) -> Network:
     return Network.model_validate_json((artifact.folder / "network.json").read_bytes())
 
 
-def temperature(found: Findings, variant: str, provider: str) -> float:
-    """The temperature fitted on val for one file."""
+def _temperature(found: Findings, variant: str, provider: str) -> float:
     return fit_temperature(found.answers[variant, provider, "val"], found.pictures("val").labels)
+
+
+def _host(found: Findings) -> dict[str, JSON]:
+    """The machine as it was when the files were timed: facts, with the load before and after."""
+    facts: dict[str, JSON] = json.loads((found.latency_entry.folder / HOST).read_text())
+    return facts
 
 
 def _run(found: Findings, recipe_text: str) -> RunInfo:
@@ -134,13 +134,7 @@ def _variant(found: Findings, name: str) -> Variant:
 
 def _made_by(found: Findings, artifact: Artifact) -> list[str]:
     """The steps from the trunk to a file."""
-    by_key = {a.key: a for a in found.artifacts.values()}
-    steps = []
-    here: Artifact | None = artifact
-    while here is not None:
-        steps.append(here.record.step)
-        here = by_key.get(here.record.parents.get("model", ""))
-    return steps[::-1]
+    return [one.record.step for one in lineage(artifact, found.artifacts.values())][::-1]
 
 
 def _latencies(found: Findings, name: str, provider: str) -> Iterable[Latency]:
@@ -252,16 +246,15 @@ def _kept(rows: list[Mapping[str, JSON]]) -> int | None:
 
 
 def _calibration(found: Findings, chosen: str, provider: str) -> tuple[Calibration, ...]:
-    fitted = temperature(found, chosen, provider)
+    fitted = _temperature(found, chosen, provider)
     splits = [s for s in ("val", "test") if (chosen, provider, s) in found.answers]
     return tuple(
         calibration(found.answers[chosen, provider, s], found.pictures(s).labels, fitted, s) for s in splits
     )
 
 
-def thresholds(found: Findings, chosen: str, provider: str) -> dict[str, Threshold]:
-    """The threshold of each class, fitted on val at the fitted temperature."""
-    hot = heat(found.answers[chosen, provider, "val"], temperature(found, chosen, provider))
+def _thresholds(found: Findings, chosen: str, provider: str) -> dict[str, Threshold]:
+    hot = heat(found.answers[chosen, provider, "val"], _temperature(found, chosen, provider))
     return fit_thresholds(hot, found.pictures("val").labels, found.data.labels)
 
 

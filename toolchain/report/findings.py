@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.artifact import Artifact
+from toolchain.artifact import Artifact, figure
 from toolchain.choose import Choice
 from toolchain.data.dataset import Data, PictureSet
 from toolchain.data.findings import DataReport
@@ -65,11 +65,4 @@ class Findings:
 
     def measurement(self, name: str, what: str) -> float | None:
         """A step's figure for an artifact, looked up through the models it was made from."""
-        by_key = {artifact.key: artifact for artifact in self.artifacts.values()}
-        artifact: Artifact | None = self.files[name]
-        while artifact is not None:
-            for measurement in artifact.record.measurements:
-                if measurement.name == what:
-                    return measurement.value
-            artifact = by_key.get(artifact.record.parents.get("model", ""))
-        return None
+        return figure(self.files[name], self.artifacts.values(), what)

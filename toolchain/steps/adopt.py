@@ -189,10 +189,11 @@ def _end_in_logits(model: ModelProto, sample: Sequence[parity.Floats]) -> None:
         before = last.input[0]
         net.node.remove(last)
         graph.rename(net, {before: graph.LOGITS})
+        net.output[0].name = graph.LOGITS
     elif (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):
         # Whatever made probabilities of them: the softmax of their logarithms gives them back.
         graph.rename(net, {graph.LOGITS: "probabilities_given"})
-        floor = numpy_helper.from_array(np.float32(_SMALLEST), "smallest_probability")
+        floor = numpy_helper.from_array(np.array(_SMALLEST, np.float32), "smallest_probability")
         net.initializer.append(floor)
         net.node.append(
             make_node("Max", ["probabilities_given", floor.name], ["probabilities_clipped"], name="clip")
@@ -218,7 +219,7 @@ def _simplified(given: ModelProto) -> ModelProto:
     if graph.opset(model) < graph.OPSET:
         try:
             model = onnx.version_converter.convert_version(model, graph.OPSET)
-        except (RuntimeError, onnx.onnx_cpp2py_export.ConvertError) as error:
+        except (RuntimeError, onnx.version_converter.ConvertError) as error:
             reason = (str(error).strip().splitlines() or ["unknown"])[0]
             raise ModelError(
                 f"opset {graph.opset(model)} cannot be converted to {graph.OPSET} ({reason}): export it anew"

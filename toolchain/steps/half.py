@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from onnx import ModelProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from pydantic import Field
 
 from toolchain import graph
@@ -65,6 +66,7 @@ class Half(Step):
         entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
         about = graph.extended(graph.metadata(model), entry)
         half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(kept))
+        OnnxModel(half).topological_sort(is_deterministic=True)
         graph.write_all(context.out, graph.read(preprocess), half, about)
         shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
         session = Session(context.out / graph.PLAIN)

@@ -183,11 +183,7 @@ class Quantize(Step):
 
     @property
     def _bits(self) -> weights.Bits:
-        return (
-            8
-            if self.weight_bits == "auto" or (self.weight, self.activation) != ("s8", "u8")
-            else self.weight_bits
-        )
+        return 8 if self.weight_bits == "auto" or self.weight == "u8" else self.weight_bits
 
 
 def _override(layer: weights.Layer, steps: NDArray[np.float32]) -> list[dict[str, JSON]]:
