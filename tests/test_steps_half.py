@@ -95,8 +95,18 @@ def test_what_overflows_stays_in_float32(tmp_path: Path, factor: float) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-2 * np.abs(expected).max())
 
 
-def test_answers_that_are_not_finite_fail(tmp_path: Path) -> None:
-    source = exported(tmp_path / "source", scaled({"fc.weight": 1e8}), SQUARE)
+def test_great_logits_are_handed_out_in_float32(tmp_path: Path) -> None:
+    source = exported(tmp_path / "source", scaled({"fc.weight": 1e7}), SQUARE)
+    out, _ = halved(source, tmp_path)
+    feed = inputs(source)
+    expected, got = run(source.folder / graph.PLAIN, feed), run(out / graph.PLAIN, feed)
+    assert np.abs(expected).max() > 65504
+    np.testing.assert_allclose(got, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_answers_that_are_not_finite_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Half, "_overflowing", lambda *_: [])
+    source = exported(tmp_path / "source", scaled({"widen.weight": 1e6, "widen.bias": 1e6}), SQUARE)
     with pytest.raises(ModelError, match="not finite"):
         halved(source, tmp_path)
 

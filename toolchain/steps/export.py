@@ -108,7 +108,9 @@ def export_network(model: nn.Module, network: Network, opset: int = graph.OPSET)
 
 def export_preprocessing(preprocess: Preprocess, opset: int = graph.OPSET) -> ModelProto:
     """The preprocessing: `pictures` uint8 [N, H, W, 3] of any size -> `input` float32 [N, 3, h, w]."""
-    return ModelProto.FromString(_exported_preprocessing(preprocess, opset))
+    exported = ModelProto()
+    exported.ParseFromString(_exported_preprocessing(preprocess, opset))
+    return exported
 
 
 @lru_cache(maxsize=16)
@@ -119,7 +121,7 @@ def _exported_preprocessing(preprocess: Preprocess, opset: int) -> bytes:
     free = {0: Dim("N", min=1), 1: Dim("H", min=1), 2: Dim("W", min=1)}
     exported = _export(Preprocessing(preprocess).eval(), example, free, (graph.PICTURES, graph.INPUT), opset)
     graph.name_after_modules(exported)
-    return exported.SerializeToString()
+    return bytes(exported.SerializeToString())
 
 
 def _export(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, TensorProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from pydantic import Field
@@ -67,6 +67,7 @@ class Half(Step):
         about = graph.extended(graph.metadata(model), entry)
         half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(kept))
         OnnxModel(half).topological_sort(is_deterministic=True)
+        _skip_detours(half)
         graph.write_all(context.out, graph.read(preprocess), half, about)
         shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
         session = Session(context.out / graph.PLAIN)
@@ -86,3 +87,30 @@ class Half(Step):
             if value.dtype == np.float32 and value.size and np.abs(value).max() > limit
         }  # fmt: skip
         return [node.name for node in model.graph.node if great.intersection((*node.input, *node.output))]
+
+
+def _skip_detours(model: ModelProto) -> None:
+    """Let float32 nodes hand their tensors on directly, in place.
+
+    The converter casts every tensor between two float32 nodes to float16 and back, where it overflows.
+    """
+    net = model.graph
+    makers = {name: node for node in net.node for name in node.output}
+    direct: dict[str, str] = {}
+    for node in net.node:
+        before = makers.get(node.input[0]) if _casts_to(node, TensorProto.FLOAT) else None
+        if before is not None and _casts_to(before, TensorProto.FLOAT16):
+            direct[node.output[0]] = before.input[0]
+    for node in net.node:
+        node.input[:] = [direct.get(name, name) for name in node.input]
+    if graph.LOGITS in direct:
+        net.node.remove(makers[graph.LOGITS])
+        graph.rename(net, {direct[graph.LOGITS]: graph.LOGITS})
+        net.output[0].name = graph.LOGITS
+    used = {name for node in net.node for name in node.input} | {value.name for value in net.output}
+    for node in [node for node in net.node if node.op_type == "Cast" and node.output[0] not in used]:
+        net.node.remove(node)
+
+
+def _casts_to(node: NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and graph.attribute(node, "to", 0) == kind
