@@ -54,10 +54,9 @@ def section(record: dict[str, Any]) -> str:
     lines += [" | ".join(shown(row.get(name)) for name in columns) for row in rows]
     table = "\n".join(f"| {line} |" for line in lines)
     host = record["host"]
+    what = record.get("what") or record["protocol"]["task"]
     where = f"{host['cpu']}, {host['isa']}, {host['cores']} cores, load {host['load'][0]:.1f}"
-    return (
-        f"\n## {record['what']}\n\n{table}\n\nMeasured on {where}. {record.get('note', '')}".rstrip() + "\n"
-    )
+    return f"\n## {what}\n\n{table}\n\nMeasured on {where}. {record.get('note', '')}".rstrip() + "\n"
 
 
 def files(record: dict[str, Any]) -> Iterator[dict[str, Any]]:

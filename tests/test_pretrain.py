@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from benchmarks.pretrain.formulas import NONE, Formulas, Sizes
 from benchmarks.pretrain.formulas.draw import Draw
 from benchmarks.pretrain.formulas.figures import Contours, Fractals, Outlines, Strokes
 from benchmarks.pretrain.formulas.textures import Cells, Spectra, Waves
+from benchmarks.pretrain.publish import LARGEST, publish
 from benchmarks.pretrain.train import SIZES, Plan, Run, score
+from benchmarks.transfer.tuning import Pictures, Schedule, evaluate, start, tune, weights
+from toolchain.backbones import bundled
+from toolchain.backbones.network import build
+from toolchain.backbones.settings import Backbone
 from toolchain.device import Device
 
 CPU = torch.device("cpu")
@@ -128,7 +134,7 @@ def test_a_run_may_be_lengthened_until_its_learning_rate_falls(tmp_path: Path) -
         Run(plan(), tmp_path, DEVICE, FEW)
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"batch": 16}])
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}])
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     Run(plan(), tmp_path, DEVICE, FEW).train(stop_after=1)
     with pytest.raises(SystemExit, match="another plan"):
@@ -141,3 +147,47 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(full.lr / full.warmup)
     assert rates[full.warmup] == rates[full.fall - 1] == full.lr
     assert 0 < rates[-1] < full.lr / 100
+
+
+def test_a_published_run_is_a_backbone_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path / "package")
+    run = Run(plan(), tmp_path / "run", DEVICE, FEW)
+    run.train(stop_after=2)
+    with pytest.raises(SystemExit, match="train on first"):
+        publish(tmp_path / "run", "tiny")
+    run.train()
+    assert publish(tmp_path / "run", "tiny").stat().st_size < LARGEST
+    model, network = build(Backbone(bundled="tiny"), ("a", "b", "c"))
+    assert network.preprocess.mean == (0.5, 0.5, 0.5)
+    for name, value in model.state_dict().items():
+        if not name.startswith("fc."):
+            torch.testing.assert_close(value, run.average[name], rtol=1e-3, atol=1e-5)
+
+
+def test_nano_in_the_package_is_the_one_its_card_describes() -> None:
+    model, network = build(Backbone(bundled="nano"), tuple("0123456789"))
+    assert bundled.weights_file("nano").stat().st_size <= LARGEST
+    assert sum(p.numel() for p in model.parameters()) <= 1_500_000
+    assert all(module.groups == 1 for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    assert network.provenance.licence == "Apache-2.0"
+    card = json.loads(bundled.weights_file("nano").with_suffix(".json").read_text())
+    plan = Plan()
+    assert card["pretraining"]["pictures"] == plan.steps * plan.batch
+    assert {row["start"] for row in card["transfer"]["rows"]} == {"random", "nano"}
+    for side in (32, 64, 256):
+        assert model(torch.zeros(1, 3, side, side)).isfinite().all()
+
+
+def test_transfer_starts_differ_only_in_their_weights_and_tuning_learns() -> None:
+    pretrained = weights(bundled.weights_file("nano"))
+    nano, random = start(pretrained, 2, seed=0), start(None, 2, seed=0)
+    assert torch.equal(nano.state_dict()["fc.weight"], random.state_dict()["fc.weight"])
+    assert not torch.equal(nano.state_dict()["conv1.0.weight"], random.state_dict()["conv1.0.weight"])
+    labels = torch.arange(2).repeat(16)
+    data = Pictures(
+        labels.view(-1, 1, 1, 1).float().expand(-1, 3, 32, 32) + torch.zeros(32, 3, 32, 32), labels
+    )
+    tune(nano, data, Schedule(steps=6, batch=16), 3e-3, seed=0)
+    assert evaluate(nano, data)[0] == 100

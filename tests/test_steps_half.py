@@ -16,6 +16,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, ModelError
+from toolchain.steps import half
 from toolchain.steps.half import Half
 
 
@@ -104,9 +105,11 @@ def test_great_logits_are_handed_out_in_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, atol=1e-2 * np.abs(expected).max())
 
 
-def test_answers_that_are_not_finite_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Half, "_overflowing", lambda *_: [])
-    source = exported(tmp_path / "source", scaled({"widen.weight": 1e6, "widen.bias": 1e6}), SQUARE)
+def test_answers_that_are_not_finite_fail(
+    source: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = scaled({"fc.weight": np.inf})
+    monkeypatch.setattr(half, "convert_float_to_float16", lambda *_, **__: broken)
     with pytest.raises(ModelError, match="not finite"):
         halved(source, tmp_path)
 

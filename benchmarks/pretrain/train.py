@@ -131,7 +131,7 @@ class Run:
             logits = self.model(pictures)
         loss, texture, figure = score(logits.float(), batch, self.sizes.textures, self.plan.smoothing)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         self.step += 1
         self._update_average()

@@ -87,7 +87,7 @@ def tune(model: nn.Module, data: Pictures, schedule: Schedule, lr: float, seed: 
         pictures = jitter(data.pictures[chosen], schedule, generator)
         loss = F.cross_entropy(model(pictures), data.labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
 
 
@@ -107,6 +107,6 @@ def jitter(pictures: Tensor, schedule: Schedule, generator: torch.Generator) -> 
 def evaluate(model: nn.Module, data: Pictures) -> tuple[float, float]:
     """Top-1 accuracy in percent, and mean cross-entropy."""
     model.eval()
-    logits = torch.cat([model(part) for part in data.pictures.split(256)])
+    logits = torch.cat([model(part) for part in torch.split(data.pictures, 256)])
     top1 = (logits.argmax(1) == data.labels).float().mean().item() * 100
     return top1, F.cross_entropy(logits, data.labels).item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,8 +40,10 @@ from toolchain.report.parts import (
     Parity,
     Picture,
     RunInfo,
+    Spread,
     StepTime,
     Transfer,
+    TransferRow,
     Weights,
 )
 from toolchain.report.thumbnail import thumbnail
@@ -276,7 +278,29 @@ def _transfer(found: Findings) -> Transfer | None:
     if backbone is None or backbone.bundled is None or backbone.weights == "random":
         return None
     measured = (bundled.card(backbone.bundled).model_extra or {}).get("transfer")
-    return Transfer.model_validate(measured) if measured else None
+    if not measured:
+        return None
+    protocol, rows = measured["protocol"], measured["rows"]
+    counts = dict.fromkeys(row["per_class"] for row in rows)
+    return Transfer(
+        task=protocol["task"],
+        weights=f"bundled/{backbone.bundled}",
+        n=protocol["n_test"],
+        rows=tuple(
+            TransferRow(
+                per_class=n, pretrained=_spread(rows, n, backbone.bundled), random=_spread(rows, n, "random")
+            )
+            for n in counts
+        ),
+        note=f"{protocol['optimizer']}; learning rate chosen {protocol['chosen']}. Measured when the weights were "
+        "made (benchmarks/transfer), not in this run.",
+    )
+
+
+def _spread(rows: Sequence[Mapping[str, JSON]], per_class: int, start: str) -> Spread:
+    """One cell of the card's table, whose accuracies are percent, as fractions."""
+    row = next(row for row in rows if row["per_class"] == per_class and row["start"] == start)
+    return Spread(mean=row["mean"] / 100, seeds=tuple(value / 100 for value in row["top1"]))
 
 
 def _steps(found: Findings) -> Iterable[StepTime]:
