@@ -23,7 +23,6 @@ def main() -> int:
         "chosen": report.chosen,
         "seconds": report.run.seconds,
         "steps": [json.loads(step.model_dump_json()) for step in report.steps],
-        "recipe": report.run.recipe,
         "host": dict(report.host),
     }
     target = Path(__file__).resolve().parent / "results" / f"run_{report.run.name}.json"
