@@ -29,8 +29,8 @@ class Digits:
         20: Schedule(steps=200),
         100: Schedule(steps=400),
     }
-    rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    curve: ClassVar[tuple[int, float]] = (5, 3e-3)
+    rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2, 3e-2)
+    curve: ClassVar[tuple[int, float]] = (5, 3e-2)
 
     def __init__(self) -> None:
         data = digits.load(Split(val=0.15, seed=0), None)
