@@ -1,6 +1,6 @@
 """Keep the figures of a finished run as a record: one row a file.
 
-python benchmarks/record_run.py runs/blood-cells        # writes benchmarks/results/run_blood-cells.json
+python benchmarks/record_run.py runs/blood-cells        # writes benchmarks/results/run_blood-cells.ISA.json
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> int:
         "steps": [json.loads(step.model_dump_json()) for step in report.steps],
         "host": dict(report.host),
     }
-    target = Path(__file__).resolve().parent / "results" / f"run_{report.run.name}.json"
+    target = Path(__file__).resolve().parent / "results" / f"run_{report.run.name}.{report.host['isa']}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

@@ -47,6 +47,18 @@ def test_verify_in_a_process_of_its_own(bundle: Path) -> None:
     assert "NOTICE: its content differs" in done.stderr
 
 
+def test_a_reader_who_left_is_no_traceback(bundle: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "toolchain.runtime", "verify", str(bundle)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_no_bundle_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"Error: {tmp_path}: not a bundle")

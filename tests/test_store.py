@@ -10,13 +10,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from toolchain.errors import HostError
 from toolchain.record import Measurement
-from toolchain.store import Job, Store, hash_path, host_faults, write_whole
+from toolchain.store import Job, Store, alone, hash_path, host_faults, write_whole
 
 
 def job(**changes: object) -> Job:
@@ -198,3 +199,28 @@ def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
     first = hash_path(tmp_path / "a")
     (tmp_path / "a" / "y").write_text("1")
     assert hash_path(tmp_path / "a") != first
+
+
+def _write_alone(folder: Path, name: str, began: Event) -> None:
+    with alone(folder):
+        began.set()
+        (folder / "log").open("a").write(f"{name} in\n")
+        time.sleep(0.2)
+        (folder / "log").open("a").write(f"{name} out\n")
+
+
+def test_only_one_process_is_alone_with_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    began = context.Event()
+    first = context.Process(target=_write_alone, args=(tmp_path, "first", began))
+    first.start()
+    assert began.wait(10)
+    _write_alone(tmp_path, "second", began)
+    first.join()
+    assert (tmp_path / "log").read_text().split("\n")[:4] == [
+        "first in",
+        "first out",
+        "second in",
+        "second out",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]

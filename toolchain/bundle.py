@@ -58,10 +58,13 @@ def write(folder: Path, artifact: Artifact, val: PictureSet, papers: Papers) -> 
     """Write the bundle of `artifact` to `folder`, whole or not at all, and return its identity.
 
     Golden pictures are the first of val, spread over the classes; their answers come from the file itself
-    on the CPU with one thread. An older bundle in the folder is replaced.
+    on the CPU with one thread. An older bundle in the folder is replaced, and what a killed run left beside it
+    is taken away: hold `store.alone` on the folder above.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with host_faults(folder):
+        for rest in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(rest)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for name in (names.MODEL, names.PLAIN_MODEL):

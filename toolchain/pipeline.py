@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -150,16 +150,21 @@ class Pipeline:
         files: Mapping[str, Artifact],
         pictures: PictureSet,
         settings: Measure,
-        providers: tuple[str, ...],
+        providers: Mapping[str, Sequence[str]],
     ) -> Entry:
-        """Raw latency samples of all files together, measured once a set of files and host kind."""
-        given = {"pictures": pictures.fingerprint, "providers": list(providers), "host": host_kind()}
+        """Raw latency samples of all files together, measured once a set of files and host kind.
+
+        providers: for each, the names of the files to time on it, in order; the first condition decides the choice.
+        """
+        on = [[name, list(timed)] for name, timed in providers.items()]
+        given = {"pictures": pictures.fingerprint, "providers": on, "host": host_kind()}
         asked = settings.model_dump(mode="json", exclude={"providers"})
         job = Job("latency", 1, asked, {name: a.key for name, a in files.items()}, given, runtime_libraries())
 
         def measure(out: Path) -> None:
             picture, before = latency.typical(pictures), host.facts()
-            rounds = len(latency.conditions(settings, providers)) * len(latency.FILES) * len(files)
+            sides = sum(map(len, providers.values())) * len(settings.threads) * len(settings.batch)
+            rounds = sides * len(latency.FILES)
             with self.progress.task("latency", rounds * settings.blocks) as task:
                 found = latency.time_files(files, picture, settings, providers, lambda *_: task.advance())
             latency.save(found, out)

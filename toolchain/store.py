@@ -244,6 +244,17 @@ def _told(error: OSError, where: Path) -> HostError:
     return HostError(f"{error.filename or where}: {reason}; mend that and start again")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process in here for this folder (flock on the folder itself); others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

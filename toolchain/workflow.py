@@ -20,7 +20,7 @@ from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
 from toolchain.device import DeviceName, select
-from toolchain.errors import DataError, RecipeError
+from toolchain.errors import DataError, ProviderError, RecipeError
 from toolchain.measure import accuracy, latency
 from toolchain.measure.latency import Condition, Latency
 from toolchain.pipeline import Pipeline
@@ -33,7 +33,7 @@ from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
 from toolchain.runtime import providers
 from toolchain.runtime.session import Session
-from toolchain.store import Entry, Store, host_faults, size_of, write_whole
+from toolchain.store import Entry, Store, alone, host_faults, size_of, write_whole
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,11 @@ def run(
         folder = artifacts[wishes.until].folder
         lines = f"{wishes.until}: {folder}"
         return RunResult(out, True, lines, artifacts={n: a.folder for n, a in artifacts.items()})
-    unavailable = _unavailable(asked, names) | {f"variant {name}": why for name, why in left_out.items()}
-    measured = _measure(pipeline, artifacts, data, names)
+    placement, refused = _place(asked, {name: artifacts[name] for name in asked.variants}, names)
+    unavailable = (
+        _unavailable(asked, names) | {f"variant {name}": why for name, why in left_out.items()} | refused
+    )
+    measured = _measure(pipeline, artifacts, data, placement)
     found = Findings(
         data=data, checks=checks, device=pipeline.device, artifacts=artifacts, unavailable=unavailable,
         reused=frozenset(pipeline.reused), started=started[1], seconds=time.monotonic() - started[0],
@@ -112,18 +115,19 @@ def run(
 
 def check(
     recipe: str | Path,
-    data: Path | None = None,
-    overrides: Sequence[str] = (),
+    places: Places | None = None,
+    wishes: Wishes | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Check a recipe and its data without training; returns what was found, in lines.
 
     Raises RecipeError, DataError or BackboneError with everything that stands in the way.
     """
-    asked = load(recipe, overrides, data)
+    places, wishes = places or Places(), wishes or Wishes()
+    asked = load(recipe, wishes.overrides, places.data)
     providers.resolve(asked.measure.providers)
     shown: Progress = progress or Silent()
-    pipeline = _pipeline(asked, Path(".toolchain"), Wishes(), shown)
+    pipeline = _pipeline(asked, places.store, wishes, shown)
     found, checks = pipeline.data()
     pipeline.check_networks()
     _check_gates(asked, found)
@@ -169,42 +173,44 @@ def _check_gates(asked: Recipe, data: Data) -> None:
         raise DataError("val has no pictures, but val decides everything; give data.split.val a share")
 
 
+Placement = Mapping[tuple[str, str], Mapping[str, int]]  # (variant, provider) -> nodes by provider
+
+
 class _Measured(TypedDict):
     """What measuring the files gave; see Findings."""
 
     files: Mapping[str, Artifact]
     answers: Mapping[tuple[str, str, str], Probabilities]
-    placement: Mapping[tuple[str, str], Mapping[str, int]]
+    placement: Placement
     latencies: Sequence[Latency]
     latency_entry: Entry
     choice: Choice
 
 
 def _measure(
-    pipeline: Pipeline, artifacts: Mapping[str, Artifact], data: Data, names: tuple[str, ...]
+    pipeline: Pipeline, artifacts: Mapping[str, Artifact], data: Data, placement: Placement
 ) -> _Measured:
-    """Measure every variant: val and latency, then choose, then test."""
+    """Measure every variant where it was placed: val and latency, then choose, then test."""
     recipe = pipeline.recipe
     files = {name: artifacts[name] for name in recipe.variants}
 
     def ask(split: str) -> dict[tuple[str, str, str], Probabilities]:
         pictures = dict(data.splits)[split]
         return {
-            (name, provider, split): accuracy.load(pipeline.answers(file, split, pictures, provider).folder)
-            for name, file in files.items()
-            for provider in names
+            (name, provider, split): accuracy.load(
+                pipeline.answers(files[name], split, pictures, provider).folder
+            )
+            for name, provider in placement
         }
 
+    on: dict[str, list[str]] = {}
+    for name, provider in placement:
+        on.setdefault(provider, []).append(name)
     val = ask("val")
-    timed = pipeline.latencies(files, data.val, recipe.measure, names)
+    timed = pipeline.latencies(files, data.val, recipe.measure, on)
     latencies = latency.load(timed.folder)
     parity = {name: figure(file, artifacts.values(), "parity_fused") for name, file in files.items()}
     choice = _choose(recipe, data, [*_candidates(files, val, latencies, parity)])
-    placement = {
-        (name, provider): Session(file.folder / latency.FILES["fused"], provider=provider).placement
-        for name, file in files.items()
-        for provider in names
-    }
     return _Measured(
         files=files, answers=val | ask("test"), placement=placement,
         latencies=latencies, latency_entry=timed, choice=choice,
@@ -241,8 +247,35 @@ def _unavailable(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:
     return {name: why for name, why in providers.usable().items() if name not in names and why}
 
 
+def _place(
+    recipe: Recipe, files: Mapping[str, Artifact], names: Sequence[str]
+) -> tuple[Placement, dict[str, str]]:
+    """Where each provider runs the nodes of each variant, and why it cannot take the others.
+
+    One that cannot be taken is an error where the provider was named or decides the choice; where "auto" found
+    it beside the first, it is told as not measured.
+    """
+    placement: dict[tuple[str, str], Mapping[str, int]] = {}
+    refused: dict[str, str] = {}
+    for provider in names:
+        for name, file in files.items():
+            try:
+                session = Session(file.folder / latency.FILES["fused"], provider=provider)
+                placement[name, provider] = session.placement
+            except ProviderError as error:
+                if provider == names[0] or provider in recipe.measure.providers:
+                    raise
+                refused[f"variant {name} on {provider}"] = str(error)
+    return placement, refused
+
+
 def _finish(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
-    """Write bundle, report and the run's entry in the store."""
+    """Write bundle, report and the run's entry in the store; one run at a time, so that the two belong together."""
+    with host_faults(out), alone(out):
+        return _write(pipeline, found, out)
+
+
+def _write(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
     recipe, chosen = pipeline.recipe, found.choice.chosen
     folder = out / "bundle"
     text = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True, exclude_unset=True), sort_keys=False)
@@ -256,11 +289,10 @@ def _finish(pipeline: Pipeline, found: Findings, out: Path) -> RunResult:
             path=str(folder), identity=identity, bytes=size_of(folder), temperature=papers.temperature
         )
         report = report.model_copy(update={"bundle": about})
-    with host_faults(out):
-        write_whole(out / "recipe.yaml", text.encode())
-        write_whole(out / "report.json", reports.render_json(report).encode())
-        write_whole(out / "report.md", reports.render_markdown(report).encode())
-        write_whole(out / "report.html", reports.render_html(report).encode())
+    write_whole(out / "recipe.yaml", text.encode())
+    write_whole(out / "report.json", reports.render_json(report).encode())
+    write_whole(out / "report.md", reports.render_markdown(report).encode())
+    write_whole(out / "report.html", reports.render_html(report).encode())
     pipeline.store.register(recipe.name, pipeline.keys)
     return RunResult(
         out, chosen is not None, _summary(report, out), report, folder if chosen else None,

@@ -4,8 +4,8 @@
 
 256 pictures (seeded) calibrate every int8 file, the other 744 score it. All files are plain networks made from
 one export; they are timed in one process, interleaved, and once more alternating, on one thread. Beside our
-default stand its ablations (scored only). Writes benchmarks/results/imagenet_sample.json with the host it was
-made on: int8 figures hold for one ISA only. Pass: our default loses at most 1 point of top-1 against fp32 (bad
+default stand its ablations (scored only). Writes benchmarks/results/imagenet_sample.ISA.json: int8 figures hold for
+one ISA only. Pass: our default loses at most 1 point of top-1 against fp32 (bad
 end of the paired interval at most 3), and is not slower than 0.97 of optimum's file; exit 1 otherwise.
 """
 
@@ -49,7 +49,7 @@ from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "benchmarks" / "results" / "imagenet_sample.json"
+RESULT = ROOT / "benchmarks" / "results" / f"imagenet_sample.{host.isa()}.json"
 CALIBRATION = 256
 DEFAULT = "int8"
 RIVAL = "optimum avx512_vnni static per channel"

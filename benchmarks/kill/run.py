@@ -2,7 +2,7 @@
 
     python benchmarks/kill/run.py [--recipe quickstart] [--kills 10] [--seed 0]
 
-Writes benchmarks/results/kill.json; exits 1 when any file differs by a byte.
+Writes benchmarks/results/kill.ISA.json; exits 1 when any file differs by a byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from toolchain.runtime import host
 from toolchain.store import Store, hash_path
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "kill.json"
+RESULT = Path(__file__).resolve().parents[1] / "results" / f"kill.{host.isa()}.json"
 
 
 def command(recipe: str, folder: Path) -> list[str]:

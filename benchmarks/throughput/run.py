@@ -6,7 +6,7 @@ Each round trains a network once with each loop, in random order. One hook on th
 step's end to the next one's, which spans loading, forward, backward and whatever a loop does besides, in all
 epochs but the first. `ratio` is of median wall times; `cpu_ratio` is of the CPU seconds of whole rounds, which
 sees what happens now and then and does not see that others use the machine. Writes
-benchmarks/results/throughput.json. Pass: both intervals lie above 0.95; exit 1: one lies below it.
+benchmarks/results/throughput.ISA.json. Pass: both intervals lie above 0.95; exit 1: one lies below it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from toolchain.progress import Silent
 from toolchain.runtime import host
 from toolchain.step import Context
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "throughput.json"
+RESULT = Path(__file__).resolve().parents[1] / "results" / f"throughput.{host.isa()}.json"
 BOUND = 0.95
 AUGMENT = Augment(rotate=10, translate=0.1)
 TRAINING = Training(

@@ -13,6 +13,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change one setting, e.g. tune.epochs=3."
 )
+_STORE = click.option(
+    "--store", type=_FOLDER, envvar="TOOLCHAIN_STORE", default=Path(".toolchain"), show_default=True,
+    help="Where finished steps are kept.",
+)  # fmt: skip
 _DATA = click.option("--data", type=_FOLDER, help="An image folder to use instead of the recipe's data.")
 
 
@@ -20,10 +24,7 @@ _DATA = click.option("--data", type=_FOLDER, help="An image folder to use instea
 @click.argument("recipe")
 @_DATA
 @click.option("--out", type=_FOLDER, help="Where report and bundle go [default: runs/NAME].")
-@click.option(
-    "--store", type=_FOLDER, envvar="TOOLCHAIN_STORE", default=Path(".toolchain"), show_default=True,
-    help="Where finished steps are kept.",
-)  # fmt: skip
+@_STORE
 @_SET
 @click.option("--until", metavar="NAME", help="Stop when this artifact is made, e.g. tuned.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
@@ -54,8 +55,9 @@ def run(
 @click.command()
 @click.argument("recipe")
 @_DATA
+@_STORE
 @_SET
-def check(recipe: str, data: Path | None, overrides: tuple[str, ...]) -> int:
+def check(recipe: str, data: Path | None, store: Path, overrides: tuple[str, ...]) -> int:
     """Check RECIPE and its data without training: settings, pictures, splits, pruning.
 
     \b
@@ -64,5 +66,6 @@ def check(recipe: str, data: Path | None, overrides: tuple[str, ...]) -> int:
     """
     from toolchain.cli.progress import Bars
 
-    click.echo(toolchain.check(recipe, data, overrides, Bars()))
+    places, wishes = toolchain.Places(store=store, data=data), toolchain.Wishes(overrides=overrides)
+    click.echo(toolchain.check(recipe, places, wishes, Bars()))
     return 0

@@ -18,19 +18,22 @@ from numpy.typing import NDArray
 
 from toolchain.artifact import Artifact
 from toolchain.data.dataset import Picture, PictureSet
+from toolchain.graph import FUSED, PLAIN, PREPROCESS
 from toolchain.measure.settings import Measure
 from toolchain.runtime.session import Session
 from toolchain.runtime.timing import alternate, interleave
 
 File = Literal["plain", "fused"]
+Feed = Mapping[str, NDArray[np.generic]]
 HOST = "host.json"  # in the entry: the machine when the files were timed
-FILES: Mapping[File, str] = {"plain": "model.plain.onnx", "fused": "model.onnx"}
+FILES: Mapping[File, str] = {"plain": PLAIN, "fused": FUSED}
 _ALTERNATING_CALLS = 200
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a latency was measured under. `input` is the picture's height x width in pixels."""
+    """What a latency was measured under. `input` is the picture's height x width in pixels, of the plain
+    files "HxW or HxW" where variants take pictures of different sizes."""
 
     provider: str
     threads: int
@@ -61,29 +64,40 @@ def typical(pictures: PictureSet) -> Picture:
 
 
 def time_files(
-    artifacts: Mapping[str, Artifact], picture: Picture, settings: Measure, providers: Sequence[str],
+    artifacts: Mapping[str, Artifact], picture: Picture, settings: Measure, providers: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:  # fmt: skip
-    """Time the plain and the fused file of every artifact under every condition, interleaved."""
+    """Time the plain and the fused file of every artifact under every condition, interleaved.
+
+    providers: for each provider, the names of the artifacts to time on it.
+    """
+    asked: NDArray[np.generic] = picture[None]
+    prepared = {
+        name: Session(artifact.folder / PREPROCESS).run({"pictures": asked})[0]
+        for name, artifact in artifacts.items()
+    }
+    sizes = dict.fromkeys("x".join(map(str, plain.shape[2:])) for plain in prepared.values())
+    feeds: Mapping[File, tuple[str, Mapping[str, Feed]]] = {
+        "plain": (" or ".join(sizes), {name: {"input": plain} for name, plain in prepared.items()}),
+        "fused": ("x".join(map(str, picture.shape[:2])), {name: {"pictures": asked} for name in artifacts}),
+    }
     found = []
-    plain = Session(next(iter(artifacts.values())).folder / "preprocess.onnx").run(
-        {"pictures": picture[None]}
-    )[0]
-    for provider, threads, batch in conditions(settings, providers):
-        for file, feed in (("plain", {"input": plain}), ("fused", {"pictures": picture[None]})):
-            size = "x".join(str(n) for n in (plain.shape[2:] if file == "plain" else picture.shape[:2]))
-            condition = Condition(provider, threads, batch, file, size)  # type: ignore[arg-type]
-            found += _time(artifacts, condition, feed, settings, progress)
+    for provider, threads, batch in conditions(settings, list(providers)):
+        timed = {name: artifacts[name] for name in providers[provider]}
+        for file, (size, feed) in feeds.items():
+            condition = Condition(provider, threads, batch, file, size)
+            found += _time(timed, condition, feed, settings, progress)
     return found
 
 
 def _time(
-    artifacts: Mapping[str, Artifact], condition: Condition, feed: Mapping[str, NDArray[np.generic]],
+    artifacts: Mapping[str, Artifact], condition: Condition, feeds: Mapping[str, Feed],
     settings: Measure, progress: Callable[[int, int], None] | None,
 ) -> list[Latency]:  # fmt: skip
-    repeated = {n: np.ascontiguousarray(np.repeat(v, condition.batch, axis=0)) for n, v in feed.items()}
     sides: dict[str, Callable[[], object]] = {}
     for name, artifact in artifacts.items():
+        feed = feeds[name].items()
+        repeated = {n: np.ascontiguousarray(np.repeat(v, condition.batch, axis=0)) for n, v in feed}
         session = Session(
             artifact.folder / FILES[condition.file], provider=condition.provider,
             threads=condition.threads, spinning=settings.spinning,

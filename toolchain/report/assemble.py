@@ -126,7 +126,7 @@ def _variant(found: Findings, name: str) -> Variant:
         made_by=tuple(_made_by(found, artifact)),
         accuracy={p: score for (p, s), score in scores.items() if s == "test"},
         validation={p: score for (p, s), score in scores.items() if s == "val"},
-        latency={p: tuple(_latencies(found, name, p)) for p in found.providers},
+        latency={p: tuple(_latencies(found, name, p)) for n, p in found.placement if n == name},
         parity=_parity(found, name),
         drop=dict(_drops(found, name)) if name != BASE else {},
         agreement=dict(_agreements(found, name)) if name != BASE else {},
@@ -197,8 +197,11 @@ def _agreements(found: Findings, name: str) -> Iterable[tuple[str, Agreement]]:
 
 def _speedups(found: Findings) -> Iterable[Speedup]:
     for condition in found.conditions:
+        names = [name for name, provider in found.placement if provider == condition.provider]
+        if BASE not in names:
+            continue
         base = found.latency(BASE, condition)
-        for name in found.files:
+        for name in names:
             if name != BASE:
                 yield _speedup(found, name, condition, base.samples, base.alternating)
 

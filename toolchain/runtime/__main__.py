@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a wrong input, 3 for a bundle that differs."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.work(arguments))
+        code = int(arguments.work(arguments))
+        sys.stdout.flush()
+        return code
     except ToolchainError as e:
         print(f"Error: {e}", file=sys.stderr)
         return e.exit_code
+    except BrokenPipeError:  # nobody reads any more; Python flushes once more when it ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return _HOST_FAILED
 
 
 def _verify(arguments: argparse.Namespace) -> int:
