@@ -70,6 +70,11 @@ def test_the_kept_epoch_is_the_best_by_the_named_metric(tmp_path: Path) -> None:
     assert kept.val_loss == min(row.val_loss for row in rows)
 
 
+def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
+    _, rows = trained(tmp_path, settings(epochs=4, select="loss", keep="last"))
+    assert [row.epoch for row in rows if row.kept] == [4]
+
+
 def test_twice_the_same_seed_is_the_same_network_and_another_seed_is_not(tmp_path: Path) -> None:
     first, _ = trained(tmp_path / "a")
     second, _ = trained(tmp_path / "b")

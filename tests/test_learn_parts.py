@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from toolchain.backbones.architecture import blocks
 from toolchain.learn import optimizer
 from toolchain.learn.average import Average
-from toolchain.learn.curves import EpochRow, best, idle
+from toolchain.learn.curves import EpochRow, idle, kept
 from toolchain.learn.losses import class_weights, cross_entropy, distilled
 from toolchain.learn.mixing import mix
 from toolchain.learn.schedule import Plateau, factor
@@ -167,11 +167,12 @@ def row(epoch: int, top1: float, loss: float) -> EpochRow:
 
 def test_the_best_epoch_among_equals_has_the_lower_loss_then_came_first() -> None:
     rows = [row(1, 0.9, 0.5), row(2, 0.9, 0.4), row(3, 0.8, 0.1), row(4, 0.9, 0.4)]
-    assert best(rows, "top1") is rows[1]
-    assert best(rows, "loss") is rows[2]
+    assert kept(rows, "top1") is rows[1]
+    assert kept(rows, "loss") is rows[2]
     assert idle(rows, "top1") == 3
     assert idle(rows, "loss") == 1
-    assert best([], "top1") is None
+    assert kept(rows, "top1", "last") is rows[-1]
+    assert kept([], "top1") is None
     assert idle([], "top1") == 0
 
 

@@ -12,6 +12,7 @@ from timm.models import PretrainedCfg, group_modules
 from timm.utils.model import reparameterize_model
 from torch import nn
 
+from toolchain.backbones.levels import MultiLevel
 from toolchain.errors import BackboneError
 from toolchain.record import JSON
 
@@ -76,6 +77,11 @@ def classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(layer for layer in layers if isinstance(layer, nn.Module) and list(layer.parameters()))
 
 
+def head(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The classifier layers and what stands before them for them alone: what is trained where only the head is."""
+    return ((model.norm,) if isinstance(model, MultiLevel) else ()) + classifiers(model)
+
+
 def head_names(model: nn.Module) -> tuple[str, ...]:
     """Module names of the classifier layers, e.g. ("head.fc",)."""
     layers = classifiers(model)
@@ -88,6 +94,8 @@ def blocks(model: nn.Module) -> list[tuple[nn.Module, ...]]:
     To train the last N blocks, freeze every parameter, then free those of `blocks(model)[-N:]` and of the
     classifier. Parameters of no module of their own (ViT's position embedding) stay frozen then.
     """
+    if isinstance(model, MultiLevel):
+        return blocks(model.body)
     heads = head_names(model)
     found = []
     for names in group_modules(model, model.group_matcher(coarse=False)).values():  # type: ignore[operator]

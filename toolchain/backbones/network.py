@@ -15,6 +15,7 @@ from torch import nn
 from toolchain.backbones import bundled, files, hub
 from toolchain.backbones import plan as plans
 from toolchain.backbones.architecture import create, fixed_size, published, seeded
+from toolchain.backbones.levels import MultiLevel
 from toolchain.backbones.plan import ChannelPlan
 from toolchain.backbones.settings import Backbone, PreprocessOverrides
 from toolchain.data.preprocess import Preprocess
@@ -38,12 +39,13 @@ class Provenance(BaseModel):
 
 
 class Network(BaseModel):
-    """A timm architecture with its kwargs, labels (one output each), preprocessing, the channel plan of a
-    pruned network and the provenance of its weights."""
+    """A timm architecture with its kwargs and the levels that its classifier reads (None: its end), labels (one
+    output each), preprocessing, the channel plan of a pruned network and the provenance of its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     architecture: str
     kwargs: Mapping[str, JSON] = {}
+    out_indices: tuple[int, ...] | None = None
     labels: tuple[str, ...]
     preprocess: Preprocess
     plan: ChannelPlan | None = None
@@ -51,7 +53,15 @@ class Network(BaseModel):
 
     def unpruned(self) -> nn.Module:
         """The architecture at full size, with random weights, in eval mode."""
-        return create(self.architecture, self.kwargs, len(self.labels))
+        return self.leveled(create(self.architecture, self.kwargs, len(self.labels)))
+
+    def leveled(self, model: nn.Module, seed: int = 0) -> nn.Module:
+        """The timm model, or, with `out_indices`, what reads its levels (a new head, drawn from `seed`); in eval mode."""
+        if self.out_indices is None:
+            return model
+        with seeded(seed):
+            rate = float(self.kwargs.get("drop_rate", 0.0))
+            return MultiLevel(model, self.out_indices, len(self.labels), rate).eval()
 
     def skeleton(self) -> nn.Module:
         """The architecture at this network's sizes, without its weights, in eval mode."""
@@ -72,7 +82,8 @@ def build(
     network = describe(backbone, labels)
     if backbone.weights == "random":
         with seeded(seed):
-            return create(network.architecture, network.kwargs, len(labels), seed), network
+            model = create(network.architecture, network.kwargs, len(labels), seed)
+        return network.leveled(model, seed), network
     if network.provenance.source == "timm-hub":
         with seeded(seed):
             model = hub.fetch(network.architecture, network.kwargs, len(labels), backbone.head)
@@ -85,7 +96,7 @@ def build(
         if backbone.bundled and known["sha256"] != bundled.card(backbone.bundled).sha256:
             raise BackboneError(f"bundled backbone '{backbone.bundled}': its weights are damaged, reinstall")
     provenance = network.provenance.model_copy(update=known)
-    return model, network.model_copy(update={"provenance": provenance})
+    return network.leveled(model, seed), network.model_copy(update={"provenance": provenance})
 
 
 def describe(backbone: Backbone, labels: Sequence[str]) -> Network:
@@ -108,7 +119,7 @@ def describe(backbone: Backbone, labels: Sequence[str]) -> Network:
     if backbone.weights == "random":
         provenance = Provenance(source="random")
     return Network(
-        architecture=architecture, kwargs=options, labels=tuple(labels),
+        architecture=architecture, kwargs=options, out_indices=backbone.out_indices, labels=tuple(labels),
         preprocess=preprocess, provenance=provenance,
     )  # fmt: skip
 

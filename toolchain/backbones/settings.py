@@ -17,6 +17,7 @@ from toolchain.record import JSON
 Side = Annotated[int, Field(ge=8, le=4096)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Level = Annotated[int, Field(ge=0, le=63)]
 Head = Literal["new", "keep"]
 
 _OURS = {
@@ -61,6 +62,8 @@ class Backbone(BaseModel):
     be the data's labels in their order.
     kwargs: passed to the timm constructor (pad_type: same).
     drop_rate, drop_path_rate: dropout before the classifier, stochastic depth.
+    out_indices: read these levels of the network (timm's numbers, from 0), mean and maximum of each, instead of
+    its end, and drop what lies behind; for small defects and textures.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,7 @@ class Backbone(BaseModel):
     preprocess: PreprocessOverrides = PreprocessOverrides()
     drop_rate: Share = 0.0
     drop_path_rate: Share = 0.0
+    out_indices: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
 
     @field_validator("timm")
     @classmethod
@@ -113,6 +117,8 @@ class Backbone(BaseModel):
             raise ValueError("weights: a bundled backbone brings its own; leave it out (or take 'random')")
         if self.weights == "random" and self.head == "keep":
             raise ValueError("head: 'keep' needs weights to keep it from, 'random' has none")
+        if self.out_indices is not None and self.head == "keep":
+            raise ValueError("out_indices: needs head 'new', no file's classifier reads several levels")
         return self
 
     def roots(self) -> dict[str, Path]:

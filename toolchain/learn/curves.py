@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from toolchain.learn.settings import Metric
+from toolchain.learn.settings import Keep, Metric
 
 FILE, EVENTS = "curves.json", "tensorboard"
 _TAGS = {
@@ -80,8 +80,10 @@ class Curves:
         self._writer.flush()
 
 
-def best(rows: Sequence[EpochRow], metric: Metric) -> EpochRow | None:
-    """The row to keep: the best metric, among equals the lowest loss, then the earliest."""
+def kept(rows: Sequence[EpochRow], metric: Metric, keep: Keep = "best") -> EpochRow | None:
+    """The row to keep: the last, or the best metric, among equals the lowest loss, then the earliest."""
+    if keep == "last":
+        return rows[-1] if rows else None
     return max(rows, key=lambda row: (row.score(metric), -row.val_loss, -row.epoch), default=None)
 
 

@@ -284,7 +284,7 @@ class _Run:
     def _best(self) -> tuple[nn.Module, list[EpochRow]]:
         """The network as it is kept, and the curves, written."""
         state = self.state
-        chosen = curves.best(state.rows, self.training.select)
+        chosen = curves.kept(state.rows, self.training.select, self.training.keep)
         rows = [row.model_copy(update={"kept": row is chosen}) for row in state.rows]
         curves.write(rows, self.context.out)
         state.model.load_state_dict(state.kept)

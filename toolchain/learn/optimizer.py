@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolchain.backbones.architecture import blocks, classifiers, head_names, is_below
+from toolchain.backbones.architecture import blocks, head, head_names, is_below
 from toolchain.errors import TrainingError
 from toolchain.learn.settings import Training
 
@@ -63,13 +63,13 @@ def _parts(model: nn.Module, train: str | int) -> tuple[nn.Module, ...]:
     if train == "full":
         return (model,)
     if train == "head":
-        return classifiers(model)
+        return head(model)
     found = blocks(model)
     if int(train) > len(found):
         raise TrainingError(
             f"train: {train} blocks asked for, the network has {len(found)}; take 'full' for all"
         )
-    return (*classifiers(model), *(module for block in found[-int(train) :] for module in block))
+    return (*head(model), *(module for block in found[-int(train) :] for module in block))
 
 
 def _undecayed(model: nn.Module) -> frozenset[str]:

@@ -10,6 +10,7 @@ from toolchain.data.augmentation import Augment
 from toolchain.device import AmpName
 
 Metric = Literal["top1", "balanced", "loss"]
+Keep = Literal["best", "last"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -39,6 +40,7 @@ class Training(BaseModel):
     n ** -balance_power. mixup, cutmix: alpha of the Beta distribution (arXiv:1710.09412, 1905.04899); with
     both, each batch takes one of them. ema: decay a step of averaged weights, which then are what is judged
     and kept. select: the val metric by which an epoch is kept (equal: the lower loss, then the earlier one).
+    keep: "best" by that metric, or the "last" epoch, for a val so small that it tells epochs apart by luck.
     workers (threads that prepare batches) and checkpoint_seconds (between checkpoints inside an epoch) do not
     change the result, and are no part of its key.
     """
@@ -70,6 +72,7 @@ class Training(BaseModel):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     early_stopping: EarlyStopping | None = None
     select: Metric = "top1"
+    keep: Keep = "best"
     workers: Annotated[int, Field(ge=0, le=256, exclude=True)] = 2
     checkpoint_seconds: Annotated[float, Field(ge=0, exclude=True)] = 60.0
 

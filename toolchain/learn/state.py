@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.device import Device
 from toolchain.learn import optimizer as optimizers
 from toolchain.learn.average import Average
-from toolchain.learn.curves import EpochRow, best
+from toolchain.learn.curves import EpochRow, kept
 from toolchain.learn.schedule import Plateau
 from toolchain.learn.settings import Training
 from toolchain.record import JSON
@@ -72,10 +72,10 @@ class State:
         return self.model if self.average is None else self.average.model
 
     def finish_epoch(self, row: EpochRow, training: Training) -> None:
-        """Take in an epoch's result: keep its weights if it is the best, and turn to the next epoch."""
+        """Take in an epoch's result: keep its weights if it is the one to keep, and turn to the next epoch."""
         self.rows.append(row)
         self.plateau.see(row.score(training.select))
-        if best(self.rows, training.select) is row:
+        if kept(self.rows, training.select, training.keep) is row:
             state = self.judged.state_dict()
             self.kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.position = Position(self.position.epoch + 1, 0, self.position.step)

@@ -1,0 +1,107 @@
+"""A classifier that reads several levels: shapes, what is trained, saving, pruning, export, plain refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from tiny import tiny_run
+
+from toolchain.backbones.architecture import blocks, create
+from toolchain.backbones.network import build, load, save
+from toolchain.backbones.pruning import Pruning, cost, prune
+from toolchain.backbones.settings import Backbone, PreprocessOverrides
+from toolchain.errors import BackboneError
+from toolchain.learn.optimizer import Scope
+
+LABELS = ("a", "b", "c")
+PICTURES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def backbone(name: str = "mobilenetv2_050", **changes: object) -> Backbone:
+    given = {
+        "timm": name,
+        "weights": "random",
+        "out_indices": (2, 3),
+        "preprocess": PreprocessOverrides(size=64),
+    }
+    return Backbone.model_validate(given | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("mobilenetv2_050", 2 * (16 + 48)), ("resnet10t", 2 * (128 + 256)), ("convnext_atto", 2 * (160 + 320))],
+)
+def test_mean_and_maximum_of_each_level_are_read(name: str, width: int) -> None:
+    model, network = build(backbone(name), LABELS)
+    assert model(PICTURES).shape == (2, 3)
+    assert model.get_classifier().in_features == width
+    assert network.out_indices == (2, 3)
+
+
+def test_what_lies_behind_the_last_level_is_dropped() -> None:
+    cut, _ = build(backbone(out_indices=(1,)), LABELS)
+    whole, _ = build(backbone(out_indices=None), LABELS)
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters()) / 4
+
+
+def test_the_pretrained_weights_are_those_of_the_file(tmp_path: Path) -> None:
+    source = create("mobilenetv2_050", {}, 1000, seed=3)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model, network = build(backbone(weights=tmp_path / "w.safetensors"), LABELS)
+    with torch.no_grad():
+        levels = source.forward_intermediates(PICTURES, indices=[2, 3], intermediates_only=True)
+        pooled = torch.cat([p for x in levels for p in (x.mean((2, 3)), x.amax((2, 3)))], 1)
+        assert torch.allclose(model(PICTURES), model.fc(model.norm(pooled)), atol=1e-5)
+    assert network.provenance.sha256
+
+
+def test_the_head_is_trained_with_its_norm_and_blocks_are_those_of_the_body() -> None:
+    model, _ = build(backbone(), LABELS)
+    Scope(model, "head").train()
+    trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"norm", "fc"}
+    assert model.norm.training
+    assert not model.body.training
+    Scope(model, 1)
+    assert len(blocks(model)) > 1
+    assert 0 < sum(p.requires_grad for p in model.body.parameters()) < len(list(model.body.parameters()))
+
+
+def test_saved_pruned_and_loaded_again_it_answers_alike(tmp_path: Path) -> None:
+    model, network = build(backbone(), LABELS)
+    before = cost(model, network)
+    network = prune(model, network, Pruning(ratio=0.5))
+    assert cost(model, network).macs < 0.5 * before.macs
+    save(model, network, tmp_path)
+    again, described = load(tmp_path)
+    assert described == network
+    assert torch.equal(again(PICTURES), model(PICTURES))
+
+
+def test_a_whole_trip(tmp_path: Path) -> None:
+    settings = {
+        "timm": "resnet10t", "weights": "random", "out_indices": [1, 3],
+        "kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8}, "preprocess": {"size": 32, "crop_pct": 1.0},
+    }  # fmt: skip
+    variants = {
+        "fp32": {"from": "tuned", "steps": ["export"]},
+        "int8": {"from": "fp32", "steps": [{"quantize": {"pictures": 8}}]},
+    }
+    run = tiny_run(tmp_path, backbone=settings, variants=variants)
+    with np.load(run.bundle / "golden.npz") as golden:
+        assert golden["probabilities"].shape[1] == 3
+
+
+def test_a_level_that_is_not_there_is_told() -> None:
+    with pytest.raises(BackboneError, match="levels 0 to 4, not 9"):
+        build(backbone(out_indices=(9,)), LABELS)
+
+
+def test_a_kept_classifier_reads_the_end_only() -> None:
+    with pytest.raises(ValidationError, match="out_indices: needs head 'new'"):
+        backbone(weights=Path("w.safetensors"), head="keep")
