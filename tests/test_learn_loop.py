@@ -185,7 +185,7 @@ def test_averaged_weights_are_what_is_judged(tmp_path: Path) -> None:
     assert stats.top1(probabilities, data().val.labels) == kept.val_top1
 
 
-@pytest.mark.parametrize("balance", ["loss", "sampler"])
+@pytest.mark.parametrize("balance", ["loss", "sampler", "logits"])
 def test_balancing_helps_the_rare_class(tmp_path: Path, balance: str) -> None:
     found = dataclasses.replace(data((60, 60, 4), noise=110.0), val=pictures("val", (30, 30, 30), 110.0))
     recalls = {}

@@ -14,7 +14,7 @@ from toolchain.backbones.architecture import blocks
 from toolchain.learn import optimizer
 from toolchain.learn.average import Average
 from toolchain.learn.curves import EpochRow, idle, kept
-from toolchain.learn.losses import class_weights, cross_entropy, distilled
+from toolchain.learn.losses import class_offsets, class_weights, cross_entropy, distilled
 from toolchain.learn.mixing import mix
 from toolchain.learn.schedule import Plateau, factor
 from toolchain.learn.settings import Distillation, Training
@@ -156,6 +156,18 @@ def test_the_average_runs_after_the_weights_batch_statistics_included() -> None:
     assert found["0.weight"].item() == pytest.approx(0.19)
     assert found["1.running_var"].item() == pytest.approx(0.19)
     assert found["1.num_batches_tracked"].item() == 1
+
+
+def test_offsets_are_the_logarithms_of_the_shares() -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    assert class_offsets(labels, 2).exp().tolist() == pytest.approx([0.75, 0.25])
+    assert class_offsets(labels, 2, 0.5).tolist() == pytest.approx((0.5 * class_offsets(labels, 2)).tolist())
+    assert torch.isfinite(class_offsets(labels, 3)).all()
+    # With even logits the loss is that of the shares themselves: the rare class is far from learnt.
+    losses = [
+        cross_entropy(torch.zeros(1, 2) + class_offsets(labels, 2), torch.tensor([k])).item() for k in (0, 1)
+    ]
+    assert losses == pytest.approx([-np.log(0.75), -np.log(0.25)])
 
 
 def row(epoch: int, top1: float, loss: float) -> EpochRow:

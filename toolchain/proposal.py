@@ -45,7 +45,7 @@ tune:                       # makes the artifact `tuned`
   schedule: cosine
   warmup_epochs: 1
   label_smoothing: 0.05
-  balance: {balance}{pad}          # none, loss or sampler; {note}
+  balance: {balance}{pad}          # none, loss, sampler or logits; {note}
   select: {metric}
   augment: {{flip_horizontal: true, rotate: 10, translate: 0.05}}   # no flips if left and right mean something
 

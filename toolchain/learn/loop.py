@@ -24,7 +24,7 @@ from toolchain.learn import curves
 from toolchain.learn.checkpoint import Checkpoint, identity
 from toolchain.learn.curves import Curves, EpochRow
 from toolchain.learn.evaluate import Scores, evaluate
-from toolchain.learn.losses import class_weights, cross_entropy, distilled
+from toolchain.learn.losses import class_offsets, class_weights, cross_entropy, distilled
 from toolchain.learn.mixing import mix
 from toolchain.learn.optimizer import Scope, set_rate
 from toolchain.learn.schedule import factor
@@ -122,24 +122,32 @@ class _Run:
         self.scope = Scope(model, training.train)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.state = State.start(model, training, device)
-        self.batches, self.weights = self._batches(network)
+        self.batches = self._batches(network)
+        self.weights, self.offsets = self._balance()
         self.val = EvalBatches(context.data.val, network.preprocess, training.batch_size, training.workers)
         self.steps = -(-len(self.batches) // training.accumulate)
         self.pending: list[tuple[Tensor, Tensor, int]] = []
 
-    def _batches(self, network: Network) -> tuple[Batches, Tensor | None]:
-        """The training batches, and the classes' weights [C] in the loss."""
+    def _batches(self, network: Network) -> Batches:
+        """The training batches."""
         training, train = self.training, self.context.data.train
         augmenter = Augmenter(training.augment, network.preprocess, self.device)
         loading = Loading(batch_size=training.batch_size, seed=self.context.seed, workers=training.workers)
         drawn = (
             weights_by_class(train.labels, training.balance_power) if training.balance == "sampler" else None
         )
-        batches = Batches(train, augmenter, loading, drawn)
-        if training.balance != "loss":
-            return batches, None
-        labels = torch.from_numpy(train.labels)
-        return batches, class_weights(labels, self.classes, training.balance_power).to(self.device)
+        return Batches(train, augmenter, loading, drawn)
+
+    def _balance(self) -> tuple[Tensor | None, Tensor | float]:
+        """The classes' weights [C] in the loss, and what it adds to their logits [C]."""
+        labels, power = torch.from_numpy(self.context.data.train.labels), self.training.balance_power
+        match self.training.balance:
+            case "loss":
+                return class_weights(labels, self.classes, power).to(self.device), 0.0
+            case "logits":
+                return None, class_offsets(labels, self.classes, power).to(self.device)
+            case _:
+                return None, 0.0
 
     def go(self, checkpoint: Checkpoint) -> tuple[nn.Module, list[EpochRow]]:
         """Train to the end."""
@@ -223,7 +231,7 @@ class _Run:
         teacher, distillation = self.teaching.teacher, self.teaching.distillation
         with torch.autocast(self.device.type, self.kind, enabled=self.kind is not None):
             logits = self.state.model(pictures).float()
-            loss = cross_entropy(logits, targets, self.weights, self.training.label_smoothing)
+            loss = cross_entropy(logits + self.offsets, targets, self.weights, self.training.label_smoothing)
             if teacher is not None and distillation is not None:
                 with torch.no_grad():
                     taught = teacher(pictures).float()

@@ -19,6 +19,14 @@ def class_weights(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:
     return (weights * counts.sum() / (weights * counts).sum()).float()
 
 
+def class_offsets(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:
+    """What the loss adds to logits [C] so that rare classes are learnt with a margin: power times the logarithm
+    of each class's share of `labels` int64 [n] (Menon et al., arXiv:2007.07314, eq. 10). No pictures: as one.
+    """
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1).double()
+    return (power * (counts / len(labels)).log()).float()
+
+
 def cross_entropy(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:

@@ -36,9 +36,10 @@ class Training(BaseModel):
     train: "full", "head" (linear probe: everything but the classifier frozen, batch norm as well), or the
     number of last blocks to train beside the classifier.
     accumulate: batches a step. clip: greatest norm of the gradient. amp: see `Device.amp_type`.
-    balance: rare classes count more in the loss, or come up more often; a class of n pictures is weighted by
-    n ** -balance_power. mixup, cutmix: alpha of the Beta distribution (arXiv:1710.09412, 1905.04899); with
-    both, each batch takes one of them. ema: decay a step of averaged weights, which then are what is judged
+    balance: rare classes count more in the "loss", or come up more often ("sampler"): a class of n pictures is
+    weighted by n ** -balance_power; or must be answered with a margin ("logits"), which still acts when the
+    training pictures are known by heart (see losses.class_offsets). mixup, cutmix: alpha of the Beta
+    distribution (arXiv:1710.09412, 1905.04899); with both, each batch takes one of them. ema: decay a step of averaged weights, which then are what is judged
     and kept. select: the val metric by which an epoch is kept (equal: the lower loss, then the earlier one).
     keep: "best" by that metric, or the "last" epoch, for a val so small that it tells epochs apart by luck.
     workers (threads that prepare batches) and checkpoint_seconds (between checkpoints inside an epoch) do not
@@ -64,7 +65,7 @@ class Training(BaseModel):
     accumulate: Count = 1
     clip: Positive | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    balance: Literal["none", "loss", "sampler"] = "none"
+    balance: Literal["none", "loss", "sampler", "logits"] = "none"
     balance_power: Share = 1.0
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
