@@ -39,6 +39,17 @@ RECIPE = "surface-inspection"
 INNER = 6
 ROWS: dict[str, tuple[str, ...]] = {
     "ours": (),
+    "the network's end instead of its levels": ("backbone.out_indices=null",),
+    "balanced sampling": ("tune.balance=sampler",),
+    "classes as they come": ("tune.balance=none",),
+    "head only": ("tune.train=head",),
+    "whole network trained": ("tune.train=full",),
+    "224 pixels": ("backbone.preprocess.size=224",),
+    "aspect kept, black border": ("backbone.preprocess.crop_mode=border",),
+    "random crops": ("tune.augment.crop_scale=[0.6, 1.0]",),
+    "mixup": ("tune.mixup=0.4",),
+    "no EMA": ("tune.ema=null",),
+    "best epoch on val": ("tune.keep=best",),
 }
 
 

@@ -38,10 +38,11 @@ class Training(BaseModel):
     accumulate: batches a step. clip: greatest norm of the gradient. amp: see `Device.amp_type`.
     balance: rare classes count more in the "loss", or come up more often ("sampler"): a class of n pictures is
     weighted by n ** -balance_power; or must be answered with a margin ("logits"), which still acts when the
-    training pictures are known by heart (see losses.class_offsets). mixup, cutmix: alpha of the Beta
-    distribution (arXiv:1710.09412, 1905.04899); with both, each batch takes one of them. ema: decay a step of averaged weights, which then are what is judged
-    and kept. select: the val metric by which an epoch is kept (equal: the lower loss, then the earlier one).
-    keep: "best" by that metric, or the "last" epoch, for a val so small that it tells epochs apart by luck.
+    training pictures are known by heart (see losses.class_offsets). mixup, cutmix: alpha of the Beta distribution
+    (arXiv:1710.09412, 1905.04899); with both, each batch takes one of them. ema: decay a step of averaged
+    weights, which then are what is judged and kept. select: the val metric by which an epoch is kept (equal: the
+    lower loss, then the earlier one). keep: "best" by that metric, or the "last" epoch, for a val so small that
+    it tells epochs apart by luck.
     workers (threads that prepare batches) and checkpoint_seconds (between checkpoints inside an epoch) do not
     change the result, and are no part of its key.
     """
