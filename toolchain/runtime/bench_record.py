@@ -167,7 +167,9 @@ def parse(raw: JSON, where: str) -> BenchRecord:
     for number, case in enumerate(record.cases):
         lengths = {len(block) for block in case.samples_ns}
         if len(lengths) != 1 or 0 in lengths:
-            raise RecordError(f"{where}: cases.{number}.samples_ns: must be blocks of one length, of 1 or more")
+            raise RecordError(
+                f"{where}: cases.{number}.samples_ns: must be blocks of one length, of 1 or more"
+            )
     return record
 
 
