@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ Picture = NDArray[np.uint8]
 FileKind = Literal["fused", "plain", "foreign"]
 _SEED = 20150715
 _MOST_PICTURES = 50
-_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Wish:
     ("H") or by input and place ("input.2"); pictures: uint8 [H, W, 3] RGB each, or none for noise."""
 
     batch: int = 1
-    shapes: Mapping[str, int] = field(default_factory=lambda: _NONE)
+    shapes: Mapping[str, int] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
 
 
@@ -77,8 +75,7 @@ def prepare(inputs: Sequence[Tensor], metadata: Mapping[str, str], wish: Wish, l
     kind = file_kind(inputs, metadata)
     shapes = dict(wish.shapes)
     if kind == "fused" and wish.pictures:
-        height, width = typical(wish.pictures).shape[:2]
-        shapes = _open_sides(inputs[0], height, width) | shapes
+        shapes |= _sides(inputs[0], typical(wish.pictures), shapes)
     _known(inputs, wish.shapes, label)
     sizes = {tensor.name: _shape(tensor, wish.batch, shapes, label) for tensor in inputs}
     generator = np.random.default_rng(_SEED)
@@ -100,10 +97,15 @@ def typical(pictures: Sequence[Picture]) -> Picture:
     return sorted(pictures, key=lambda p: p.shape[0] * p.shape[1])[len(pictures) // 2]
 
 
-def _open_sides(tensor: Tensor, height: int, width: int) -> dict[str, int]:
-    """The picture's sides for those that the model leaves open."""
-    sides = zip((1, 2), (height, width), strict=True)
-    return {f"{tensor.name}.{at}": size for at, size in sides if not isinstance(tensor.shape[at], int)}
+def _sides(tensor: Tensor, picture: Picture, asked: Mapping[str, int]) -> dict[str, int]:
+    """The picture's height and width for those that the model and `asked` leave open."""
+    sides = zip((1, 2), picture.shape[:2], strict=True)
+    named = {f"{tensor.name}.{at}": (tensor.shape[at], size) for at, size in sides}
+    return {
+        place: size
+        for place, (name, size) in named.items()
+        if not isinstance(name, int) and place not in asked and name not in asked
+    }
 
 
 def _known(inputs: Iterable[Tensor], asked: Mapping[str, int], label: str) -> None:

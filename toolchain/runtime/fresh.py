@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import environ, pathsep
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from toolchain.runtime.session import Session
 _STATUS = Path("/proc/self/status")
 _CALLS = 20
 _PATIENCE = 600.0  # seconds that one process may take
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Setup:
     provider: str = "cpu"
     threads: int = 1
     spinning: bool = False
-    options: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def session(self, model: Path) -> Session:
         """Load the model so. Raises as Session does."""
@@ -50,7 +48,7 @@ class Setup:
 
     def as_json(self) -> dict[str, Any]:
         """The settings as plain values."""
-        return asdict(self) | {"options": dict(self.options)}
+        return asdict(self)
 
 
 def measure(
@@ -115,18 +113,18 @@ def main(arguments: list[str]) -> int:
     except ToolchainError as e:
         print(e, file=sys.stderr)
         return e.exit_code
-    memory = _memory()
+    held = memory()
     figures = {
         "session_ns": loaded - loading,
         "first_answer_ns": answered - started - (loading - before),
-        "peak_bytes": memory["VmHWM"],
-        "steady_bytes": memory["VmRSS"],
+        "peak_bytes": held["VmHWM"],
+        "steady_bytes": held["VmRSS"],
     }
     print(json.dumps(figures))
     return 0
 
 
-def _memory() -> dict[str, int]:
+def memory() -> dict[str, int]:
     """Resident bytes: now, and the most of this program's life. (ru_maxrss would count the parent's as well.)"""
     lines = (line.partition(":") for line in _STATUS.read_text().splitlines())
     return {key: 1024 * int(value.split()[0]) for key, _, value in lines if key in ("VmHWM", "VmRSS")}
