@@ -1,0 +1,195 @@
+"""Both sides timed in turns: fresh processes, blocks in random order, until the answer is known or time is up.
+
+A turn starts one process a side, at the same time and in random order, because where code and data of a
+process happen to lie in memory can make it percents slower or faster for all of its life (Mytkowicz et al.
+2009, Producing wrong data without doing anything obviously wrong; Kalibera & Jones 2013, Rigorous
+benchmarking in reasonable time). Then one side runs at a time: pairs of blocks, half of them with the base
+first, in random order. A turn's figure is the median over its pairs of log(candidate's median / base's):
+what disturbs one block or one pair does not reach it. Turns are what the interval is drawn from.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.compare.sides import Side
+from toolchain.compare.workers import WorkerProcess
+from toolchain.errors import HostError, ToolchainError
+from toolchain.progress import Progress
+from toolchain.record import JSON
+from toolchain.runtime.fresh import Setup
+
+NAMES = ("base", "candidate")
+_FEWEST, _MOST = 5, 500  # calls a block
+_DROPPED = 0.2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How to time. max_seconds: no turn is begun that would probably end later; pairs: of blocks, a turn;
+    block_seconds: what a block should last; seed: of all orders; patience: seconds for any one answer."""
+
+    setup: Setup = field(default_factory=Setup)
+    max_seconds: float = 120.0
+    pairs: int = 6
+    block_seconds: float = 0.04
+    seed: int | None = None
+    patience: float = 300.0
+
+
+@dataclass(frozen=True)
+class Half:
+    """One side of a turn. samples_ns: [pairs][calls], raw; the first `dropped` calls of a block do not count."""
+
+    samples_ns: tuple[tuple[int, ...], ...]
+    session_ns: int
+    first_answer_ns: int
+    peak_bytes: int
+    not_finite: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Base and candidate in one turn."""
+
+    base: Half
+    candidate: Half
+    dropped: int
+
+    @property
+    def medians(self) -> NDArray[np.float64]:
+        """The median time of every block in ns, [2, pairs]: base, candidate."""
+        halves = (self.base, self.candidate)
+        blocks = np.array([half.samples_ns for half in halves], np.float64)
+        found: NDArray[np.float64] = np.median(blocks[:, :, self.dropped :], axis=2)
+        return found
+
+    @property
+    def log_ratio(self) -> float:
+        """The median over pairs of log(candidate / base)."""
+        base, candidate = self.medians
+        return float(np.median(np.log(candidate / base)))
+
+    def log_of(self, name: str) -> float:
+        """log(candidate / base) of another figure of both halves, by its field; 0 where it is not known."""
+        base, candidate = getattr(self.base, name), getattr(self.candidate, name)
+        return math.log(candidate / base) if base and candidate else 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """All finished turns, the wall time in seconds, calls a block, and what ended them early, if anything did."""
+
+    turns: tuple[Turn, ...]
+    seconds: float
+    calls: int
+    failure: ToolchainError | None = None
+
+
+Done = Callable[[Sequence[Turn]], Mapping[str, float | str] | None]
+
+
+def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progress) -> Series:
+    """Time turns until `done(turns)` is None (it is asked after each) or `timing.max_seconds` are over.
+
+    What `done` gives instead are figures to show beside the bar. Raises ToolchainError when not even one turn
+    could be finished; later failures (a model that was replaced, a process that was killed) end the series,
+    which keeps what it has and says why.
+    """
+    sides, started = (base, candidate), time.monotonic()
+    order = random.Random(timing.seed)
+    turns: list[Turn] = []
+    failure: ToolchainError | None = None
+    with tempfile.TemporaryDirectory() as folder, progress.task("turns, s", timing.max_seconds) as task:
+        inputs = [_write_input(Path(folder, f"{name}.npz"), side) for name, side in zip(NAMES, sides, strict=True)]
+        table, shown, calls = _Table(sides, inputs, timing), 0.0, 0
+        while _time_for_another(turns, time.monotonic() - started, timing.max_seconds):
+            try:
+                turn, calls = table.turn(order, calls)
+            except ToolchainError as error:
+                if not turns:
+                    raise
+                failure = error
+                break
+            turns.append(turn)
+            figures, now = done(turns), time.monotonic() - started
+            task.advance(min(now, timing.max_seconds) - shown, **(figures or {}))
+            shown = min(now, timing.max_seconds)
+            if figures is None:
+                break
+        failure = failure or _replaced(sides)
+    return Series(tuple(turns), time.monotonic() - started, calls, failure)
+
+
+def _replaced(sides: Sequence[Side]) -> ToolchainError | None:
+    try:
+        for side in sides:
+            side.require_unchanged()
+    except ToolchainError as error:
+        return error
+    return None
+
+
+def _time_for_another(turns: Sequence[Turn], spent: float, most: float) -> bool:
+    return not turns or spent + spent / len(turns) <= most
+
+
+def _write_input(path: Path, side: Side) -> Path:
+    try:
+        np.savez(path, **side.prepared.feed)  # type: ignore[arg-type]
+    except OSError as error:
+        raise HostError(f"{path.parent}: the input cannot be written ({error.strerror})") from error
+    return path
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where turns are played."""
+
+    sides: Sequence[Side]
+    inputs: Sequence[Path]
+    timing: Timing
+
+    def turn(self, order: random.Random, calls: int) -> tuple[Turn, int]:
+        """One turn; `calls` a block, found out when 0."""
+        with ExitStack() as stack:
+            workers: dict[int, WorkerProcess] = {}
+            for k in order.sample((0, 1), 2):
+                started = WorkerProcess(
+                    NAMES[k], self.sides[k].file, self.inputs[k], self.timing.setup, self.timing.patience
+                )
+                workers[k] = stack.enter_context(started)
+            ready = [workers[k].answer() for k in (0, 1)]
+            for side, told in zip(self.sides, ready, strict=True):
+                side.require_unchanged(tuple(told["state"]))
+            calls = calls or self._calls(max(told["call_ns"] for told in ready))
+            samples: tuple[list[list[int]], list[list[int]]] = ([], [])
+            for first in order.sample([k % 2 for k in range(self.timing.pairs)], self.timing.pairs):
+                for k in (first, 1 - first):
+                    samples[k].append(workers[k].ask({"calls": calls})["samples_ns"])
+            ends = [workers[k].ask({}) for k in (0, 1)]
+            for worker in workers.values():
+                worker.finish()
+        halves = [_half(samples[k], ready[k], ends[k]) for k in (0, 1)]
+        return Turn(halves[0], halves[1], max(1, int(_DROPPED * calls))), calls
+
+    def _calls(self, call_ns: float) -> int:
+        wanted = 1e9 * self.timing.block_seconds / max(call_ns, 1.0)
+        return int(min(_MOST, max(_FEWEST, math.ceil(wanted / (1 - _DROPPED)))))
+
+
+def _half(samples: list[list[int]], ready: Mapping[str, JSON], end: Mapping[str, JSON]) -> Half:
+    return Half(
+        tuple(map(tuple, samples)), ready["session_ns"], ready["first_answer_ns"], end["peak_bytes"],
+        ready["not_finite"],
+    )  # fmt: skip
