@@ -143,7 +143,11 @@ def mcnemar(reference: Floats, candidate: Floats, labels: Ints) -> float:
     Twice the tail of a fair coin's binomial distribution, which is symmetric.
     """
     first, second = hits(reference, labels), hits(candidate, labels)
-    lost, won = int((first & ~second).sum()), int((second & ~first).sum())
+    return sign_test(int((first & ~second).sum()), int((second & ~first).sum()))
+
+
+def sign_test(lost: int, won: int) -> float:
+    """The exact two-sided p-value that both counts come from a fair coin; 1.0 for no throw."""
     return min(1.0, 2.0 * float(bdtr(min(lost, won), lost + won, 0.5)))
 
 
