@@ -1,4 +1,4 @@
-"""What a bench record says once intervals are drawn, for people and for the history.
+"""A bench with its intervals.
 
 The split: the runtime measures, on any device and without scipy, and keeps every sample; intervals are drawn
 here, on the machine where the record comes home, from the same samples and by one implementation.
@@ -7,9 +7,16 @@ here, on the machine where the record comes home, from the same samples and by o
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from toolchain import stats
+from toolchain.runtime import bench as runtime
 from toolchain.runtime.bench_record import PERCENTILES, BenchRecord, Case, Percentile
+
+
+def bench(model: Path, asked: runtime.Asked, told: runtime.Told | None = None) -> BenchRecord:
+    """Time an ONNX file or a bundle on this machine (`runtime.bench.bench`), with intervals."""
+    return with_intervals(runtime.bench(model, asked, told))
 
 
 def with_intervals(record: BenchRecord) -> BenchRecord:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ OPTIMIZED = "optimized.onnx"
 
 @dataclass(frozen=True)
 class TracedNode:
-    """One node of the graph that ran: its name, or "Operator_number" where it has none; the mean time of a run."""
+    """One node of the graph that ran: its name, or "Operator_number" where it has none; the median of its runs."""
 
     name: str
     operator: str
@@ -106,20 +107,25 @@ def read(profile: Path, drop: int) -> Trace:
         runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: int(e["ts"]))
         begin = runs[drop]["ts"]
         kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith(_KERNEL)]
-        nodes = _nodes([e for e in kernels if e["ts"] >= begin], len(runs) - drop)
+        nodes = _nodes([e for e in kernels if e["ts"] >= begin])
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ModelError(f"{profile.name}: not a profile of onnxruntime with runs in it ({e!r})") from e
     return Trace(nodes, tuple(1000 * int(e["dur"]) for e in runs[drop:]))
 
 
-def _nodes(events: list[dict[str, Any]], runs: int) -> tuple[TracedNode, ...]:
-    sums: dict[tuple[str, str], tuple[TracedNode, int]] = {}
+def _nodes(events: list[dict[str, Any]]) -> tuple[TracedNode, ...]:
+    times: dict[tuple[str, str], list[int]] = {}
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     for event in sorted(events, key=lambda e: int(e["ts"])):
-        about = event["args"]
-        name, operator = str(event["name"]).removesuffix(_KERNEL), str(about["op_name"])
-        provider = providers.short_name(str(about["provider"]))
-        key = (name, str(about["node_index"]))
-        seen = sums.get(key)
-        node = seen[0] if seen else TracedNode(name, operator, provider, 0.0)
-        sums[key] = (node, (seen[1] if seen else 0) + 1000 * int(event["dur"]))
-    return tuple(TracedNode(n.name, n.operator, n.provider, total / runs) for n, total in sums.values())
+        key = (str(event["name"]).removesuffix(_KERNEL), str(event["args"]["node_index"]))
+        first.setdefault(key, event["args"])
+        times.setdefault(key, []).append(1000 * int(event["dur"]))
+    return tuple(
+        TracedNode(
+            key[0],
+            str(about["op_name"]),
+            providers.short_name(str(about["provider"])),
+            float(median(times[key])),
+        )
+        for key, about in first.items()
+    )
