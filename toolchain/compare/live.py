@@ -36,13 +36,15 @@ _DROPPED = 0.2
 
 @dataclass(frozen=True)
 class Timing:
-    """How to time. max_seconds: no turn is begun that would probably end later; pairs: of blocks, a turn;
-    block_seconds: what a block should last; seed: of all orders; patience: seconds for any one answer."""
+    """How to time. max_seconds: no turn is begun that would probably end later; block_seconds: what a block
+    should last; turn_seconds: what all blocks of a turn should, which sets their number (4 to 2 x `pairs`);
+    seed: of all orders; patience: seconds for any one answer."""
 
     setup: Setup = field(default_factory=Setup)
     max_seconds: float = 120.0
-    pairs: int = 6
+    pairs: int = 8
     block_seconds: float = 0.04
+    turn_seconds: float = 1.2
     seed: int | None = None
     patience: float = 300.0
 
@@ -80,11 +82,6 @@ class Turn:
         base, candidate = self.medians
         return float(np.median(np.log(candidate / base)))
 
-    def log_of(self, name: str) -> float:
-        """log(candidate / base) of another figure of both halves, by its field; 0 where it is not known."""
-        base, candidate = getattr(self.base, name), getattr(self.candidate, name)
-        return math.log(candidate / base) if base and candidate else 0.0
-
 
 @dataclass(frozen=True)
 class Series:
@@ -112,10 +109,11 @@ def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progr
     failure: ToolchainError | None = None
     with tempfile.TemporaryDirectory() as folder, progress.task("turns, s", timing.max_seconds) as task:
         inputs = [_write_input(Path(folder, f"{name}.npz"), side) for name, side in zip(NAMES, sides, strict=True)]
-        table, shown, calls = _Table(sides, inputs, timing), 0.0, 0
+        table, shown = _Table(sides, inputs, timing), 0.0
+        blocks: _Blocks | None = None
         while _time_for_another(turns, time.monotonic() - started, timing.max_seconds):
             try:
-                turn, calls = table.turn(order, calls)
+                turn, blocks = table.turn(order, blocks)
             except ToolchainError as error:
                 if not turns:
                     raise
@@ -128,7 +126,7 @@ def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progr
             if figures is None:
                 break
         failure = failure or _replaced(sides)
-    return Series(tuple(turns), time.monotonic() - started, calls, failure)
+    return Series(tuple(turns), time.monotonic() - started, blocks.calls if blocks else 0, failure)
 
 
 def _replaced(sides: Sequence[Side]) -> ToolchainError | None:
@@ -153,6 +151,22 @@ def _write_input(path: Path, side: Side) -> Path:
 
 
 @dataclass(frozen=True)
+class _Blocks:
+    """Calls a block and pairs of blocks a turn, found out in the first turn."""
+
+    calls: int
+    pairs: int
+
+    @classmethod
+    def lasting(cls, timing: Timing, call_ns: float) -> _Blocks:
+        """As many as the timing wants, of calls that take so long."""
+        wanted = 1e9 * timing.block_seconds / max(call_ns, 1.0)
+        calls = min(_MOST, max(_FEWEST, math.ceil(wanted / (1 - _DROPPED))))
+        pairs = int(1e9 * timing.turn_seconds / (2 * calls * max(call_ns, 1.0)))
+        return cls(calls, min(timing.pairs, max(2, pairs - pairs % 2)))
+
+
+@dataclass(frozen=True)
 class _Table:
     """Where turns are played."""
 
@@ -160,8 +174,8 @@ class _Table:
     inputs: Sequence[Path]
     timing: Timing
 
-    def turn(self, order: random.Random, calls: int) -> tuple[Turn, int]:
-        """One turn; `calls` a block, found out when 0."""
+    def turn(self, order: random.Random, blocks: _Blocks | None) -> tuple[Turn, _Blocks]:
+        """One turn of such blocks; what they are is found out when it is not known."""
         with ExitStack() as stack:
             workers: dict[int, WorkerProcess] = {}
             for k in order.sample((0, 1), 2):
@@ -172,20 +186,16 @@ class _Table:
             ready = [workers[k].answer() for k in (0, 1)]
             for side, told in zip(self.sides, ready, strict=True):
                 side.require_unchanged(tuple(told["state"]))
-            calls = calls or self._calls(max(told["call_ns"] for told in ready))
+            blocks = blocks or _Blocks.lasting(self.timing, max(told["call_ns"] for told in ready))
             samples: tuple[list[list[int]], list[list[int]]] = ([], [])
-            for first in order.sample([k % 2 for k in range(self.timing.pairs)], self.timing.pairs):
+            for first in order.sample([k % 2 for k in range(blocks.pairs)], blocks.pairs):
                 for k in (first, 1 - first):
-                    samples[k].append(workers[k].ask({"calls": calls})["samples_ns"])
+                    samples[k].append(workers[k].ask({"calls": blocks.calls})["samples_ns"])
             ends = [workers[k].ask({}) for k in (0, 1)]
             for worker in workers.values():
                 worker.finish()
-        halves = [_half(samples[k], ready[k], ends[k]) for k in (0, 1)]
-        return Turn(halves[0], halves[1], max(1, int(_DROPPED * calls))), calls
-
-    def _calls(self, call_ns: float) -> int:
-        wanted = 1e9 * self.timing.block_seconds / max(call_ns, 1.0)
-        return int(min(_MOST, max(_FEWEST, math.ceil(wanted / (1 - _DROPPED)))))
+        base, candidate = (_half(samples[k], ready[k], ends[k]) for k in (0, 1))
+        return Turn(base, candidate, max(1, int(_DROPPED * blocks.calls))), blocks
 
 
 def _half(samples: list[list[int]], ready: Mapping[str, JSON], end: Mapping[str, JSON]) -> Half:

@@ -36,6 +36,10 @@ ALPHA = 0.005  # of each of the two errors: refusing a ratio from above, and fro
 _BOLD = np.array([0.35, 0.7, 0.95])
 _SIZES = 2.0 ** np.arange(3, 13, 1.5)  # λ: differences of 12 % down to 0.03 %
 _STEPS = 60
+# Even when every turn says the same, so many are needed until the money suffices.
+FEWEST_TURNS = next(
+    n for n in range(1, 100) if math.log(float(np.mean(np.repeat((1 + _BOLD) ** n, len(_SIZES))))) > math.log(1 / ALPHA)
+)
 
 
 @dataclass(frozen=True)
