@@ -84,13 +84,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """The file to bench, what it is, the hashes of its parts by name, and the pictures that came with it
-    (a bundle's golden ones)."""
+    """The file to bench, what it is, the hashes of its parts by name; of a bundle also its golden pictures and
+    its labels."""
 
     path: Path
     model: ModelFile
     hashes: Mapping[str, str]
     pictures: tuple[Picture, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
@@ -135,7 +136,9 @@ def find(model: Path, file: Literal["fused", "plain"]) -> Found:
     check_file(model, bundle.manifest.golden, bundle.manifest)
     golden = read_golden(model / bundle.manifest.golden)
     name = f"{bundle.manifest.name}/{bundle.manifest.variant}"
-    return Found(path, _model_file(path, name, "bundle", parts), parts, golden.pictures)
+    return Found(
+        path, _model_file(path, name, "bundle", parts), parts, golden.pictures, bundle.manifest.labels
+    )
 
 
 def hashes(model: Path) -> dict[str, str]:
