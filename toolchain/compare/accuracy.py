@@ -55,10 +55,14 @@ def checks(answers: Answers, gates: Gates) -> tuple[Check, ...]:
     """Accuracy, agreement, calibration and classes, each against its bound."""
     loss = Interval(answers.loss, *answers.ci95)
     told = "real" if answers.real else "not shown to be real"
-    note = f"{gates.metric}, {told} (McNemar p = {answers.p_value:.2g}; {answers.lost} lost, {answers.won} won)"
+    note = (
+        f"{gates.metric}, {told} (McNemar p = {answers.p_value:.2g}; {answers.lost} lost, {answers.won} won)"
+    )
     found = [_points("accuracy", loss, gates.accuracy, (answers.base, answers.candidate), note)]
     same = Interval(answers.agreement, *answers.agreement_ci95)
-    verdict = _against(-same.value, -same.high, -same.low, None if gates.agreement is None else -gates.agreement)
+    verdict = _against(
+        -same.value, -same.high, -same.low, None if gates.agreement is None else -gates.agreement
+    )
     found.append(
         Check(
             name="agreement", verdict=verdict, value=same.value, low=same.low, high=same.high, unit="%",
@@ -85,7 +89,9 @@ def _class_checks(rows: Sequence[ClassRow], gates: Gates) -> list[Check]:
     are significant after Holm's correction for all classes that were judged (Holm 1979), too.
     """
     bounds = gates.class_accuracy
-    judged = [row for row in rows if bounds is not None and (not isinstance(bounds, dict) or row.name in bounds)]
+    judged = [
+        row for row in rows if bounds is not None and (not isinstance(bounds, dict) or row.name in bounds)
+    ]
     significant = holm([stats.sign_test(row.lost, row.won) for row in judged])
     found = []
     for row, sure in zip(judged, significant, strict=True):

@@ -60,9 +60,13 @@ def ask(base: Side, candidate: Side, pictures: Path, setup: Setup, progress: Pro
     sides = [_Asked.of(side, setup, names) for side in (base, candidate)]
     classes = sides[0].classes
     if sorted(classes) != sorted(sides[1].classes):
-        raise ModelError(f"{candidate.path}: knows other classes than {base.path}; only the same can be compared")
+        raise ModelError(
+            f"{candidate.path}: knows other classes than {base.path}; only the same can be compared"
+        )
     if unknown := sorted(set(names) - set(classes)):
-        raise DataError(f"{pictures}: {unknown[0]!r} is no class of {base.path}; its classes are {', '.join(classes)}")
+        raise DataError(
+            f"{pictures}: {unknown[0]!r} is no class of {base.path}; its classes are {', '.join(classes)}"
+        )
     rows = _rows(sides, pictures, chosen, progress)
     columns = [sides[1].classes.index(name) for name in classes]
     first, second = finite(rows[0], str(base.path)), _absent(rows[1][:, columns])
@@ -103,7 +107,9 @@ def _labels(session: Session, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(map(str, told))
     width = session.outputs[0].shape[-1]
     if width != len(names):
-        raise ModelError(f"{session.label}: answers {width} classes and does not name them; there are {len(names)} folders")
+        raise ModelError(
+            f"{session.label}: answers {width} classes and does not name them; there are {len(names)} folders"
+        )
     return tuple(names)
 
 
@@ -118,7 +124,9 @@ def _rows(
             for side, kept in zip(sides, rows, strict=True):
                 answer = side.session.run({side.session.inputs[0].name: picture})[0]
                 if answer.shape != (1, len(side.classes)):
-                    raise ModelError(f"{side.session.label}: answers {answer.shape} for {len(side.classes)} classes")
+                    raise ModelError(
+                        f"{side.session.label}: answers {answer.shape} for {len(side.classes)} classes"
+                    )
                 kept.append(answer[0].astype(np.float64))
             task.advance()
     return [np.stack(kept) for kept in rows]
@@ -127,7 +135,9 @@ def _rows(
 def finite(rows: NDArray[np.float64], label: str) -> NDArray[np.float64]:
     """The rows as probabilities. Raises ModelError when one is not finite."""
     if not np.isfinite(rows).all():
-        raise ModelError(f"{label}: answers that are not finite (NaN or infinite); there is no base to compare with")
+        raise ModelError(
+            f"{label}: answers that are not finite (NaN or infinite); there is no base to compare with"
+        )
     return probabilities(rows)
 
 
@@ -159,7 +169,9 @@ def read(path: Path) -> Paired:
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
     except _DAMAGED as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        )
         raise DataError(f"{path}: no readable answers ({reason})") from error
 
 
@@ -169,21 +181,34 @@ def _read_npz(path: Path) -> Paired:
     base, candidate = (held[name].astype(np.float64) for name in ("base", "candidate"))
     labels = held["labels"].astype(np.int64)
     if base.ndim != 2 or base.shape != candidate.shape or labels.shape != base.shape[:1] or not len(labels):
-        raise ValueError(f"base {base.shape}, candidate {candidate.shape}, labels {labels.shape}: needed [n, C] twice and [n]")
+        raise ValueError(
+            f"base {base.shape}, candidate {candidate.shape}, labels {labels.shape}: needed [n, C] twice and [n]"
+        )
     if labels.min() < 0 or labels.max() >= base.shape[1]:
-        raise ValueError(f"labels lie between 0 and {base.shape[1] - 1}; there is a {labels.min()} or {labels.max()}")
+        raise ValueError(
+            f"labels lie between 0 and {base.shape[1] - 1}; there is a {labels.min()} or {labels.max()}"
+        )
     classes = tuple(map(str, held["classes"])) if "classes" in held else tuple(map(str, range(base.shape[1])))
     groups = tuple(map(str, held["groups"])) if "groups" in held else None
     if len(classes) != base.shape[1] or (groups is not None and len(groups) != len(labels)):
         raise ValueError("classes must name every column, groups every picture")
     padded = np.hstack([finite(base, str(path)), np.zeros((len(base), 1))])
-    return Paired(padded, _absent(candidate), labels, (*classes, NO_ANSWER), f"{path.name}, {len(labels)} pictures", groups)
+    return Paired(
+        padded,
+        _absent(candidate),
+        labels,
+        (*classes, NO_ANSWER),
+        f"{path.name}, {len(labels)} pictures",
+        groups,
+    )
 
 
 def _read_csv(path: Path) -> Paired:
     with path.open(newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
-        if missing := [name for name in ("label", "base", "candidate") if name not in (table.fieldnames or ())]:
+        if missing := [
+            name for name in ("label", "base", "candidate") if name not in (table.fieldnames or ())
+        ]:
             raise ValueError(f"it has no column {missing[0]!r}; needed are label, base, candidate")
         rows = list(table)
     if not rows:

@@ -98,7 +98,10 @@ def _records(question: Question) -> Finding:
     gates = question.gates
     scored = accuracy.score(answers.read(question.saved), gates) if question.saved else None
     _require_known_classes(gates, scored)
-    checks = [*records.record_checks(base, candidate, gates), judge.size_check(base.model, candidate.model, gates)]
+    checks = [
+        *records.record_checks(base, candidate, gates),
+        judge.size_check(base.model, candidate.model, gates),
+    ]
     found = Comparison(
         toolchain=toolchain.__version__, started=_now(), host=candidate.host, base=_info(base.model),
         candidate=_info(candidate.model), condition=_common(base), method="records",
@@ -126,7 +129,9 @@ def _require_known_classes(gates: Gates, scored: Answers | None) -> None:
         return
     known = [row.name for row in scored.classes]
     if unknown := sorted(set(asked) - set(known)):
-        raise ToolchainError(f"class_accuracy.{unknown[0]}: no such class in {scored.source}; there are {', '.join(known)}")
+        raise ToolchainError(
+            f"class_accuracy.{unknown[0]}: no such class in {scored.source}; there are {', '.join(known)}"
+        )
 
 
 def _outputs(base: tuple[Side, Session], candidate: tuple[Side, Session], gates: Gates) -> list[Check]:
@@ -139,7 +144,10 @@ def _outputs(base: tuple[Side, Session], candidate: tuple[Side, Session], gates:
     lost = int((~np.isfinite(right)).sum())
     found = [judge.exact("finite answers", lost, 0.0, "values of the candidate that are NaN or infinite")]
     if left.shape != right.shape:
-        return [*found, judge.exact("same shape", 1, 0.0, f"the base answers {left.shape}, the candidate {right.shape}")]
+        return [
+            *found,
+            judge.exact("same shape", 1, 0.0, f"the base answers {left.shape}, the candidate {right.shape}"),
+        ]
     bound = gates.difference
     note = f"absolute, for the input that was timed ({ours.prepared.input.source})"
     return [*found, judge.exact("largest difference", _farthest(left, right), bound, note)]
@@ -151,11 +159,11 @@ def _farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
 
 
 def _watch(gates: Gates) -> live.Done:
-    """Stops the turns once everything that is judged by turns is decided."""
+    """Stops the turns once more of them would not change the outcome."""
 
     def done(turns: Sequence[Turn]) -> Mapping[str, float | str] | None:
         checks = judge.turn_checks(turns, gates)
-        if all(check.verdict != "inconclusive" for check in checks):
+        if judge.settled(checks):
             return None
         return shown(checks[0])
 
@@ -183,7 +191,9 @@ def _notes(question: Question, series: Series, base: Side) -> tuple[str, ...]:
     if base.prepared.input.source == "noise":
         found.append("timed with noise; speed of some models depends on their input")
     if len(series.turns) < FEWEST_TURNS:
-        found.append(f"only {len(series.turns)} turns fitted into the time; {FEWEST_TURNS} are needed for any verdict")
+        found.append(
+            f"only {len(series.turns)} turns fitted into the time; {FEWEST_TURNS} are needed for any verdict"
+        )
     return tuple(found)
 
 
@@ -217,4 +227,3 @@ def _paired(turn: Turn) -> PairedTurn:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-

@@ -54,7 +54,11 @@ def _details(title: str, content: str) -> str:
 
 def _reasons(found: Comparison) -> list[str]:
     """What stands beside checks that were not passed, and of accuracy always."""
-    shown = [c for c in found.checks if c.note and (c.verdict in ("regression", "inconclusive") or c.name == "accuracy")]
+    shown = [
+        c
+        for c in found.checks
+        if c.note and (c.verdict in ("regression", "inconclusive") or c.name == "accuracy")
+    ]
     return [f"{check.name}: {check.note}" for check in shown]
 
 
@@ -62,7 +66,8 @@ def _classes(found: Comparison) -> str:
     rows = [row for row in (found.answers.classes if found.answers else ()) if row.lost or row.won]
     rows = sorted(rows, key=lambda row: -row.loss)[:_SHOWN_CLASSES]
     cells = [
-        [escape(r.name), str(r.n), f"{r.base:.1f} %", f"{r.candidate:.1f} %", f"{r.lost} / {r.won}"] for r in rows
+        [escape(r.name), str(r.n), f"{r.base:.1f} %", f"{r.candidate:.1f} %", f"{r.lost} / {r.won}"]
+        for r in rows
     ]
     return _table(("class", "pictures", "base", "candidate", "lost / won"), cells) if cells else ""
 

@@ -20,8 +20,8 @@ Points = Annotated[float, Field(ge=0, le=100)]
 class Gates(BaseModel):
     """A regression is what lies beyond a bound for certain, a pass what lies inside it for certain.
 
-    latency, cold_start, memory, size: percent that the candidate may be above the base (the median of a call,
-    process start to first answer, peak memory of a fresh process, bytes of the file).
+    latency, cold_start, memory, size: percent that the candidate may be above the base (a call, process start
+    to first answer, peak memory of a fresh process, bytes of the file).
     accuracy: points of `metric` that it may lose on the same pictures. class_accuracy: points of recall that any
     class may lose, one figure for all or one a class. agreement: percent of pictures on which both must give
     the same answer. calibration: points by which the expected calibration error may grow.

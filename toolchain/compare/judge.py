@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolchain.compare.gates import Gates
 from toolchain.compare.live import Turn
 from toolchain.compare.model import Check, Outcome
-from toolchain.compare.sequential import Estimate, estimate
+from toolchain.compare.sequential import Estimate, estimate, typical_verdict
 from toolchain.runtime.bench_record import ModelFile
 
 UNKNOWN = Estimate(1.0, 0.0, math.inf)
@@ -37,7 +38,7 @@ class _Figure(NamedTuple):
 
 
 _COLD_START = _Figure(
-    "cold start", "first_answer_ns", "ns", "process start to first answer, both sides starting at once"
+    "cold start", "first_answer_ns", "ns", "process start to first answer"
 )
 _MEMORY = _Figure("memory", "peak_bytes", "bytes", "peak of a fresh process")
 
@@ -54,16 +55,29 @@ def ratio_check(name: str, seen: Seen, note: str = "") -> Check:
     )  # fmt: skip
 
 
-def latency(turns: Sequence[Turn]) -> Estimate:
-    """The candidate's time over the base's."""
-    return estimate(np.array([turn.log_ratio for turn in turns]))
+def latency_checks(turns: Sequence[Turn], bound: float | None) -> tuple[Check, Check]:
+    """The candidate's time over the base's: of the fastest calls, judged; of the median calls, watched."""
+    fastest = np.median(np.stack([turn.fastest for turn in turns]), axis=(0, 2))
+    medians = np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2))
+    judged = estimate(np.array([turn.log_ratio for turn in turns]))
+    watched = estimate(np.array([turn.typical_log_ratio for turn in turns]))
+    latency = ratio_check("latency", Seen(judged, bound, *_ns(fastest)), "fastest call of a block")
+    typical = ratio_check(
+        "typical latency", Seen(watched, bound, *_ns(medians)), "median call of a block, watched"
+    )
+    if bound is not None:
+        verdict = typical_verdict(watched, 1 + bound / 100)
+        typical = typical.model_copy(update={"verdict": verdict})
+    return latency, typical
+
+
+def _ns(sides: NDArray[np.float64]) -> tuple[float, float, Literal["ns"]]:
+    return float(sides[0]), float(sides[1]), "ns"
 
 
 def turn_checks(turns: Sequence[Turn], gates: Gates) -> tuple[Check, ...]:
     """Latency, cold start and memory, from one turn or more."""
-    ours, theirs = map(float, np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2)))
-    timed = Seen(latency(turns), gates.latency, ours, theirs, "ns")
-    checks = [ratio_check("latency", timed, "median of a call")]
+    checks = list(latency_checks(turns, gates.latency))
     for figure, bound in ((_COLD_START, gates.cold_start), (_MEMORY, gates.memory)):
         halves = [(getattr(t.base, figure.field), getattr(t.candidate, figure.field)) for t in turns]
         if not all(base and candidate for base, candidate in halves):
@@ -87,8 +101,16 @@ def size_check(base: ModelFile, candidate: ModelFile, gates: Gates) -> Check:
 
 def exact(name: str, value: float, bound: float | None, note: str = "", *, least: bool = False) -> Check:
     """A figure without an interval, judged against a greatest (or least) value; no figure is above every bound."""
-    kept = not math.isnan(value) and (value >= bound if least else value <= bound) if bound is not None else True
+    kept = (
+        not math.isnan(value) and (value >= bound if least else value <= bound) if bound is not None else True
+    )
     verdict: Outcome = "not judged" if bound is None else "pass" if kept else "regression"
     shown = value if math.isfinite(value) else None
     return Check(name=name, verdict=verdict, value=shown, unit="1", bound=bound, note=note)
 
+
+def settled(checks: Sequence[Check]) -> bool:
+    """Whether more turns would not change the outcome: all is decided, or latency is and something is a regression."""
+    undecided = [check.name for check in checks if check.verdict == "inconclusive"]
+    worse = any(check.verdict == "regression" for check in checks)
+    return not undecided or (worse and "latency" not in undecided)

@@ -41,7 +41,9 @@ def record_checks(base: BenchRecord, candidate: BenchRecord, gates: Gates) -> tu
         )
     pairs = [(one, other) for one in base.cases for other in candidate.cases if _same(one, other)]
     if not pairs:
-        raise RecordError("the records have no condition in common (provider, threads, batch, spinning, input)")
+        raise RecordError(
+            "the records have no condition in common (provider, threads, batch, spinning, input)"
+        )
     several = len(pairs) > 1
     found: list[Check] = []
     for one, other in pairs:
@@ -76,7 +78,9 @@ def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Chec
     seen = Seen(unpaired(*blocks), gates.latency, medians[0], medians[1], "ns")
     found = [ratio_check(f"latency{suffix}", seen, note)]
     if base.cold_start_ns and candidate.cold_start_ns:
-        starts = [np.array(case.first_answer, np.float64) for case in (base.cold_start_ns, candidate.cold_start_ns)]
+        starts = [
+            np.array(case.first_answer, np.float64) for case in (base.cold_start_ns, candidate.cold_start_ns)
+        ]
         middles = [float(np.median(one)) for one in starts]
         seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
         found.append(ratio_check(f"cold start{suffix}", seen, "not interleaved"))
@@ -103,4 +107,3 @@ def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estim
 
     low, high = np.quantile(drawn(candidate) / drawn(base), (ALPHA, 1 - ALPHA))
     return Estimate(ratio, min(float(low), ratio), max(float(high), ratio))
-

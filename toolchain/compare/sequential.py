@@ -38,7 +38,9 @@ _SIZES = 2.0 ** np.arange(3, 13, 1.5)  # λ: differences of 12 % down to 0.03 %
 _STEPS = 60
 # Even when every turn says the same, so many are needed until the money suffices.
 FEWEST_TURNS = next(
-    n for n in range(1, 100) if math.log(float(np.mean(np.repeat((1 + _BOLD) ** n, len(_SIZES))))) > math.log(1 / ALPHA)
+    n
+    for n in range(1, 100)
+    if math.log(float(np.mean(np.repeat((1 + _BOLD) ** n, len(_SIZES))))) > math.log(1 / ALPHA)
 )
 
 
@@ -93,24 +95,34 @@ def hodges_lehmann(values: Floats) -> float:
     return float(np.median((values[rows] + values[columns]) / 2))
 
 
-def decided(
-    log_ratios: Floats, bound: float, alpha: float = ALPHA
-) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """Of many series [R, n]: 1 regression, -1 pass, 0 undecided, and after how many turns each was decided.
+def typical_verdict(found: Estimate, bound: float) -> Verdict:
+    """What a watched ratio says: a regression when that is certain, open while it looks like one, else a pass."""
+    if found.low > bound:
+        return "regression"
+    return "inconclusive" if found.ratio > bound else "pass"
 
-    The same as asking `estimate(...).verdict(bound)` after every turn; made for simulations and replays.
+
+def together(judged: Verdict, watched: Verdict) -> Verdict:
+    """The verdict of a judged ratio and of one that is watched beside it."""
+    if "regression" in (judged, watched):
+        return "regression"
+    return "inconclusive" if "inconclusive" in (judged, watched) else "pass"
+
+
+def decide(log_ratios: Floats, typical: Floats, bound: float, alpha: float = ALPHA) -> tuple[Verdict, int]:
+    """The verdict on two series [n] of log ratios, judged and watched, and the turn at which it fell.
+
+    The same as asking `estimate` of both after every turn and stopping at the first answer; for replays.
     """
-    goal, at = math.log(1 / alpha), math.log(bound)
-    found = np.zeros(len(log_ratios), np.int8)
-    turns = np.full(len(log_ratios), log_ratios.shape[1], np.int64)
-    first = {}
-    for side in (1, -1):
-        reached = evidence(log_ratios, at, 1 if side == 1 else -1) > goal
-        first[side] = np.where(reached.any(axis=1), reached.argmax(axis=1), log_ratios.shape[1])
-    for side, other in ((1, -1), (-1, 1)):
-        won = first[side] < first[other]
-        found[won], turns[won] = side, first[side][won] + 1
-    return found, turns
+    goal, at, count = math.log(1 / alpha), math.log(bound), len(log_ratios)
+    slower = np.maximum(evidence(log_ratios, at, 1), evidence(typical, at, 1)) > goal
+    inside = evidence(log_ratios, at, -1) > goal
+    for turn in np.flatnonzero(slower | inside):
+        if slower[turn]:
+            return "regression", int(turn) + 1
+        if hodges_lehmann(typical[: turn + 1]) <= at:
+            return "pass", int(turn) + 1
+    return "inconclusive", count
 
 
 def _end(values: NDArray[np.float64], side: Literal[1, -1], alpha: float) -> float:

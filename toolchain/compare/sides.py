@@ -37,10 +37,8 @@ class Side:
 
     def require_unchanged(self, now: tuple[int, ...] | None = None) -> None:
         """Raise ModelError when the file is not what it was: by `now`, a `worker.state`, else by its content."""
-        if now is None:
-            same = self.file.is_file() and bench.hashes(self.file) == self.found.hashes
-        else:
-            same = now == self.state
+        exists = now is None and self.file.is_file()
+        same = now == self.state or (exists and bench.hashes(self.file) == self.found.hashes)
         if not same:
             raise ModelError(
                 f"{self.file}: was replaced while it was being compared; start the comparison again"
