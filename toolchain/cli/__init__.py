@@ -21,6 +21,7 @@ _COMMANDS = {
     "report": "toolchain.cli.report",
     "verify": "toolchain.cli.bundles",
     "predict": "toolchain.cli.bundles",
+    "bench": "toolchain.cli.bench",
     "compare": "toolchain.cli.compare",
     "store": "toolchain.cli.store",
     "doctor": "toolchain.cli.doctor",

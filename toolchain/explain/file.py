@@ -10,11 +10,20 @@ import onnx
 from toolchain.explain.findings import Explanation, Machine
 from toolchain.explain.rules import explain
 from toolchain.runtime import host
+from toolchain.runtime.bench import Asked, find, pictures_for
 from toolchain.runtime.bench_input import Wish, prepare
+from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.trace import OPTIMIZED, TracedSession
 
 _RUNS = 20
+
+
+def explain_case(model: Path, asked: Asked, condition: Condition) -> Explanation:
+    """Explain a file or bundle under one condition of its bench."""
+    found = find(model, asked.file)
+    setup = Setup(condition.provider, condition.threads, condition.spinning, condition.options)
+    return explain_file(found.path, setup, Wish(condition.batch, asked.shapes, pictures_for(asked, found)))
 
 
 def explain_file(model: Path, setup: Setup, wish: Wish) -> Explanation:

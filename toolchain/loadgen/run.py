@@ -16,7 +16,7 @@ from toolchain.loadgen.settings import Load, library, own_settings
 from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summary
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
-from toolchain.runtime.bench import Asked, find, hashes
+from toolchain.runtime.bench import Asked, find, hashes, options_for, usable_provider
 from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
@@ -39,7 +39,9 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
     """
     loadgen = library()
     found = find(model, asked.file)
-    setup = Setup(asked.providers[0], asked.threads[0], asked.spinning, _options(asked))
+    told: list[str] = []
+    provider = usable_provider(asked.providers[0], asked, told)
+    setup = Setup(provider, asked.threads[0], asked.spinning, options_for(provider, asked))
     session = setup.session(found.path)
     batch = asked.batches[0]
     samples = Samples(session, found, asked)
@@ -69,7 +71,7 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         found.model, machine, started, __version__, host.distribution_version("mlcommons-loadgen") or "unknown",
         condition, load, {name: getattr(settings, name) for name in _SHOWN},
         read_summary(out / SUMMARY) if load.mode == "performance" else None, accuracy,
-        tuple(sorted(path.name for path in out.iterdir())), notes,
+        tuple(sorted(path.name for path in out.iterdir())), (*told, *notes),
     )  # fmt: skip
     (out / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n")
     return record
@@ -79,10 +81,6 @@ def folder_name(found: Path, load: Load) -> str:
     """A new folder's name that says what ran when: 20260131T120000Z-model-single-stream-performance."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     return f"{now}-{found.stem}-{load.scenario}-{load.mode}"
-
-
-def _options(asked: Asked) -> dict[str, str]:
-    return {**asked.options.get("", {}), **asked.options.get(asked.providers[0], {})}
 
 
 def _make(out: Path) -> None:

@@ -39,7 +39,17 @@ from toolchain.runtime.session import NO_CPU, Session
 from toolchain.runtime.verification import check_file, read_golden, sha256_of
 from toolchain.runtime.warm_up import Steadiness, warm_up
 
-__all__ = ["Asked", "BenchRecord", "Sampling", "bench", "find", "percentiles"]
+__all__ = [
+    "Asked",
+    "BenchRecord",
+    "Sampling",
+    "bench",
+    "find",
+    "hashes",
+    "options_for",
+    "percentiles",
+    "pictures_for",
+]
 
 Copies = Literal["included", "excluded"]
 Told = Callable[[str, int, int], None]
@@ -104,15 +114,15 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     found = find(model, asked.file)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = host.facts()
-    wish = Wish(shapes=asked.shapes, pictures=_pictures(asked, found))
+    wish = Wish(shapes=asked.shapes, pictures=pictures_for(asked, found))
     notes: list[str] = []
-    used = [_usable(name, asked, notes) for name in asked.providers]
+    used = [usable_provider(name, asked, notes) for name in asked.providers]
     settings = [(p, t, b) for p in dict.fromkeys(used) for t in asked.threads for b in asked.batches]
     cases: list[Case] = []
     for done, (provider, threads, batch) in enumerate(settings):
         if told is not None:
             told(f"{provider}, {threads} threads, batch {batch}", done, len(settings))
-        setup = Setup(provider, threads, asked.spinning, _options(provider, asked))
+        setup = Setup(provider, threads, asked.spinning, options_for(provider, asked))
         cases += _measured(found.path, setup, replace(wish, batch=batch), asked.sampling, notes)
     if hashes(found.path) != found.hashes:
         raise ModelError(f"{found.path}: was replaced while it was timed; nothing is recorded, start again")
@@ -164,22 +174,23 @@ def _model_file(
     return ModelFile(name, path.name, parts[path.name], size, form)
 
 
-def _pictures(asked: Asked, found: Found) -> tuple[Picture, ...]:
-    """The folder's, else a bundle's own, which give way where sizes are asked for."""
+def pictures_for(asked: Asked, found: Found) -> tuple[Picture, ...]:
+    """The pictures that the input is made from: the folder's, else a bundle's own, else none."""
     if asked.pictures is not None:
         return load_pictures(asked.pictures)
     return found.pictures
 
 
-def _usable(name: str, asked: Asked, notes: list[str]) -> str:
-    """The provider to use. Raises ProviderError unless `allow_fallback`."""
+def usable_provider(name: str, asked: Asked, notes: list[str]) -> str:
+    """The provider to use for `name`. Raises ProviderError unless `allow_fallback`, which leaves a note."""
     if not asked.allow_fallback or name not in providers.NAMES or providers.usable()[name] is None:
         return providers.require(name)
     notes.append(f"provider {name!r} was asked for; 'cpu' was timed, because {providers.usable()[name]}")
     return "cpu"
 
 
-def _options(provider: str, asked: Asked) -> dict[str, str]:
+def options_for(provider: str, asked: Asked) -> dict[str, str]:
+    """Session's options on this provider."""
     fallback = {NO_CPU: "0"} if asked.allow_fallback and provider != "cpu" else {}
     return {**fallback, **asked.options.get("", {}), **asked.options.get(provider, {})}
 
