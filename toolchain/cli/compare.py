@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
 
@@ -13,31 +14,63 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--gates", type=_FILE, help="A gates.yaml with bounds (docs/ci.md); without one, the defaults."),
+    click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one bound, e.g. latency=2."),
+    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
+                 help="When to stop timing without a verdict."),
+    click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: compares accuracy."),
+    click.option("--answers", type=_FILE, help="Saved answers of both (.npz or .csv) instead of pictures."),
+    click.option("--file", type=click.Choice(["fused", "plain"]), default="fused", show_default=True,
+                 help="Which file of a bundle."),
+    click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+                 help="Where to run."),
+    click.option("--option", "options", multiple=True, metavar="PROVIDER.NAME=VALUE",
+                 help="An ONNX Runtime option, e.g. cuda.device_id=0 or session.NAME=VALUE."),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one call."),
+    click.option("--spinning/--no-spinning", default=False, show_default=True, help="Whether idle threads spin."),
+    click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures in one call."),
+    click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZE",
+                 help="The size of a dimension that the model leaves open, e.g. H=480."),
+    click.option("--seed", type=int, help="Of the random orders [default: another each time]."),
+    click.option("--json", "as_json", type=_FILE, metavar="FILE", help="Write the whole comparison, raw samples too."),
+    click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML for a CI's test report."),
+    click.option("--markdown", type=_FILE, metavar="FILE", help="Write Markdown for a pull request."),
+    click.option("--record", type=_FOLDER, metavar="DIR", help="Add the comparison to this folder of records."),
+)  # fmt: skip
+
+
+class _Given(TypedDict):
+    gates: Path | None
+    overrides: tuple[str, ...]
+    max_seconds: float
+    pictures: Path | None
+    answers: Path | None
+    file: Literal["fused", "plain"]
+    provider: str
+    options: tuple[str, ...]
+    threads: int
+    spinning: bool
+    batch: int
+    shapes: tuple[str, ...]
+    seed: int | None
+    as_json: Path | None
+    junit: Path | None
+    markdown: Path | None
+    record: Path | None
+
+
+def _declared(function: Callable[..., int]) -> Callable[..., int]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.command()
 @click.argument("base", type=_PATH)
 @click.argument("candidate", type=_PATH)
-@click.option("--gates", type=_FILE, help="A gates.yaml with bounds (docs/ci.md); without one, the defaults.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one bound, e.g. latency=2.")
-@click.option("--max-seconds", type=click.FloatRange(min=0, min_open=True), default=120, show_default=True,
-              help="When to stop timing without a verdict.")
-@click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: compares accuracy.")
-@click.option("--answers", type=_FILE, help="Saved answers of both (.npz or .csv) instead of pictures.")
-@click.option("--file", "kind", type=click.Choice(["fused", "plain"]), default="fused", show_default=True,
-              help="Which file of a bundle to time.")
-@click.option("--provider", default="cpu", show_default=True, help="The ONNX Runtime provider.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="One of its options; repeatable.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
-@click.option("--spinning", is_flag=True, help="Let idle threads spin.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures a call.")
-@click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZE", help="A size that a model leaves open.")
-@click.option("--seed", type=int, help="Of the random orders [default: another each time].")
-@click.option("--json", "as_json", type=_FILE, help="Write the whole comparison, raw samples too.")
-@click.option("--junit", type=_FILE, help="Write JUnit XML for a CI's test report.")
-@click.option("--markdown", type=_FILE, help="Write Markdown for a pull request.")
-@click.option("--record", type=_FOLDER, help="Add the comparison to this folder of records.")
-def compare(base: Path, candidate: Path, **given: Any) -> int:
+@_declared
+def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     """Compare CANDIDATE with BASE: latency, cold start, memory, size, answers, accuracy.
 
     Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every bound is
@@ -48,7 +81,7 @@ def compare(base: Path, candidate: Path, **given: Any) -> int:
       toolchain compare main/bundle branch/bundle --pictures tiles --markdown comment.md
       toolchain compare old.onnx new.onnx --set latency=2 --max-seconds 300
       toolchain compare monday.json today.json
-    """  # fmt: skip
+    """
     from toolchain import history
     from toolchain.cli.progress import Bars
     from toolchain.compare import forms
@@ -56,42 +89,38 @@ def compare(base: Path, candidate: Path, **given: Any) -> int:
 
     finding = compared(_question(base, candidate, given), Bars())
     found = finding.comparison
-    for path, form in ((given["as_json"], forms.as_json), (given["junit"], forms.junit), (given["markdown"], forms.markdown)):
+    click.echo(forms.terminal(found))
+    written = (
+        (given["as_json"], forms.as_json),
+        (given["junit"], forms.junit),
+        (given["markdown"], forms.markdown),
+    )
+    for path, form in written:
         if path is not None:
             _write(path, form(found))
     if given["record"] is not None:
         click.echo(f"Recorded: {history.add(given['record'], found.record())}", err=True)
-    click.echo(forms.terminal(found))
     if finding.failure:
         click.echo(f"Error: {finding.failure} (what was measured until then is above)", err=True)
     return finding.exit_code
 
 
-def _question(base: Path, candidate: Path, given: dict[str, Any]) -> Question:
+def _question(base: Path, candidate: Path, given: _Given) -> Question:
     """The options as one settings object."""
     from toolchain.compare import gates
     from toolchain.compare.comparison import Question
     from toolchain.compare.live import Timing
-    from toolchain.runtime.bench_arguments import parse_shapes
+    from toolchain.runtime.bench_arguments import parse_options, parse_shapes
     from toolchain.runtime.fresh import Setup
 
-    setup = Setup(given["provider"], given["threads"], given["spinning"], _pairs(given["options"]))
+    told, provider = parse_options(given["options"]), given["provider"]
+    setup = Setup(provider, given["threads"], given["spinning"], told.get("", {}) | told.get(provider, {}))
     return Question(
         base, candidate, gates=gates.load(given["gates"], given["overrides"]),
-        timing=Timing(setup, max_seconds=given["max_seconds"], seed=given["seed"]), kind=given["kind"],
-        batch=given["batch"], shapes=parse_shapes(given["shapes"]), pictures=given["pictures"], saved=given["answers"],
+        timing=Timing(setup, max_seconds=given["max_seconds"], seed=given["seed"]), kind=given["file"],
+        batch=given["batch"], shapes=parse_shapes(given["shapes"]), pictures=given["pictures"],
+        saved=given["answers"],
     )  # fmt: skip
-
-
-def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    """{name: value} from "name=value"."""
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise click.UsageError(f"--option {text}: write it as NAME=VALUE")
-        found[name] = value
-    return found
 
 
 def _write(path: Path, content: str) -> None:

@@ -13,6 +13,8 @@ from toolchain.compare.model import Answers, Check, ClassRow, Outcome
 from toolchain.measure.metrics import calibration_error
 from toolchain.stats import Interval
 
+_LEVEL = 0.05
+
 
 def score(paired: Paired, gates: Gates) -> Answers:
     """Every figure of paired answers; see `Answers`. Intervals are drawn by group where there are groups."""
@@ -20,13 +22,13 @@ def score(paired: Paired, gates: Gates) -> Answers:
     first, second = stats.hits(base, labels), stats.hits(candidate, labels)
     loss = stats.accuracy_difference(base, candidate, labels, paired.groups, gates.metric)
     measure = stats.top1 if gates.metric == "top1" else stats.balanced
-    same = stats.agreement(base, candidate)
+    same, chance = stats.agreement(base, candidate), stats.mcnemar(base, candidate, labels)
     ece = (100 * calibration_error(base, labels), 100 * calibration_error(candidate, labels))
     return Answers(
         source=paired.source, n=len(labels), groups=len(set(paired.groups)) if paired.groups else None,
         metric=gates.metric, base=100 * measure(base, labels), candidate=100 * measure(candidate, labels),
         loss=loss.value, ci95=loss.ci95, lost=int((first & ~second).sum()), won=int((~first & second).sum()),
-        p_value=stats.mcnemar(base, candidate, labels), real=loss.excludes(0.0),
+        p_value=chance, real=loss.excludes(0.0) and chance < _LEVEL,
         agreement=100 * same.value, agreement_ci95=(100 * same.low, 100 * same.high),
         ece=ece if paired.sure else None, classes=_classes(paired),
     )  # fmt: skip
@@ -106,7 +108,7 @@ def _class_checks(rows: Sequence[ClassRow], gates: Gates) -> list[Check]:
     return found
 
 
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+def holm(p_values: Sequence[float], level: float = _LEVEL) -> list[bool]:
     """Which of several hypotheses are refused, with at most `level` for any false refusal (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     refused = [False] * len(p_values)

@@ -37,9 +37,7 @@ class _Figure(NamedTuple):
     note: str
 
 
-_COLD_START = _Figure(
-    "cold start", "first_answer_ns", "ns", "process start to first answer"
-)
+_COLD_START = _Figure("cold start", "first_answer_ns", "ns", "process start to first answer")
 _MEMORY = _Figure("memory", "peak_bytes", "bytes", "peak of a fresh process")
 
 

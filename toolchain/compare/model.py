@@ -70,8 +70,8 @@ class Answers(Model):
     """Both sides on the same pictures. Accuracies and agreement in percent, losses in points.
 
     lost, won: pictures answered rightly by the base only, by the candidate only. p_value: exact McNemar
-    test. real: whether the 95 % interval of the loss excludes nought. ece: expected calibration errors in
-    points, null where only labels were saved.
+    test. real: whether it is below 0.05 and the 95 % interval of the loss excludes nought. ece: expected
+    calibration errors in points, null where only labels were saved.
     """
 
     source: Text
