@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 import pytest
 from bench_helpers import elementwise, fused, identity, not_a_number, plain, saved
-from explain_helpers import gated, network, quantized
 from PIL import Image
 from runtime_helpers import make_bundle
 from tiny import command
 
+from benchmarks.bench.planted import gated, network, quantized
 from toolchain.loadgen import settings as loadgen_settings
 from toolchain.runtime import bench as benching
 from toolchain.runtime import fresh, providers

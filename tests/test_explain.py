@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
-from explain_helpers import channels_last_norm, explained, gated, network, node, one, quantized
 from onnx import TensorProto, helper
 
+from benchmarks.bench.planted import BY_HAND, OF_THE_FIELD, Case, explained, node
 from toolchain.explain import Explanation, Finding, Machine, explain
 from toolchain.explain.rules import has_signed_activations
 from toolchain.explain.view import View
@@ -18,55 +17,27 @@ from toolchain.runtime import host
 from toolchain.runtime.trace import Trace, TracedNode
 
 X86 = host.isa().startswith("x86") and not {"amx_int8"} & set(host.facts()["features"])
-Make = Callable[[Path], Path]
-
-LEFT_OUT = ("layer1/conv/Conv", "layer2/conv/Conv")
-
-# What is planted, the kind of finding that must come first, and the word that it must say.
-PLANTED: dict[str, tuple[Make, str, str]] = {
-    "SiLU in int8": (lambda p: quantized(network(p, gated("Sigmoid"))), "split_activation", "SiLU"),
-    "hard-swish in int8": (
-        lambda p: quantized(network(p, gated("HardSigmoid", alpha=1 / 6, beta=0.5))),
-        "split_activation",
-        "hard-swish",
-    ),
-    "no int8 kernel": (lambda p: quantized(network(p, one("Elu"))), "no_int8_kernel", "Elu"),
-    "two convolutions left out": (
-        lambda p: quantized(network(p, one("Relu"), residual=False), leave_out=LEFT_OUT),
-        "float_island",
-        "Conv",
-    ),
-    "layout": (lambda p: network(p, channels_last_norm), "layout_conversion", "Transpose"),
-    "unfused activation": (lambda p: network(p, one("Softplus")), "unfused_activation", "Softplus"),
-}
-HEALTHY: dict[str, Make] = {
-    "fp32": lambda p: network(p, one("Relu")),
-    "u8s8": lambda p: quantized(network(p, one("Relu"))),
-}
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_the_planted_culprit_is_named_first(name: str, tmp_path: Path) -> None:
-    make, kind, word = PLANTED[name]
-    first = explained(make(tmp_path / "net.onnx")).findings[0]
-    assert first.kind == kind
-    assert word in first.what
-    assert first.share >= 0.05
-    assert first.remedy
+def check(case: Case, folder: Path) -> None:
+    if case.x86 and not X86:
+        pytest.skip("signed activations are slow on x86 without AMX only")
+    found = explained(case.make(folder / "net.onnx"))
+    assert case.right(found), found.text()
+    assert all(one.share >= 0.05 and one.remedy for one in found.findings)
 
 
-@pytest.mark.skipif(not X86, reason="signed activations are slow on x86 without AMX only")
-def test_signed_activations_are_named_on_x86(tmp_path: Path) -> None:
-    first = explained(quantized(network(tmp_path / "net.onnx", one("Relu")), signed=True)).findings[0]
-    assert first.kind == "signed_activations"
-    assert "u8s8" in first.remedy
+@pytest.mark.parametrize("name", BY_HAND)
+def test_the_planted_culprit_is_named_first_and_healthy_files_are_met_with_silence(
+    name: str, tmp_path: Path
+) -> None:
+    check(BY_HAND[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", HEALTHY)
-def test_healthy_files_are_met_with_silence(name: str, tmp_path: Path) -> None:
-    found = explained(HEALTHY[name](tmp_path / "net.onnx"))
-    assert found == Explanation(())
-    assert found.text() == "explain: no known pitfall takes 5 % of the time"
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_THE_FIELD)
+def test_networks_of_the_field(name: str, tmp_path: Path) -> None:
+    check(OF_THE_FIELD[name], tmp_path)
 
 
 # ---- pure: graphs and profiles by hand
@@ -154,43 +125,4 @@ def test_words_show_share_and_remedy() -> None:
     text = Explanation((Finding("layout_conversion", "nodes move", 3, 0.123, "do not"),)).text()
     assert " 12.3 % of the time: nodes move" in text
     assert "-> do not" in text
-
-
-# ---- the pitfalls of the field, on timm's own networks
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "signed", "kind", "word"),
-    [
-        ("efficientnet_b0", False, "split_activation", "SiLU"),
-        ("mobilenetv3_small_100", False, "split_activation", "hard-swish"),
-        pytest.param(
-            "resnet10t",
-            True,
-            "signed_activations",
-            "s8s8",
-            marks=pytest.mark.skipif(not X86, reason="x86 only"),
-        ),
-        ("resnet10t", False, None, None),
-        ("resnet10t", None, None, None),
-    ],
-)
-def test_networks_of_the_field(
-    tmp_path: Path, name: str, signed: bool | None, kind: str | None, word: str | None
-) -> None:
-    import timm
-    import torch
-
-    network_ = timm.create_model(name, pretrained=False, num_classes=10).eval()
-    path = tmp_path / "net.onnx"
-    torch.onnx.export(
-        network_, (torch.randn(2, 3, 64, 64),), path, dynamo=True, input_names=["input"], external_data=False,
-        dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
-    )  # fmt: skip
-    findings = explained(path if signed is None else quantized(path, signed=signed)).findings
-    if kind is None:
-        assert findings == ()
-    else:
-        assert findings[0].kind == kind
-        assert str(word) in findings[0].what
+    assert Explanation(()).text() == "explain: no known pitfall takes 5 % of the time"

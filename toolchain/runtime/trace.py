@@ -88,6 +88,10 @@ class TracedSession(Session):
         """Answer `drop + runs` times, end profiling, and return what the last `runs` took. Can be called once."""
         for _ in range(drop + runs):
             self.run(feed)
+        return self.finish(drop)
+
+    def finish(self, drop: int) -> Trace:
+        """End profiling and return the trace of all runs so far but the first `drop`. Can be called once."""
         return read(Path(self._session.end_profiling()), drop)
 
 

@@ -1,8 +1,12 @@
-"""Small networks with a pitfall planted, and healthy ones: convolutions of 32 channels at 24 x 24, in fp32 or int8."""
+"""Networks with a pitfall planted, and healthy ones: what `--explain` is held against, here and in the tests.
+
+By hand: convolutions of 32 channels at 24 x 24, in fp32 or int8. Of the field: timm's own, with random weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +14,8 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from toolchain.explain import Explanation
 from toolchain.explain.file import explain_file
-from toolchain.explain.findings import Explanation
 from toolchain.runtime.bench_input import Wish
 from toolchain.runtime.fresh import Setup
 
@@ -20,6 +24,7 @@ Activation = Callable[[str, str], Sequence[NodeProto]]
 
 
 def node(operator: str, given: Sequence[str], gives: str, **attributes: object) -> NodeProto:
+    """A named node with one output."""
     return helper.make_node(operator, given, [gives], name=f"{gives}/{operator}", **attributes)
 
 
@@ -97,6 +102,74 @@ def quantized(model: Path, *, signed: bool = False, leave_out: Sequence[str] = (
 def explained(model: Path) -> Explanation:
     """What is said of a file on this machine, one thread, noise in."""
     return explain_file(model, Setup(), Wish())
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file that `make` writes to a path, the kind of finding that must come first (None: none at all), and a
+    word that it must say. x86: the pitfall exists on x86 only."""
+
+    make: Callable[[Path], Path]
+    kind: str | None = None
+    word: str = ""
+    x86: bool = False
+
+    def right(self, found: Explanation) -> bool:
+        """Whether the explanation names the culprit first, or is silent on a healthy file."""
+        if self.kind is None:
+            return not found.findings
+        return (
+            bool(found.findings)
+            and found.findings[0].kind == self.kind
+            and self.word in found.findings[0].what
+        )
+
+
+def from_timm(name: str, *, signed: bool | None) -> Callable[[Path], Path]:
+    """An architecture of timm at 64 x 64 with random weights: fp32 (None), u8s8 (False) or s8s8 (True)."""
+
+    def make(path: Path) -> Path:
+        import timm
+        import torch
+
+        torch.manual_seed(0)
+        module = timm.create_model(name, pretrained=False, num_classes=10).eval()
+        torch.onnx.export(
+            module, (torch.randn(2, 3, 64, 64),), path, dynamo=True, input_names=["input"], external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        )  # fmt: skip
+        return path if signed is None else quantized(path, signed=signed)
+
+    return make
+
+
+_LEFT_OUT = ("layer1/conv/Conv", "layer2/conv/Conv")
+BY_HAND: Mapping[str, Case] = {
+    "SiLU in int8": Case(lambda p: quantized(network(p, gated("Sigmoid"))), "split_activation", "SiLU"),
+    "hard-swish in int8": Case(
+        lambda p: quantized(network(p, gated("HardSigmoid", alpha=1 / 6, beta=0.5))), "split_activation", "hard-swish"
+    ),
+    "Elu without an int8 kernel": Case(lambda p: quantized(network(p, one("Elu"))), "no_int8_kernel", "Elu"),
+    "two convolutions left out": Case(
+        lambda p: quantized(network(p, one("Relu"), residual=False), leave_out=_LEFT_OUT), "float_island", "Conv"
+    ),
+    "LayerNorm in NHWC": Case(lambda p: network(p, channels_last_norm), "layout_conversion", "Transpose"),
+    "Softplus not fused": Case(lambda p: network(p, one("Softplus")), "unfused_activation", "Softplus"),
+    "signed activations": Case(
+        lambda p: quantized(network(p, one("Relu")), signed=True), "signed_activations", "s8s8", x86=True
+    ),
+    "healthy fp32": Case(lambda p: network(p, one("Relu"))),
+    "healthy u8s8": Case(lambda p: quantized(network(p, one("Relu")))),
+}  # fmt: skip
+OF_THE_FIELD: Mapping[str, Case] = {
+    "efficientnet_b0 u8s8": Case(from_timm("efficientnet_b0", signed=False), "split_activation", "SiLU"),
+    "mobilenetv3_small_100 u8s8": Case(
+        from_timm("mobilenetv3_small_100", signed=False), "split_activation", "hard-swish"
+    ),
+    "resnet10t s8s8": Case(from_timm("resnet10t", signed=True), "signed_activations", "s8s8", x86=True),
+    "resnet10t u8s8": Case(from_timm("resnet10t", signed=False)),
+    "resnet10t fp32": Case(from_timm("resnet10t", signed=None)),
+}
 
 
 class _Noise(CalibrationDataReader):
