@@ -5,8 +5,8 @@
 Both sides time the same onnxruntime session, `rounds` times by turns in random order: *bare* calls
 `InferenceSession.run` in a plain loop between two readings of the clock, *ours* is `timing.repeat` of `Session.run` in
 blocks of 50 calls as the bench has them, with the clock readings, the lists, the collection of garbage between blocks and
-all else that lies between two samples. The cost is the difference a call; its 95 % interval draws pairs of rounds. Writes benchmarks/results/harness_cost.ISA.json. Pass: the whole interval lies
-below 10 microseconds; exit 1: otherwise.
+all else that lies between two samples. The cost is the difference a call; its 95 % interval draws pairs of rounds.
+Writes benchmarks/results/harness_cost.ISA.json. Pass: the whole interval lies below 10 microseconds; exit 1 otherwise.
 """
 
 from __future__ import annotations

@@ -95,5 +95,8 @@ def _cold(cold: ColdStart, memory: Memory) -> str:
 def _placed(case: Case) -> str:
     where = ", ".join(f"{text.plural(n, 'node')} on {name}" for name, n in case.placement.items())
     most = ", ".join(f"{row.operator} {100 * row.share:.1f} %" for row in case.operators[:_OPERATORS])
-    copies = f"; {text.plural(case.copies_between, 'copy')} between them" if len(case.placement) > 1 else ""
-    return f"{where}{copies}; time: {most}"
+    line = f"{where}; time: {most}"
+    if not case.elsewhere:
+        return line
+    named = ", ".join(case.elsewhere[:_OPERATORS]) + (", …" if len(case.elsewhere) > _OPERATORS else "")
+    return f"{line}; {case.copies_between} copies between providers; not where asked: {named}"

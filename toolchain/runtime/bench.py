@@ -221,7 +221,7 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
     return [
         replace(
             case, placement=traced.placement, operators=traced.operators, copies_between=traced.copies_between,
-            memory=memory, cold_start_ns=cold,
+            elsewhere=traced.elsewhere(setup.provider), memory=memory, cold_start_ns=cold,
         )
         for case in timed
     ]  # fmt: skip
@@ -247,9 +247,7 @@ def _case(
 ) -> Case:  # fmt: skip
     warm = warm_up(side, sampling.warm_up)
     _finite(outputs())
-    deadline = monotonic() + (sampling.seconds or 0.0)
-    more = partial(_more, sampling, deadline)
-    blocks = timing.repeat(side, sampling.calls, more)
+    blocks = timing.repeat(side, sampling.calls, _enough(sampling))
     _finite(outputs())
     samples = np.array(blocks, np.int64)
     per_second = condition.batch * samples.size / (float(samples.sum()) / 1e9)
@@ -266,8 +264,18 @@ def _case(
     )
 
 
-def _more(sampling: Sampling, deadline: float, done: int) -> bool:
-    return done < sampling.blocks if sampling.seconds is None else monotonic() < deadline
+def _enough(sampling: Sampling) -> Callable[[int], bool]:
+    """Whether more blocks are wanted; seconds count from the end of the first block."""
+    end: list[float] = []
+
+    def more(done: int) -> bool:
+        if sampling.seconds is None:
+            return done < sampling.blocks
+        if not end:
+            end.append(monotonic() + sampling.seconds)
+        return monotonic() < end[0]
+
+    return more
 
 
 def _finite(outputs: Sequence[NDArray[Any]]) -> None:

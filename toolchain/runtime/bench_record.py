@@ -67,6 +67,18 @@ class Condition:
     file: Literal["fused", "plain", "foreign"]
     input: Input
 
+    @property
+    def words(self) -> str:
+        """The condition for people: "cpu, 1 thread, batch 1, foreign float32 1x3x224x224 noise"."""
+        given = self.input
+        parts = [
+            self.provider, f"{self.threads} thread{'' if self.threads == 1 else 's'}", f"batch {self.batch}",
+            *(["spinning"] if self.spinning else []),
+            *(f"{name}={value}" for name, value in sorted(self.options.items())),
+            f"{self.file} {given.kind} {'x'.join(map(str, given.shape))} {given.source}",
+        ]  # fmt: skip
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class WarmUp:
@@ -116,8 +128,9 @@ class Case:
     """One condition and what was measured. samples_ns: [blocks][calls], every call that was timed.
 
     copies: whether copying to and from the device lies inside the samples; None on the CPU, which has none.
-    placement: {provider: nodes}, operators and copies_between (nodes that copy from one provider to another)
-    are those of the graph that ran, as ONNX Runtime's own profile shows it. throughput_per_s: pictures.
+    placement: {provider: nodes}, operators, copies_between (nodes that copy from one provider to another) and
+    elsewhere ("name (Operator) on cpu" for each node that did not run on the condition's provider) are those
+    of the graph that ran, as ONNX Runtime's own profile shows it. throughput_per_s: pictures.
     """
 
     condition: Condition
@@ -131,6 +144,7 @@ class Case:
     cold_start_ns: ColdStart | None
     operators: tuple[Operator, ...] = ()
     copies_between: int = 0
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> NDArray[np.int64]:
@@ -171,6 +185,12 @@ def parse(raw: JSON, where: str) -> BenchRecord:
                 f"{where}: cases.{number}.samples_ns: must be blocks of one length, of 1 or more"
             )
     return record
+
+
+def parse_condition(raw: JSON, where: str) -> Condition:
+    """A condition from its plain values. Raises RecordError as `parse`."""
+    found: Condition = _read(Condition, raw, where, "condition")
+    return found
 
 
 def read(path: Path) -> BenchRecord:

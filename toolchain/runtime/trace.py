@@ -1,7 +1,8 @@
 """Where each node of the graph that runs was placed, and how long it took: ONNX Runtime's own profile.
 
 Profiling slows a run (by about a quarter for a small network), so figures of a trace are shares, and compared
-only with figures under profiling. Times are microseconds in the profile's file, nanoseconds here.
+only with figures under profiling. Times are microseconds in the profile's file, nanoseconds here. On a GPU they
+are those of launching the kernels: the profile does not wait for them.
 Format: https://onnxruntime.ai/docs/performance/tune-performance/profiling-tools.html
 """
 
@@ -56,6 +57,14 @@ class Trace:
     def copies_between(self) -> int:
         """Nodes that copy a tensor from one provider's memory into another's."""
         return sum(node.operator in _COPIES for node in self.nodes)
+
+    def elsewhere(self, provider: str) -> tuple[str, ...]:
+        """ "name (Operator) on PROVIDER" for each node that ran on another provider than this one."""
+        return tuple(
+            f"{node.name} ({node.operator}) on {node.provider}"
+            for node in self.nodes
+            if node.provider != provider
+        )
 
     @property
     def operators(self) -> tuple[Operator, ...]:
