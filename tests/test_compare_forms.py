@@ -194,5 +194,5 @@ def test_a_record_survives_its_way_through_json() -> None:
 
 def test_the_words_of_a_condition() -> None:
     condition = record().cases[0].condition
-    assert records.words(condition) == "cpu, 1 thread, batch 1, foreign float32 1x3 noise"
+    assert condition.words == "cpu, 1 thread, batch 1, foreign float32 1x3 noise"
     assert words.sign("pass") == "✓"

@@ -23,6 +23,7 @@ _COMMANDS = {
     "predict": "toolchain.cli.bundles",
     "bench": "toolchain.cli.bench",
     "compare": "toolchain.cli.compare",
+    "history": "toolchain.cli.history",
     "store": "toolchain.cli.store",
     "doctor": "toolchain.cli.doctor",
 }

@@ -17,7 +17,7 @@ from toolchain.compare.model import Check
 from toolchain.compare.sequential import ALPHA, Estimate
 from toolchain.errors import RecordError
 from toolchain.runtime import host
-from toolchain.runtime.bench_record import BenchRecord, Case, Condition
+from toolchain.runtime.bench_record import BenchRecord, Case
 
 FEWEST_BLOCKS = 6
 _DRAWS = 4000
@@ -47,7 +47,7 @@ def record_checks(base: BenchRecord, candidate: BenchRecord, gates: Gates) -> tu
     several = len(pairs) > 1
     found: list[Check] = []
     for one, other in pairs:
-        found += _checks(one, other, gates, f" ({words(one.condition, one.copies)})" if several else "")
+        found += _checks(one, other, gates, f" ({_words(one)})" if several else "")
     return tuple(found)
 
 
@@ -57,17 +57,8 @@ def _same(one: Case, other: Case) -> bool:
     return {**first, "file": ""} == {**second, "file": ""} and one.copies == other.copies
 
 
-def words(condition: Condition, copies: str | None = None) -> str:
-    """A condition in words: "cpu, 1 thread, batch 1, float32 1x3x224x224 noise"."""
-    given = condition.input
-    parts = [
-        condition.provider, f"{condition.threads} thread{'' if condition.threads == 1 else 's'}",
-        f"batch {condition.batch}", *(["spinning"] if condition.spinning else []),
-        *(f"{name}={value}" for name, value in sorted(condition.options.items())),
-        f"{condition.file} {given.kind} {'x'.join(map(str, given.shape))} {given.source}",
-        *([f"copies {copies}"] if copies else []),
-    ]  # fmt: skip
-    return ", ".join(parts)
+def _words(case: Case) -> str:
+    return case.condition.words + (f", copies {case.copies}" if case.copies else "")
 
 
 def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Check]:
