@@ -72,3 +72,13 @@ bench-transfer: setup
 
 bench-table: setup
 	$(BIN)/python benchmarks/table.py
+
+.PHONY: bench-fidelity bench-harness bench-explain
+bench-fidelity: setup
+	$(BIN)/python -m benchmarks.bench.fidelity
+
+bench-harness: setup
+	$(BIN)/python -m benchmarks.bench.harness_cost
+
+bench-explain: setup
+	$(BIN)/python -m benchmarks.bench.explain_cases

@@ -53,6 +53,7 @@ __all__ = [
 
 Copies = Literal["included", "excluded"]
 Told = Callable[[str, int, int], None]
+_WAYS: tuple[Copies, ...] = ("included", "excluded")
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,6 @@ def _timed(session: Session, prepared: Prepared, condition: Condition, sampling:
         ask = partial(session.run, prepared.feed)
         sides = {None: (ask, ask)}
     return [_case(side, outputs, way, condition, sampling) for way, (side, outputs) in sides.items()]
-
-
-_WAYS: tuple[Copies, ...] = ("included", "excluded")
 
 
 def _case(
