@@ -33,7 +33,7 @@ def test_a_table_a_record_and_a_history(tmp_path: Path) -> None:
     record, history = tmp_path / "new" / "record.json", tmp_path / "history"
     answer = command("bench", plain(tmp_path), *SHORT, "--batch", 1, "--batch", 2, "--cold-starts", 1,
                      "--json", record, "--records", history)  # fmt: skip
-    assert (answer.code, answer.err.splitlines()[0]) == (0, "  1 of 2: cpu, 1 threads, batch 1")
+    assert (answer.code, answer.err.splitlines()[0]) == (0, "  1 of 2: cpu, 1 thread, batch 1")
     assert "float32 2x3x4x4 noise" in answer.out
     assert "p99.9 would need 1,000, 10,000" in answer.out
     assert "fresh process: first answer after" in answer.out

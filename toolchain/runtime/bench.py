@@ -122,7 +122,8 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     cases: list[Case] = []
     for done, (provider, threads, batch) in enumerate(settings):
         if told is not None:
-            told(f"{provider}, {threads} threads, batch {batch}", done, len(settings))
+            plural = "" if threads == 1 else "s"
+            told(f"{provider}, {threads} thread{plural}, batch {batch}", done, len(settings))
         setup = Setup(provider, threads, asked.spinning, options_for(provider, asked))
         cases += _measured(found.path, setup, replace(wish, batch=batch), asked.sampling, notes)
     if hashes(found.path) != found.hashes:
