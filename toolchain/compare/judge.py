@@ -55,11 +55,11 @@ def ratio_check(name: str, seen: Seen, note: str = "") -> Check:
 
 def latency_checks(turns: Sequence[Turn], bound: float | None) -> tuple[Check, Check]:
     """The candidate's time over the base's: of the fastest calls, judged; of the median calls, watched."""
-    fastest = np.median(np.stack([turn.fastest for turn in turns]), axis=(0, 2))
+    fastest = np.median(np.stack([turn.fastest.min(axis=1) for turn in turns]), axis=0)
     medians = np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2))
     judged = estimate(np.array([turn.log_ratio for turn in turns]))
     watched = estimate(np.array([turn.typical_log_ratio for turn in turns]))
-    latency = ratio_check("latency", Seen(judged, bound, *_ns(fastest)), "fastest call of a block")
+    latency = ratio_check("latency", Seen(judged, bound, *_ns(fastest)), "fastest call of a turn")
     typical = ratio_check(
         "typical latency", Seen(watched, bound, *_ns(medians)), "median call of a block, watched"
     )
