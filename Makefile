@@ -82,3 +82,13 @@ bench-harness: setup
 
 bench-explain: setup
 	$(BIN)/python -m benchmarks.bench.explain_cases
+
+.PHONY: bench-aa bench-ab bench-accuracy
+bench-aa: setup
+	$(BIN)/python benchmarks/compare/aa.py
+
+bench-ab: setup
+	$(BIN)/python benchmarks/compare/ab.py --confirm 600
+
+bench-accuracy: setup
+	$(BIN)/python benchmarks/compare/accuracy.py
