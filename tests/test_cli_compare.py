@@ -240,6 +240,33 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_form_that_cannot_be_written_is_told_after_the_figures(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     base = saved(tmp_path / "a.onnx")
-    answer = command("compare", base, base, *QUICK, *LOOSE, "--json", tmp_path / "file" / "c.json")
-    ends(answer, 1, "file")
+    answer = command(
+        "compare", base, base, *QUICK, *LOOSE, "--json", tmp_path / "file" / "c.json",
+        "--markdown", tmp_path / "c.md", "--record", tmp_path / "records",
+    )  # fmt: skip
+    ends(answer, 1, "c.json: cannot be written (")
     assert "against a: pass" in answer.out
+    assert (tmp_path / "c.md").read_text().startswith("### ✓")
+    assert len(list((tmp_path / "records").iterdir())) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_told(tmp_path: Path) -> None:
+    base, hidden = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
+    hidden.chmod(0)
+    ends(
+        command("compare", base, hidden, *QUICK), 2, "b.onnx: not an ONNX file ([Errno 13] Permission denied"
+    )
+    (tmp_path / "records").mkdir(mode=0o500)
+    ends(
+        command("compare", base, base, *QUICK, *LOOSE, "--record", tmp_path / "records"),
+        1,
+        "Permission denied",
+    )
+
+
+def test_a_record_folder_that_is_a_file_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--record", tmp_path / "file")
+    assert answer.code == 2
+    assert "is a file" in answer.err

@@ -63,7 +63,6 @@ def test_turns_keep_raw_samples_of_both_sides_from_fresh_processes(pair: tuple[S
             assert all(isinstance(value, int) for value in half.samples_ns[0])
             assert half.first_answer_ns > half.session_ns > 0
             assert half.peak_bytes > 1 << 20
-            assert half.not_finite == 0
         assert 1 <= turn.dropped < series.calls
         assert turn.blocks.shape == (2, 2, series.calls - turn.dropped)
         assert math.isfinite(turn.log_ratio)
@@ -75,7 +74,7 @@ def test_no_turn_is_begun_that_would_end_too_late_but_one_always_is(pair: tuple[
 
 
 def turn_of(base: list[list[int]], candidate: list[list[int]]) -> Turn:
-    halves = [Half(tuple(map(tuple, s)), 1_000_000, 200_000_000, 50_000_000, 0) for s in (base, candidate)]
+    halves = [Half(tuple(map(tuple, s)), 1_000_000, 200_000_000, 50_000_000) for s in (base, candidate)]
     return Turn(halves[0], halves[1], 1)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
 
+from toolchain.errors import HostError
+
 if TYPE_CHECKING:
     from toolchain.compare.comparison import Question
 
@@ -95,13 +97,14 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
         (given["junit"], forms.junit),
         (given["markdown"], forms.markdown),
     )
-    for path, form in written:
-        if path is not None:
-            _write(path, form(found))
+    refused = [_write(path, form(found)) for path, form in written if path is not None]
     if given["record"] is not None:
-        click.echo(f"Recorded: {history.add(given['record'], found.record())}", err=True)
-    if finding.failure:
-        click.echo(f"Error: {finding.failure} (what was measured until then is above)", err=True)
+        try:
+            click.echo(f"Recorded: {history.add(given['record'], found.record())}", err=True)
+        except HostError as error:
+            refused.append(error)
+    for failure in filter(None, (finding.failure, *refused)):
+        raise failure  # the first; whatever could be written is written
     return finding.exit_code
 
 
@@ -123,9 +126,11 @@ def _question(base: Path, candidate: Path, given: _Given) -> Question:
     )  # fmt: skip
 
 
-def _write(path: Path, content: str) -> None:
-    from toolchain.store import host_faults
-
-    with host_faults(path):
+def _write(path: Path, content: str) -> HostError | None:
+    """Write one form, or say why not: the others shall be written all the same."""
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        return HostError(f"{path}: cannot be written ({error.strerror}); mend that and start again")
+    return None

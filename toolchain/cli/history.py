@@ -10,11 +10,23 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("history.html"),
-              show_default=True, help="The page to write.")
-@click.option("--json", "as_json", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Write every trend and change as well.")
-@click.option("--strict", is_flag=True, help="Exit code 2 when a record is damaged; the page is written first.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("history.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write every trend and change as well.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit code 2 when a record is damaged; the page is written first."
+)
 def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     """Draw the records in FOLDER: a trend for each model, condition and kind of machine, changes marked.
 

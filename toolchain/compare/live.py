@@ -63,7 +63,6 @@ class Half:
     session_ns: int
     first_answer_ns: int
     peak_bytes: int
-    not_finite: int
 
 
 @dataclass(frozen=True)
@@ -225,5 +224,4 @@ class _Table:
 def _half(samples: list[list[int]], ready: Mapping[str, JSON], end: Mapping[str, JSON]) -> Half:
     return Half(
         tuple(map(tuple, samples)), ready["session_ns"], ready["first_answer_ns"], end["peak_bytes"],
-        ready["not_finite"],
     )  # fmt: skip

@@ -1,8 +1,7 @@
 """One side of a comparison in a process of its own: `python -m toolchain.runtime.worker`, JSON lines in and out.
 
     in   {"model": PATH, "inputs": NPZ, "setup": Setup.as_json(), "started_ns": time.monotonic_ns() of the start}
-    out  {"session_ns", "first_answer_ns", "call_ns", "warm_up": {"calls", "seconds", "steady"}, "not_finite",
-          "state": [device, inode, bytes, mtime_ns]}
+    out  {"session_ns", "first_answer_ns", "call_ns", "state": [device, inode, bytes, mtime_ns]}
     in   {"calls": n}
     out  {"samples_ns": [n times]}
     in   {}
@@ -20,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,11 +55,10 @@ class Worker:
         setup = Setup(**job["setup"])
         session = setup.session(path)
         loaded = time.monotonic_ns()
-        outputs = session.run(feed)
+        session.run(feed)
         answered = time.monotonic_ns()
         self.session_ns = loaded - loading
         self.first_answer_ns = answered - int(job["started_ns"]) - (loading - before)
-        self.not_finite = sum(int((~np.isfinite(o)).sum()) for o in outputs if o.dtype.kind == "f")
         if providers.has_own_memory(setup.provider):
             self.call = session.bind(feed, copies=True).call
         else:
@@ -78,11 +75,11 @@ def serve(questions: TextIO, answers: TextIO) -> None:
         worker = Worker(json.loads(questions.readline()))
         gc.collect()
         gc.disable()
-        warm = warm_up(worker.call, WARM_UP)
+        warm_up(worker.call, WARM_UP)
         call_ns = float(np.median(time_calls(worker.call, 3)))
         say({
             "session_ns": worker.session_ns, "first_answer_ns": worker.first_answer_ns, "call_ns": call_ns,
-            "warm_up": asdict(warm), "not_finite": worker.not_finite, "state": worker.state,
+            "state": worker.state,
         })  # fmt: skip
         for line in questions:
             calls = json.loads(line).get("calls")
