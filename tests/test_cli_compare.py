@@ -254,9 +254,9 @@ def test_a_form_that_cannot_be_written_is_told_after_the_figures(tmp_path: Path)
 def test_what_may_not_be_read_or_written_is_told(tmp_path: Path) -> None:
     base, hidden = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
     hidden.chmod(0)
-    ends(
-        command("compare", base, hidden, *QUICK), 2, "b.onnx: not an ONNX file ([Errno 13] Permission denied"
-    )
+    answer = command("compare", base, hidden, *QUICK)
+    assert answer.code == 2
+    assert "b.onnx' is not readable" in answer.err
     (tmp_path / "records").mkdir(mode=0o500)
     ends(
         command("compare", base, base, *QUICK, *LOOSE, "--record", tmp_path / "records"),
