@@ -61,6 +61,21 @@ def test_too_few_turns_are_inconclusive_and_say_so(tmp_path: Path) -> None:
     assert "only 1 turns fitted into the time; 10 are needed" in answer.out
 
 
+def test_models_of_different_input_sizes_are_timed_and_their_outputs_not_compared(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(side=16))
+    answer = command("compare", base, candidate, *QUICK, *LOOSE, "--set", "difference=0")
+    assert answer.code == 0, answer
+    assert "largest difference" not in answer.out
+    assert "the inputs differ in shape or type" in answer.out
+
+
+def test_a_candidate_of_other_classes_is_a_regression(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(classes=4))
+    answer = command("compare", base, candidate, *QUICK, *LOOSE)
+    assert answer.code == 3
+    assert "REGRESSION in same shape" in answer.out
+
+
 def test_a_larger_file_is_a_regression_by_its_bound(tmp_path: Path) -> None:
     large = mobile()
     onnx.helper.set_model_props(large, {"padding": "x" * 100_000})

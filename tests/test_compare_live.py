@@ -147,6 +147,14 @@ def test_a_worker_that_dies_in_the_first_turn_is_an_error(
         run(pair, stop_after(2))
 
 
+def test_a_process_that_cannot_be_started_is_told(
+    pair: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolchain.compare.workers.sys.executable", "/no/such/python")
+    with pytest.raises(HostError, match=r"no process can be started for the (base|candidate) \(No such file"):
+        run(pair, stop_after(2))
+
+
 def test_a_silent_worker_is_given_up(pair: tuple[Side, Side]) -> None:
     with pytest.raises(HostError, match="gave no answer for 0 s"):
         run(pair, stop_after(2), Timing(pairs=2, patience=0.001))

@@ -88,7 +88,7 @@ def _models(question: Question, progress: Progress) -> Finding:
         candidate=_info(candidate.found.model), condition=asdict(condition), method="interleaved",
         seconds=round(series.seconds, 3), calls=series.calls, dropped=series.turns[0].dropped,
         checks=tuple(checks), answers=scored, turns=tuple(map(_paired, series.turns)),
-        notes=_notes(question, series, base), failure=str(series.failure) if series.failure else None,
+        notes=_notes(question, series, base, candidate), failure=str(series.failure) if series.failure else None,
     )  # fmt: skip
     return Finding(found, series.failure)
 
@@ -136,9 +136,11 @@ def _require_known_classes(gates: Gates, scored: Answers | None) -> None:
 
 def _outputs(base: tuple[Side, Session], candidate: tuple[Side, Session], gates: Gates) -> list[Check]:
     """What both answer to the input that they are timed with, first output by first output."""
-    (ours, first), (theirs, second) = base, candidate
-    left = first.run(ours.prepared.feed)[0].astype(np.float64)
-    right = second.run(theirs.prepared.feed)[0].astype(np.float64)
+    ours, theirs = base[0], candidate[0]
+    given = [np.asarray(s.run(side.prepared.feed)[0]) for side, s in (base, candidate)]
+    if any(answer.dtype.kind not in "fiub" for answer in given):
+        return []  # texts, sequences
+    left, right = (answer.astype(np.float64) for answer in given)
     if not np.isfinite(left).all():
         raise ModelError(f"{ours.file}: answers NaN or infinity; a base must answer, mend it first")
     lost = int((~np.isfinite(right)).sum())
@@ -148,9 +150,19 @@ def _outputs(base: tuple[Side, Session], candidate: tuple[Side, Session], gates:
             *found,
             judge.exact("same shape", 1, 0.0, f"the base answers {left.shape}, the candidate {right.shape}"),
         ]
+    if not _same_input(ours, theirs):
+        return found
     bound = gates.difference
     note = f"absolute, for the input that was timed ({ours.prepared.input.source})"
     return [*found, judge.exact("largest difference", _farthest(left, right), bound, note)]
+
+
+def _same_input(base: Side, candidate: Side) -> bool:
+    """Whether both were asked for the same: equal arrays in order, or the same pictures in each one's own size."""
+    if base.prepared.input.source == candidate.prepared.input.source == "pictures":
+        return True
+    ours, theirs = (list(side.prepared.feed.values()) for side in (base, candidate))
+    return len(ours) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def _farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
@@ -184,13 +196,15 @@ def _condition(question: Question, base: Side) -> Condition:
     )  # fmt: skip
 
 
-def _notes(question: Question, series: Series, base: Side) -> tuple[str, ...]:
+def _notes(question: Question, series: Series, base: Side, candidate: Side) -> tuple[str, ...]:
     found = []
     if question.pictures is None and question.saved is None:
         found.append("accuracy was not compared: give --pictures or --answers")
     if base.prepared.input.source == "noise":
         found.append("timed with noise; speed of some models depends on their input")
-    if len(series.turns) < FEWEST_TURNS:
+    if not _same_input(base, candidate):
+        found.append("the inputs differ in shape or type, so outputs were not compared")
+    if len(series.turns) < FEWEST_TURNS and not series.failure:
         found.append(
             f"only {len(series.turns)} turns fitted into the time; {FEWEST_TURNS} are needed for any verdict"
         )

@@ -36,12 +36,19 @@ class WorkerProcess:
         path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
         job = {"model": str(file.resolve()), "inputs": str(inputs), "setup": setup.as_json()}
         started = time.monotonic_ns()
-        self._process = subprocess.Popen(
+        try:
+            self._process = self._start(path)
+        except OSError as error:
+            self._said.close()
+            raise HostError(f"no process can be started for the {name} ({error.strerror})") from error
+        self._read = b""
+        self._write(job | {"started_ns": started})
+
+    def _start(self, path: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-m", "toolchain.runtime.worker"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._said, bufsize=0, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
-        self._read = b""
-        self._write(job | {"started_ns": started})
 
     def __enter__(self) -> WorkerProcess:
         return self
