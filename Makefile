@@ -72,3 +72,23 @@ bench-transfer: setup
 
 bench-table: setup
 	$(BIN)/python benchmarks/table.py
+
+.PHONY: bench-fidelity bench-harness bench-explain
+bench-fidelity: setup
+	$(BIN)/python -m benchmarks.bench.fidelity
+
+bench-harness: setup
+	$(BIN)/python -m benchmarks.bench.harness_cost
+
+bench-explain: setup
+	$(BIN)/python -m benchmarks.bench.explain_cases
+
+.PHONY: bench-aa bench-ab bench-accuracy
+bench-aa: setup
+	$(BIN)/python benchmarks/compare/aa.py
+
+bench-ab: setup
+	$(BIN)/python benchmarks/compare/ab.py --confirm 600
+
+bench-accuracy: setup
+	$(BIN)/python benchmarks/compare/accuracy.py

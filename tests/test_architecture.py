@@ -15,9 +15,10 @@ PACKAGE = ROOT / "toolchain"
 # A file may import only from rooms to its left (or its own).
 ORDER = [
     "runtime", "errors", "record", "progress", "stats", "device", "artifact", "data", "step", "backbones",
-    "learn", "graph", "calibration", "parity", "steps", "measure", "store", "recipe_problems", "recipe_text", "recipe",
+    "learn", "graph", "calibration", "parity", "steps", "measure", "explain", "loadgen", "remote", "store",
+    "recipe_problems", "recipe_text", "recipe",
     "recipe_editors",
-    "pipeline", "choose", "bundle", "report", "workflow", "proposal", "doctor", "cli",
+    "pipeline", "choose", "bundle", "report", "history", "compare", "workflow", "proposal", "doctor", "cli",
 ]  # fmt: skip
 CUDA_FILES = {"device.py", "runtime/providers.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))

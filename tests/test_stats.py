@@ -236,3 +236,28 @@ def test_same_input_same_interval_and_fast():
             assert call() == found
             seconds.append(time.perf_counter() - start)
         assert min(seconds) < 0.1, name  # about 0.01 to 0.03 s on a quiet machine
+
+
+def test_an_interval_of_a_percentile_draws_whole_blocks() -> None:
+    rng = np.random.default_rng(3)
+    calm = rng.integers(900, 1100, (50, 40))
+    found = stats.percentile_interval(calm, 0.5)
+    assert found is not None
+    assert found.low <= found.value <= found.high
+    assert found.high - found.low < 30
+    shifts = rng.integers(0, 1000, 50)[:, None]  # blocks differ: calls within one tell little
+    shifted = stats.percentile_interval(calm + shifts, 0.5)
+    assert shifted is not None
+    assert shifted.high - shifted.low > 100
+    assert stats.percentile_interval(calm, 0.999) is None
+    assert stats.percentile_interval(calm.reshape(1, -1), 0.5) is None
+
+
+def test_an_interval_of_p99_covers_it() -> None:
+    rng = np.random.default_rng(4)
+    true = 100 * np.log(100)
+    held = 0
+    for _ in range(60):
+        found = stats.percentile_interval(rng.exponential(100, (40, 50)).round(3), 0.99)
+        held += found is not None and found.low <= true <= found.high
+    assert held >= 50

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toolchain.doctor import examine
     from toolchain.errors import ToolchainError
+    from toolchain.explain.file import explain_case
+    from toolchain.loadgen.run import run_loadgen
+    from toolchain.measure.bench import bench
     from toolchain.proposal import propose
     from toolchain.recipe import Recipe, shipped
     from toolchain.recipe_editors import recipe_schema
+    from toolchain.remote.ship import bench_on
     from toolchain.runtime.bundle import Bundle
     from toolchain.store import clean_store, store_table
     from toolchain.workflow import Places, RunResult, Wishes, check, render, run
@@ -27,9 +31,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "toolchain.doctor": ("examine",),
     "toolchain.errors": ("ToolchainError",),
+    "toolchain.explain.file": ("explain_case",),
+    "toolchain.loadgen.run": ("run_loadgen",),
+    "toolchain.measure.bench": ("bench",),
     "toolchain.proposal": ("propose",),
     "toolchain.recipe": ("Recipe", "shipped"),
     "toolchain.recipe_editors": ("recipe_schema",),
+    "toolchain.remote.ship": ("bench_on",),
     "toolchain.runtime.bundle": ("Bundle",),
     "toolchain.store": ("clean_store", "store_table"),
     "toolchain.workflow": ("Places", "RunResult", "Wishes", "check", "render", "run"),
@@ -43,13 +51,17 @@ __all__ = [
     "ToolchainError",
     "Wishes",
     "__version__",
+    "bench",
+    "bench_on",
     "check",
     "clean_store",
     "examine",
+    "explain_case",
     "propose",
     "recipe_schema",
     "render",
     "run",
+    "run_loadgen",
     "shipped",
     "store_table",
 ]

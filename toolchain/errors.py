@@ -5,9 +5,8 @@ ToolchainError           exit 2   see toolchain/runtime/errors.py for the part t
 ├── DataError            exit 2   pictures, labels, splits
 ├── BackboneError        exit 2   an architecture or weights file
 ├── DeviceError          exit 2   a GPU asked for that is not there
-├── HostError            exit 1   the machine failed us: full disk, no permission, no memory
 ├── TrainingError        exit 2   a loss that is not finite, settings that cannot work together
-├── ModelError, PictureError, ProviderError, BundleError (runtime)
+├── ModelError, PictureError, ProviderError, BundleError, HostError, RecordError (runtime)
 └── GateError            exit 3   a promise was measured and is not kept
     ├── ParityError      exit 3   the exported file does not answer as the trained network did
     └── (VerificationError, runtime, exit 3 as well)
@@ -19,9 +18,11 @@ from typing import ClassVar
 
 from toolchain.runtime.errors import (
     BundleError,
+    HostError,
     ModelError,
     PictureError,
     ProviderError,
+    RecordError,
     ToolchainError,
     VerificationError,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "PictureError",
     "ProviderError",
     "RecipeError",
+    "RecordError",
     "ToolchainError",
     "TrainingError",
     "VerificationError",
@@ -62,12 +64,6 @@ class DeviceError(ToolchainError):
 
 class TrainingError(ToolchainError):
     """Training that cannot go on: the loss is not finite, or settings exclude each other."""
-
-
-class HostError(ToolchainError):
-    """The machine failed: full disk, no permission, no memory."""
-
-    exit_code: ClassVar[int] = 1
 
 
 class GateError(ToolchainError):

@@ -33,8 +33,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse(path: Path) -> dict[str, JSON]:
-    """Read a YAML file whose outermost value is a mapping; RecipeError naming the line of what is wrong."""
+RECIPE = "a recipe is a mapping (name:, data:, variants:, …), this is not"
+
+
+def parse(path: Path, otherwise: str = RECIPE) -> dict[str, JSON]:
+    """Read a YAML file whose outermost value is a mapping; RecipeError naming the line of what is wrong.
+
+    otherwise: what to say when it is no mapping.
+    """
     try:
         raw = _value(path.read_text(encoding="utf-8"), path.name)
     except UnicodeDecodeError as error:
@@ -42,7 +48,7 @@ def parse(path: Path) -> dict[str, JSON]:
             f"{path.name}: not readable as YAML, it is no UTF-8 text ({error.reason})"
         ) from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path.name}: a recipe is a mapping (name:, data:, variants:, …), this is not")
+        raise RecipeError(f"{path.name}: {otherwise}")
     return raw
 
 

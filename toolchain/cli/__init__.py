@@ -21,6 +21,9 @@ _COMMANDS = {
     "report": "toolchain.cli.report",
     "verify": "toolchain.cli.bundles",
     "predict": "toolchain.cli.bundles",
+    "bench": "toolchain.cli.bench",
+    "compare": "toolchain.cli.compare",
+    "history": "toolchain.cli.history",
     "store": "toolchain.cli.store",
     "doctor": "toolchain.cli.doctor",
 }
@@ -77,7 +80,10 @@ def _machine_failed(error: OSError) -> int:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 well, 1 the machine failed, 2 wrong input, 3 a gate or check failed."""
+    """Run the command line.
+
+    Exit codes: 0 well, 1 the machine failed, 2 wrong input, 3 a gate or check failed, 4 a comparison undecided.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = cli(standalone_mode=False)

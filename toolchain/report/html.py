@@ -27,7 +27,12 @@ _FILTERS = (
 
 def render_html(report: RunReport) -> str:
     """The report as one HTML page; every name in it is escaped."""
-    return _environment().get_template("report.html.j2").render(report=report, page=page(report))
+    return render_page("report.html.j2", report=report, page=page(report))
+
+
+def render_page(template: str, **content: object) -> str:
+    """Any page of this house's style from its template in report/templates."""
+    return _environment().get_template(template).render(content)
 
 
 @cache

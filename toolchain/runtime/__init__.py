@@ -1,6 +1,6 @@
 """What goes onto the device, and what measures: numpy, pillow and onnxruntime, and nothing else of toolchain.
 
-`python -m toolchain.runtime verify|predict` works with this folder and those three libraries alone.
+`python -m toolchain.runtime verify|predict|bench` works with this folder and those three libraries alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m toolchain.runtime verify|predict`: a bundle on a device, with numpy, pillow and onnxruntime only."""
+"""`python -m toolchain.runtime verify|predict|bench`: models on a device, with numpy, pillow and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolchain.runtime import answers, providers
+from toolchain.runtime import answers, bench_arguments, providers
+from toolchain.runtime.bench import bench
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
@@ -69,8 +70,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     return PictureError.exit_code if any(row.error for row in rows) else 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    record = bench(arguments.model, bench_arguments.asked(arguments))
+    print(json.dumps(record.as_json()))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    what = "Verify and ask a bundle on a device; needs numpy, pillow and onnxruntime only."
+    what = "Verify, ask and time a bundle on a device; needs numpy, pillow and onnxruntime only."
     parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=what)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser(
@@ -86,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--provider", choices=providers.NAMES, default="cpu")
     predict.add_argument("--threads", type=int, default=1)
     predict.set_defaults(work=_predict)
+    timed = commands.add_parser("bench", help="time a bundle or an ONNX file; prints its record as JSON")
+    timed.add_argument("model", type=Path, metavar="MODEL|BUNDLE")
+    bench_arguments.add_to(timed)
+    timed.set_defaults(work=_bench)
     return parser
 
 

@@ -4,6 +4,8 @@ ToolchainError            exit 2   a wrong input: recipe, data, weights, option
 ├── ModelError            exit 2   an ONNX file or network that cannot be used
 ├── PictureError          exit 2   a picture that cannot be decoded (the file is named)
 ├── ProviderError         exit 2   an ONNX Runtime provider that was asked for is not the one used
+├── HostError             exit 1   the machine failed us: full disk, no permission, no memory, a killed process
+├── RecordError           exit 2   a file that is no record of a measurement, or a damaged one
 ├── BundleError           exit 2   a folder that is no bundle, or of an unknown version
 │   └── VerificationError exit 3   a bundle whose files or answers are not those that were measured
 └── (toolchain/errors.py continues the tree for the parts that do not ship)
@@ -30,6 +32,16 @@ class PictureError(ToolchainError):
 
 class ProviderError(ToolchainError):
     """An ONNX Runtime execution provider that was asked for cannot be, or was not, used."""
+
+
+class HostError(ToolchainError):
+    """The machine failed: full disk, no permission, no memory, a process that was killed."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecordError(ToolchainError):
+    """A file that is not a readable record of a measurement."""
 
 
 class BundleError(ToolchainError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,6 +66,17 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: found for name in _LIBRARIES if (found := distribution_version(name))},
     }
+
+
+def fingerprint(given: Mapping[str, Any]) -> str:
+    """Which `facts` may be compared: those of one processor type, ISA, cores, memory (whole GiB) and GPUs.
+
+    Versions of kernel, Python and libraries are not in it: a change of theirs is what a history shall show.
+    """
+    memory = round(int(given.get("memory_bytes") or 0) / 2**30)
+    features = "".join(sorted(map(str, given.get("features") or ())))
+    kind = hashlib.sha256(f"{features}\0{sorted(map(str, given.get('gpus') or ()))}".encode()).hexdigest()
+    return f"{given.get('cpu')}, {given.get('isa')}, {given.get('cores')} cores, {memory} GiB, {kind[:8]}"
 
 
 def distribution_version(name: str) -> str | None:

@@ -83,6 +83,16 @@ def ort_options(name: str, options: Mapping[str, str]) -> list[tuple[str, dict[s
     return [(_ORT_NAMES[name], dict(options))]
 
 
+def device(name: str, options: Mapping[str, str]) -> tuple[str, int]:
+    """Where a provider's tensors lie, as IO binding names it: its memory and the device's number."""
+    return name, int(options.get("device_id", "0"))
+
+
+def has_own_memory(name: str) -> bool:
+    """Whether a provider's tensors lie in a memory of their own, so that inputs and outputs are copied."""
+    return name != "cpu"
+
+
 def short_name(ort_name: str) -> str:
     """Our name for an ONNX Runtime provider's; its own name when it is none of ours."""
     return next((name for name, theirs in _ORT_NAMES.items() if theirs == ort_name), ort_name)

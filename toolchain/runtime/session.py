@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolchain.runtime import external, providers
+from toolchain.runtime.binding import Binding
 from toolchain.runtime.errors import ModelError, ProviderError, ToolchainError
 
 # Shape arithmetic, which ONNX Runtime keeps on the CPU on purpose: its values are needed there.
@@ -25,7 +26,7 @@ SHAPE_OPERATORS = frozenset({
     "Not", "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Floor", "Ceil", "Round",
     "ReduceProd", "ReduceMin", "ReduceMax", "Split",
 })  # fmt: skip
-_NO_CPU = "session.disable_cpu_ep_fallback"
+NO_CPU = "session.disable_cpu_ep_fallback"
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOG_ERRORS = 3
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -72,7 +73,9 @@ class Session:
         own = {key: value for key, value in options.items() if "." not in key}
         entries = {key: value for key, value in options.items() if "." in key}
         settings = _settings(threads, spinning, optimize, entries)
+        self._adjust(settings)
         chosen = providers.ort_options(self.provider, own)
+        self._device = providers.device(self.provider, own)
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(
@@ -80,7 +83,7 @@ class Session:
             )
         except providers.ORT_ERRORS as e:
             raise self._refusal(e) from e
-        self._require_provider(strict=entries.get(_NO_CPU) != "0")
+        self._require_provider(strict=entries.get(NO_CPU) != "0")
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -131,6 +134,21 @@ class Session:
             raise ModelError(f"{self.label}: cannot run on {given or 'no input'} ({_reason(e)})") from e
         return outputs
 
+    def bind(self, feed: Mapping[str, NDArray[Any]], *, copies: bool) -> Binding:
+        """Lay `feed` onto the provider's device; each call of the binding copies in and out, or not (`copies`).
+
+        Raises ModelError when names, types or shapes do not fit, or the model fails; its first call is made here.
+        """
+        try:
+            binding = Binding(self._session, feed, self._device, copies=copies)
+            binding.call()
+        except providers.ORT_ERRORS as e:
+            raise ModelError(f"{self.label}: cannot run on what was bound ({_reason(e)})") from e
+        return binding
+
+    def _adjust(self, settings: Any) -> None:
+        """Where a kind of session adds to onnxruntime's SessionOptions before the model is loaded."""
+
     def _require_provider(self, *, strict: bool) -> None:
         """ONNX Runtime falls back to the CPU with a log line only; here it is an error."""
         used = providers.short_name(self._session.get_providers()[0])
@@ -141,7 +159,7 @@ class Session:
         if self.provider != "cpu" and strict and (heavy := misplaced(self.operators.get("cpu", {}))):
             raise ProviderError(
                 f"{self.label}: {', '.join(heavy)} would run on the CPU although {self.provider!r} was asked "
-                f"for; the option {_NO_CPU}=0 allows it"
+                f"for; the option {NO_CPU}=0 allows it"
             )
 
     def _refusal(self, error: Exception) -> ToolchainError:

@@ -39,12 +39,12 @@ def interleave(
     times = {name: np.empty((blocks, calls - drop), np.int64) for name in names}
     with _quiet():
         for name in names:
-            _block(sides[name], calls)
+            time_calls(sides[name], calls)
         for block in range(blocks):
             for turn, index in enumerate(order.permutation(len(names))):
                 name = names[index]
                 gc.collect(0)
-                times[name][block] = _block(sides[name], calls)[drop:]
+                times[name][block] = time_calls(sides[name], calls)[drop:]
                 if progress is not None:
                     progress(block * len(names) + turn + 1, blocks * len(names))
     return times
@@ -71,7 +71,7 @@ def alternate(
         for index in range(-drop, calls):
             for side in order.permutation(len(names)):
                 name = names[side]
-                (nanoseconds,) = _block(sides[name], 1)
+                (nanoseconds,) = time_calls(sides[name], 1)
                 if index >= 0:
                     times[name][index] = nanoseconds
             if progress is not None and index >= 0 and (index + 1) % 10 == 0:
@@ -79,7 +79,22 @@ def alternate(
     return times
 
 
-def _block(side: Side, calls: int) -> list[int]:
+def repeat(side: Side, calls: int, more: Callable[[int], bool]) -> list[list[int]]:
+    """Time blocks of `calls` consecutive calls of one side, while `more(blocks so far)`; at least one block.
+
+    Returns raw nanoseconds [blocks][calls]. Warm up first: nothing is left out. Garbage is collected between
+    blocks only.
+    """
+    _check({"": side}, calls, 1, 0)
+    blocks: list[list[int]] = []
+    with _quiet():
+        while not blocks or more(len(blocks)):
+            gc.collect(0)
+            blocks.append(time_calls(side, calls))
+    return blocks
+
+
+def time_calls(side: Side, calls: int) -> list[int]:
     """Nanoseconds of `calls` consecutive calls; each sample carries one reading of the clock."""
     clock = perf_counter_ns
     samples = [0] * calls

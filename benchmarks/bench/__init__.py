@@ -1,0 +1,1 @@
+"""How good the bench itself is: fidelity, harness cost, explanations."""

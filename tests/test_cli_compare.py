@@ -1,0 +1,287 @@
+"""`toolchain compare` from end to end, and its fault table: one clear sentence, the right exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx_helpers import mobile
+from runtime_helpers import fused_model, make_bundle
+from test_compare_forms import record
+from tiny import Answer, command
+
+from toolchain.compare.workers import WorkerProcess
+from toolchain.runtime import providers
+
+QUICK = ("--max-seconds", "0.1")  # one turn: nothing is decided by it
+LOOSE = ("--set", "latency=null", "--set", "cold_start=null", "--set", "memory=null")
+
+
+def saved(path: Path, model: onnx.ModelProto | None = None) -> Path:
+    onnx.save(model or mobile(), path)
+    return path
+
+
+def ends(answer: Answer, code: int, sentence: str) -> None:
+    """The exit code, and one sentence on standard error without a traceback."""
+    assert answer.code == code, answer
+    told = [line for line in answer.err.splitlines() if line.startswith(("Error", "Usage"))]
+    assert any(sentence in line for line in answer.err.splitlines()), answer.err
+    assert len(told) == 1
+    assert "Traceback" not in answer.err
+
+
+def test_a_comparison_writes_every_form_and_a_record(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(seed=1))
+    files = {name: tmp_path / "out" / f"c.{name}" for name in ("json", "junit", "markdown")}
+    asked = [word for name, path in files.items() for word in (f"--{name}", path)]
+    answer = command("compare", base, candidate, *QUICK, *LOOSE, *asked, "--record", tmp_path / "history")
+    assert answer.code == 0, answer
+    assert "b against a: pass" in answer.out
+    raw = json.loads(files["json"].read_text())
+    assert raw["verdict"] == "pass"
+    assert raw["turns"][0]["base"]["samples_ns"][0][0] > 0
+    assert raw["candidate"]["path"] == "b.onnx"
+    assert str(tmp_path) not in files["json"].read_text()
+    assert files["markdown"].read_text().startswith("### ✓ b against a: pass")
+    (kept,) = (tmp_path / "history").iterdir()
+    assert json.loads(kept.read_text()) == raw
+
+
+def test_too_few_turns_are_inconclusive_and_say_so(tmp_path: Path) -> None:
+    answer = command("compare", saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx"), *QUICK)
+    assert answer.code == 4
+    assert "inconclusive in latency" in answer.out
+    assert "only 1 turns fitted into the time; 10 are needed" in answer.out
+
+
+def test_models_of_different_input_sizes_are_timed_and_their_outputs_not_compared(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(side=16))
+    answer = command("compare", base, candidate, *QUICK, *LOOSE, "--set", "difference=0")
+    assert answer.code == 0, answer
+    assert "largest difference" not in answer.out
+    assert "the inputs differ in shape or type" in answer.out
+
+
+def test_a_candidate_of_other_classes_is_a_regression(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(classes=4))
+    answer = command("compare", base, candidate, *QUICK, *LOOSE)
+    assert answer.code == 3
+    assert "REGRESSION in same shape" in answer.out
+
+
+def test_a_larger_file_is_a_regression_by_its_bound(tmp_path: Path) -> None:
+    large = mobile()
+    onnx.helper.set_model_props(large, {"padding": "x" * 100_000})
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", large)
+    (tmp_path / "gates.yaml").write_text("latency: null\ncold_start: null\nmemory: null\nsize: 1\n")
+    answer = command("compare", base, candidate, *QUICK, "--gates", tmp_path / "gates.yaml")
+    assert answer.code == 3
+    assert "REGRESSION in size" in answer.out
+
+
+def test_accuracy_comes_from_pictures_or_from_saved_answers(tmp_path: Path) -> None:
+    from test_compare_accuracy import paired, pictures
+
+    bundle = make_bundle(tmp_path / "bundle")
+    folder = pictures(tmp_path / "tiles")
+    answer = command("compare", bundle, bundle, *QUICK, *LOOSE, "--set", "accuracy=50", "--pictures", folder)
+    assert answer.code == 0, answer
+    assert "accuracy            100.00 %  100.00 %" in answer.out
+    given = paired(2000, 200, 0)
+    np.savez(tmp_path / "answers.npz", base=given.base, candidate=given.candidate, labels=given.labels)
+    answer = command("compare", bundle, bundle, *QUICK, *LOOSE, "--answers", tmp_path / "answers.npz")
+    assert answer.code == 3
+    assert "REGRESSION in accuracy" in answer.out
+
+
+def test_saved_records_are_compared(tmp_path: Path) -> None:
+    for name, scale in (("a", 1.0), ("b", 1.2)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(record(scale).as_json()))
+    answer = command("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert answer.code == 3
+    assert "REGRESSION in latency" in answer.out
+    assert "were not interleaved" in answer.out
+
+
+# Faults: what is wrong, the exit code, the sentence.
+
+
+def missing(folder: Path) -> list[object]:
+    return [saved(folder / "a.onnx"), folder / "b.onnx"]
+
+
+def no_model(folder: Path) -> list[object]:
+    (folder / "b.onnx").write_bytes(b"not a model")
+    return [saved(folder / "a.onnx"), folder / "b.onnx"]
+
+
+def no_bundle(folder: Path) -> list[object]:
+    (folder / "b").mkdir()
+    return [saved(folder / "a.onnx"), folder / "b"]
+
+
+def open_sizes(folder: Path) -> list[object]:
+    return [saved(folder / "a.onnx", fused_model()), saved(folder / "b.onnx", fused_model())]
+
+
+def other_input(folder: Path) -> list[object]:
+    return [saved(folder / "a.onnx"), saved(folder / "b.onnx", fused_model()), "--shape", "H=480"]
+
+
+def one_record(folder: Path) -> list[object]:
+    (folder / "b.json").write_text(json.dumps(record().as_json()))
+    return [saved(folder / "a.onnx"), folder / "b.json"]
+
+
+def broken_record(folder: Path) -> list[object]:
+    (folder / "a.json").write_text(json.dumps(record().as_json())[:-40])
+    (folder / "b.json").write_text(json.dumps(record().as_json()))
+    return [folder / "a.json", folder / "b.json"]
+
+
+def other_machine(folder: Path) -> list[object]:
+    (folder / "a.json").write_text(json.dumps(record().as_json()))
+    (folder / "b.json").write_text(json.dumps(record(cpu="B").as_json()))
+    return [folder / "a.json", folder / "b.json"]
+
+
+def wrong_gates(folder: Path) -> list[object]:
+    (folder / "gates.yaml").write_text("latenzy: 5")
+    return [saved(folder / "a.onnx"), saved(folder / "b.onnx"), "--gates", folder / "gates.yaml"]
+
+
+def base_not_finite(folder: Path) -> list[object]:
+    return [saved(folder / "a.onnx", infinite()), saved(folder / "b.onnx")]
+
+
+def no_provider(folder: Path) -> list[object]:
+    return [saved(folder / "a.onnx"), saved(folder / "b.onnx"), "--provider", "cuda"]
+
+
+def infinite() -> onnx.ModelProto:
+    model = mobile()
+    for weight in model.graph.initializer:
+        if weight.name == "fc.bias":
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), weight.name))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "sentence"),
+    [
+        (missing, 2, "b.onnx: no such file"),
+        (no_model, 2, "b.onnx: not an ONNX file"),
+        (no_bundle, 2, "not a bundle, it has no manifest.json"),
+        (open_sizes, 2, "leaves sizes open; give --shape H=… --shape W=…"),
+        (other_input, 2, "has no open dimension H"),
+        (one_record, 2, "one side is a record and the other a model"),
+        (broken_record, 2, "a.json: not JSON, or cut short"),
+        (other_machine, 2, "different machines"),
+        (wrong_gates, 2, "latenzy: unknown setting (did you mean 'latency'?)"),
+        (base_not_finite, 2, "a.onnx: answers NaN or infinity; a base must answer"),
+    ],
+)
+def test_a_fault_is_told_in_one_sentence(
+    tmp_path: Path, fault: Callable[[Path], list[object]], code: int, sentence: str
+) -> None:
+    ends(command("compare", *fault(tmp_path), *QUICK), code, sentence)
+
+
+@pytest.mark.skipif(providers.usable()["cuda"] is None, reason="this machine has a GPU")
+def test_a_provider_that_is_missing_is_told(tmp_path: Path) -> None:
+    ends(command("compare", *no_provider(tmp_path), *QUICK), 2, "provider 'cuda' was asked for, but")
+
+
+def test_a_candidate_that_answers_nan_is_a_regression_and_still_timed(tmp_path: Path) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", infinite())
+    answer = command(
+        "compare", base, candidate, *QUICK, *LOOSE, "--set", "difference=0.1", "--json", tmp_path / "c.json"
+    )
+    assert answer.code == 3
+    assert "REGRESSION in finite answers, largest difference" in answer.out
+    assert json.loads((tmp_path / "c.json").read_text())["turns"]
+
+
+def test_a_model_replaced_meanwhile_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
+    finish = WorkerProcess.finish
+
+    def replacing(self: WorkerProcess) -> None:
+        finish(self)
+        saved(candidate, mobile(seed=9))
+
+    monkeypatch.setattr(WorkerProcess, "finish", replacing)
+    answer = command("compare", base, candidate, "--max-seconds", 60, "--json", tmp_path / "c.json")
+    ends(answer, 2, "b.onnx: was replaced while it was being compared")
+    assert len(json.loads((tmp_path / "c.json").read_text())["turns"]) == 1
+
+
+def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
+    asked, ask = [], WorkerProcess.ask
+
+    def killing(self: WorkerProcess, question: Mapping[str, object]) -> Mapping[str, object]:
+        asked.append(question)
+        if len(asked) == 20:  # 18 a turn of 8 pairs: the second turn
+            os.kill(self._process.pid, signal.SIGKILL)
+        return ask(self, question)
+
+    monkeypatch.setattr(WorkerProcess, "ask", killing)
+    answer = command(
+        "compare",
+        base,
+        candidate,
+        "--max-seconds",
+        60,
+        "--json",
+        tmp_path / "c.json",
+        "--record",
+        tmp_path / "h",
+    )
+    ends(answer, 1, "was ended by SIGKILL: was it killed, or had the machine no memory left?")
+    raw = json.loads((tmp_path / "c.json").read_text())
+    assert len(raw["turns"]) == 1
+    assert "SIGKILL" in raw["failure"]
+    assert len(list((tmp_path / "h").iterdir())) == 1
+
+
+def test_a_form_that_cannot_be_written_is_told_after_the_figures(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    base = saved(tmp_path / "a.onnx")
+    answer = command(
+        "compare", base, base, *QUICK, *LOOSE, "--json", tmp_path / "file" / "c.json",
+        "--markdown", tmp_path / "c.md", "--record", tmp_path / "records",
+    )  # fmt: skip
+    ends(answer, 1, "c.json: cannot be written (")
+    assert "against a: pass" in answer.out
+    assert (tmp_path / "c.md").read_text().startswith("### ✓")
+    assert len(list((tmp_path / "records").iterdir())) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_told(tmp_path: Path) -> None:
+    base, hidden = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
+    hidden.chmod(0)
+    answer = command("compare", base, hidden, *QUICK)
+    assert answer.code == 2
+    assert "b.onnx' is not readable" in answer.err
+    (tmp_path / "records").mkdir(mode=0o500)
+    ends(
+        command("compare", base, base, *QUICK, *LOOSE, "--record", tmp_path / "records"),
+        1,
+        "Permission denied",
+    )
+
+
+def test_a_record_folder_that_is_a_file_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--record", tmp_path / "file")
+    assert answer.code == 2
+    assert "is a file" in answer.err

@@ -1,0 +1,198 @@
+"""What a comparison looks like to people, to a CI, and to a history; and two records against each other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from toolchain.compare import forms, records, words
+from toolchain.compare.gates import Gates
+from toolchain.compare.model import Check, Comparison, SideInfo
+from toolchain.errors import RecordError
+from toolchain.runtime import bench_record
+from toolchain.runtime.bench_record import (
+    BenchRecord,
+    Case,
+    ColdStart,
+    Condition,
+    Input,
+    Memory,
+    ModelFile,
+    Percentile,
+    WarmUp,
+)
+
+HOST = {
+    "cpu": "A",
+    "isa": "x86-avx2",
+    "features": [],
+    "cores": 2,
+    "memory_bytes": 2**33,
+    "gpus": [],
+    "load": [0.5],
+}
+LATENCY = Check(
+    name="latency",
+    verdict="pass",
+    value=1.01,
+    low=0.99,
+    high=1.03,
+    bound=1.05,
+    base=2e6,
+    candidate=2.02e6,
+    each="ns",
+)
+SIZE = Check(
+    name="size",
+    verdict="regression",
+    value=1.2,
+    low=1.2,
+    high=1.2,
+    bound=1.1,
+    base=1e6,
+    candidate=1.2e6,
+    each="bytes",
+)
+OPEN = Check(
+    name="memory",
+    verdict="inconclusive",
+    value=1.2,
+    low=1.05,
+    high=None,
+    bound=1.1,
+    each="bytes",
+    note="peak",
+)
+SHOWN = Check(name="agreement", verdict="not judged", value=99.0, low=98.0, high=99.5, unit="%")
+
+
+def comparison(*checks: Check, name: str = "new", **more: object) -> Comparison:
+    side = {"path": "model.onnx", "sha256": "0" * 64, "bytes": 5, "form": "onnx"}
+    fields = {
+        "toolchain": "0", "started": "2026-01-01T00:00:00+00:00", "host": HOST, "condition": {}, "method": "interleaved",
+        "base": SideInfo(name="old", **side), "candidate": SideInfo(name=name, **side), "checks": checks,
+    }  # fmt: skip
+    return Comparison.model_validate(fields | more)
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict", "code"),
+    [
+        ((LATENCY, SHOWN), "pass", 0),
+        ((LATENCY, OPEN), "inconclusive", 4),
+        ((LATENCY, OPEN, SIZE), "regression", 3),
+    ],
+)
+def test_the_worst_judged_check_decides(checks: tuple[Check, ...], verdict: str, code: int) -> None:
+    found = comparison(*checks)
+    assert (found.verdict, found.exit_code) == (verdict, code)
+    assert comparison(LATENCY, failure="killed").verdict == "inconclusive"
+
+
+def test_the_terminal_shows_every_check_in_words() -> None:
+    shown = forms.terminal(comparison(LATENCY, SIZE, OPEN, SHOWN, notes=["a note"]))
+    lines = shown.splitlines()
+    assert lines[0] == "new against old: REGRESSION in size"
+    assert lines[3].split() == [
+        "latency",
+        "2.00",
+        "ms",
+        "2.02",
+        "ms",
+        "1.010",
+        "0.990–1.030",
+        "≤",
+        "1.050",
+        "pass",
+    ]
+    assert "1.050–…" in shown
+    assert "98.00 to 99.50" in shown
+    assert "note: memory: peak" in shown
+    assert "note: a note" in shown
+
+
+def test_markdown_cannot_be_changed_by_names() -> None:
+    shown = forms.markdown(comparison(LATENCY, SIZE, name="new|<b>@all"))
+    assert shown.startswith("### ✗ new\\|\\<b\\>\\@all against old: REGRESSION in size")
+    assert all(line.count(" | ") == 6 for line in shown.splitlines() if line.startswith("| "))
+
+
+def test_junit_tells_regressions_from_what_is_not_known() -> None:
+    suite = ElementTree.fromstring(
+        forms.junit(comparison(LATENCY, SIZE, OPEN, SHOWN, failure="killed\x00", name='"<&'))
+    )
+    assert {k: suite.get(k) for k in ("tests", "failures", "skipped", "errors")} == {
+        "tests": "3", "failures": "1", "skipped": "1", "errors": "1",
+    }  # fmt: skip
+    cases = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert cases == {
+        "latency": ["system-out"],
+        "size": ["failure"],
+        "memory": ["skipped"],
+        "finished": ["error"],
+    }
+
+
+def test_json_is_a_record_with_its_verdict() -> None:
+    raw = json.loads(forms.as_json(comparison(LATENCY, OPEN)))
+    assert (raw["schema"], raw["kind"], raw["verdict"]) == (1, "compare", "inconclusive")
+    del raw["verdict"]
+    assert Comparison.model_validate(raw) == comparison(LATENCY, OPEN)
+
+
+def record(scale: float = 1.0, batch: int = 1, **host: object) -> BenchRecord:
+    rng = np.random.default_rng(round(1000 * scale))
+    samples = (1e6 * scale * rng.normal(1, 0.01, (20, 10))).astype(int)
+    condition = Condition("cpu", {}, 1, batch, False, "foreign", Input("float32", (batch, 3), "noise"))
+    case = Case(
+        condition, WarmUp(1, 0.1, True), tuple(tuple(map(int, row)) for row in samples), None,
+        {"p50": Percentile(float(np.median(samples))), "p90": None, "p99": None, "p999": None}, 1000.0, {"cpu": 3},
+        Memory(round(1e7 * scale), 10**7), ColdStart((10**7,) * 6, (10**8,) * 6),
+    )  # fmt: skip
+    return BenchRecord(ModelFile("m", "m.onnx", "0" * 64, 10, "onnx"), HOST | host, "2026", "0", (case,))
+
+
+def test_records_of_one_machine_are_compared_and_said_not_to_be_interleaved() -> None:
+    found = {c.name: c for c in records.record_checks(record(), record(1.1), Gates(latency=5, memory=20))}
+    assert found["latency"].verdict == "regression"
+    assert found["latency"].value == pytest.approx(1.1, rel=0.01)
+    assert found["latency"].note == "not interleaved"
+    assert found["memory"].verdict == "pass"
+    assert found["cold start"].value == 1.0
+    same = records.record_checks(record(), record(1.001), Gates(latency=5))[0]
+    assert same.verdict == "pass"
+
+
+def test_records_of_different_machines_are_refused() -> None:
+    with pytest.raises(RecordError, match=r"different machines \(A, x86-avx2, 2 cores.*B, x86"):
+        records.record_checks(record(), record(cpu="B"), Gates())
+
+
+def test_records_without_a_common_condition_are_refused() -> None:
+    with pytest.raises(RecordError, match="no condition in common"):
+        records.record_checks(record(), record(batch=8), Gates())
+
+
+def test_several_conditions_are_named_and_few_blocks_decide_nothing() -> None:
+    both = replace(record(), cases=(*record().cases, *record(batch=8).cases))
+    found = records.record_checks(both, both, Gates())
+    assert any("batch 8" in check.name for check in found)
+    (case,) = record().cases
+    few = replace(record(), cases=(replace(case, samples_ns=case.samples_ns[:5]),))
+    check = records.record_checks(few, record(), Gates())[0]
+    assert (check.verdict, check.low, check.high) == ("inconclusive", None, None)
+    assert "fewer than 6 blocks" in check.note
+
+
+def test_a_record_survives_its_way_through_json() -> None:
+    assert bench_record.parse(json.loads(json.dumps(record().as_json())), "r") == record()
+
+
+def test_the_words_of_a_condition() -> None:
+    condition = record().cases[0].condition
+    assert condition.words == "cpu, 1 thread, batch 1, foreign float32 1x3 noise"
+    assert words.sign("pass") == "✓"

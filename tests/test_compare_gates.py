@@ -1,0 +1,50 @@
+"""`gates.yaml`: defaults, files, changes, and errors that say which setting is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolchain.compare.gates import Gates, load
+from toolchain.errors import RecipeError
+
+
+def gates(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "gates.yaml").write_text(text)
+    return tmp_path / "gates.yaml"
+
+
+def test_without_a_file_the_defaults_hold_and_can_be_changed() -> None:
+    assert load() == Gates()
+    changed = load(None, ["latency=2", "size=null", "class_accuracy.cat=3"])
+    assert (changed.latency, changed.size, changed.class_accuracy) == (2.0, None, {"cat": 3.0})
+
+
+def test_a_file_is_read_with_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOUND", "7")
+    found = load(gates(tmp_path, "latency: ${BOUND}\naccuracy: 0.5\nmetric: balanced\n"), ["accuracy=0.2"])
+    assert (found.latency, found.accuracy, found.metric) == (7.0, 0.2, "balanced")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("latenzy: 5", ["gates.yaml: 1 problem", "latenzy: unknown setting (did you mean 'latency'?)"]),
+        ("latency: -1\nsize: big", ["2 problems", "latency: input should be greater than or equal to 0, not -1", "size:"]),
+        ("metric: top5", ["metric: input should be 'top1' or 'balanced', not 'top5'"]),
+        ("- 5", ["bounds are a mapping (latency: 5, accuracy: 1, …), this is not"]),
+        ("latency: 5\nlatency: 6", ["'latency' is given twice"]),
+        ("class_accuracy: {cat: 500}", ["class_accuracy"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_told_with_its_place(tmp_path: Path, text: str, sentences: list[str]) -> None:
+    with pytest.raises(RecipeError) as told:
+        load(gates(tmp_path, text))
+    for sentence in sentences:
+        assert sentence in str(told.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gates\.yaml: cannot be read"):
+        load(tmp_path / "gates.yaml")

@@ -1,0 +1,130 @@
+"""LoadGen over our sessions: each scenario runs, its own verdict is read, accuracy is scored from its own log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench_helpers import fused, plain, saved
+from PIL import Image
+from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
+
+from toolchain.errors import HostError, ModelError, PictureError, RecordError, ToolchainError
+from toolchain.loadgen import Load, run_loadgen
+from toolchain.loadgen import settings as settings_module
+from toolchain.loadgen.summary import SUMMARY, read_answers, read_summary
+from toolchain.report.loadgen import render_loadgen
+from toolchain.runtime.bench import Asked
+from toolchain.runtime.session import Session
+
+SHORT = 0.2
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "multi-stream", "server", "offline"])
+def test_each_scenario_leaves_record_and_logs(tmp_path: Path, scenario: Any) -> None:
+    out = tmp_path / "logs"
+    record = run_loadgen(
+        plain(tmp_path), Asked(batches=(2,)), Load(scenario, seconds=SHORT, target_qps=1000), out
+    )
+    raw = json.loads((out / "record.json").read_text())
+    assert raw["kind"] == "loadgen"
+    assert raw["size"] == "shortened"
+    assert raw["settings"]["min_duration_ms"] == 1000 * SHORT
+    assert SUMMARY in record.logs
+    assert all((out / name).exists() for name in record.logs)
+    assert record.summary is not None
+    assert record.summary.verdict == ("VALID" if record.valid else "INVALID")
+    assert f"Result is : {record.summary.verdict}" in (out / SUMMARY).read_text()
+    assert record.summary.percentiles_ns["p50"] <= record.summary.percentiles_ns["p999"]
+    assert "No errors" in record.summary.warnings
+    assert "SHORTENED, no MLPerf figure" in render_loadgen(record)
+
+
+def test_mlperf_sizes_are_mlperfs_own() -> None:
+    sizes = {}
+    for scenario in ("single-stream", "multi-stream", "server", "offline"):
+        own = settings_module.own_settings(Load(scenario, mlperf=True), 1e6, 1)
+        sizes[scenario] = (own.min_duration_ms, own.min_query_count)
+        assert own.sample_index_rng_seed != 0
+    assert sizes["single-stream"][0] == 600_000
+    assert sizes["multi-stream"] == (600_000, 662)
+    assert sizes["offline"] == (600_000, 24_576)
+    assert own.server_target_latency_ns == 15_000_000
+    assert Load("offline", mlperf=True).size == "mlperf"
+
+
+def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    for label, picture in zip(LABELS, GOLDEN, strict=True):
+        (pictures / label).mkdir(parents=True)
+        Image.fromarray(picture).save(pictures / label / "a.png")
+    Image.fromarray(GOLDEN[0]).save(pictures / LABELS[1] / "wrong.png")
+    load = Load("offline", "accuracy", seconds=SHORT)
+    record = run_loadgen(make_bundle(tmp_path / "bundle"), Asked(pictures=pictures), load, tmp_path / "logs")
+    assert record.summary is None
+    assert record.valid
+    assert record.accuracy is not None
+    assert (record.accuracy.top1, record.accuracy.pictures) == (0.75, 4)
+    assert "top-1 75.0 %" in render_loadgen(record)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.fromarray(GOLDEN[0]).save(flat / "a.png")
+    record = run_loadgen(fused(tmp_path), Asked(pictures=flat), load, tmp_path / "more")
+    assert record.accuracy is None
+    assert "lie in no folders by class" in record.notes[0]
+
+
+def test_what_is_logged_is_what_the_session_answers(tmp_path: Path) -> None:
+    model = saved(plain_model(), tmp_path / "m.onnx")
+    run_loadgen(model, Asked(shapes={}), Load("single-stream", "accuracy"), tmp_path / "logs")
+    logged = read_answers(tmp_path / "logs" / "mlperf_log_accuracy.json", 64, 3)
+    from toolchain.runtime.bench_input import Wish, prepare
+
+    session = Session(model)
+    feed = prepare(session.inputs, {}, Wish(), "m").feed
+    np.testing.assert_array_equal(logged, np.repeat(session.run(feed)[0], 64, axis=0))
+
+
+def test_a_failing_model_is_told_after_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    real = Session.run
+
+    def run(self: Session, feed: Any) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        if calls > 30:
+            raise ModelError("m.onnx: broke in the middle")
+        return real(self, feed)
+
+    monkeypatch.setattr(Session, "run", run)
+    with pytest.raises(ModelError, match="broke in the middle"):
+        run_loadgen(plain(tmp_path), Asked(), Load("single-stream", seconds=SHORT), tmp_path / "logs")
+
+
+def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load("single-stream", seconds=SHORT)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(PictureError, match="no pictures in it"):
+        run_loadgen(plain(tmp_path), Asked(pictures=tmp_path / "none"), load, tmp_path / "logs")
+    with pytest.raises(HostError, match=r"none: cannot be written \(File exists\)"):
+        run_loadgen(plain(tmp_path), Asked(), load, tmp_path / "none")
+    with pytest.raises(RecordError, match="LoadGen left no summary"):
+        read_summary(tmp_path / SUMMARY)
+    (tmp_path / SUMMARY).write_text("nothing")
+    with pytest.raises(RecordError, match="has no verdict"):
+        read_summary(tmp_path / SUMMARY)
+    (tmp_path / "log.json").write_text('[{"qsl_idx": 0, "data": "00"}]')
+    with pytest.raises(RecordError, match="has 1 of 2 answers"):
+        read_answers(tmp_path / "log.json", 2, 3)
+    with pytest.raises(ModelError, match="not 3 float32 values"):
+        read_answers(tmp_path / "log.json", 1, 3)
+
+    def missing(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr(settings_module, "import_module", missing)
+    with pytest.raises(ToolchainError, match=r"LoadGen is not installed: pip install 'mlcommons-loadgen"):
+        run_loadgen(plain(tmp_path), Asked(), load, tmp_path / "logs")

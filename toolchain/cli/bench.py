@@ -1,0 +1,220 @@
+"""`toolchain bench`: time models here, on another machine, or under LoadGen."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+import click
+
+if TYPE_CHECKING:
+    from toolchain.loadgen import Load
+    from toolchain.remote import Remote
+    from toolchain.runtime.bench import Asked, BenchRecord
+
+_PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--provider", "providers", multiple=True, type=click.Choice(["cpu", "cuda"]), default=["cpu"],
+                 show_default=True, help="Where to run; may be repeated."),
+    click.option("--option", "options", multiple=True, metavar="PROVIDER.NAME=VALUE",
+                 help="An ONNX Runtime option, e.g. cuda.device_id=0 or session.NAME=VALUE."),
+    click.option("--threads", multiple=True, type=click.IntRange(1), default=[1], show_default=True,
+                 help="Threads of one call; may be repeated."),
+    click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=[1], show_default=True,
+                 help="Pictures in one call; may be repeated."),
+    click.option("--spinning/--no-spinning", default=False, show_default=True, help="Whether idle threads spin."),
+    click.option("--pictures", type=_FOLDER, help="Real pictures as input [default: a bundle's own, else noise]."),
+    click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZE",
+                 help="The size of a dimension that the model leaves open, e.g. H=480."),
+    click.option("--file", type=click.Choice(["fused", "plain"]), default="fused", show_default=True,
+                 help="Which file of a bundle."),
+    click.option("--blocks", type=click.IntRange(1), default=20, show_default=True, help="Blocks of calls."),
+    click.option("--calls", type=click.IntRange(1), default=50, show_default=True, help="Calls of a block."),
+    click.option("--seconds", type=click.FloatRange(0, min_open=True),
+                 help="Time blocks until these are over, instead of --blocks; a LoadGen test's least duration."),
+    click.option("--cold-starts", type=click.IntRange(0), default=5, show_default=True,
+                 help="Fresh processes for cold start and memory."),
+    click.option("--allow-fallback", is_flag=True, help="Let nodes or all of it run on the CPU, and say so."),
+    click.option("--explain", is_flag=True, help="Say which known pitfalls take the time, and a remedy for each."),
+    click.option("--json", "as_json", type=_PATH, metavar="FILE", help="Write the record of one model."),
+    click.option("--records", type=_FOLDER, help="Add the records to a history folder."),
+    click.option("--on", "address", metavar="ssh://USER@HOST[:PORT]", help="Bench on that machine instead."),
+    click.option("--identity", type=_PATH, help="The private key for --on."),
+    click.option("--python", default="python3", show_default=True, help="The interpreter to use with --on."),
+    click.option("--keep", is_flag=True, help="Leave runtime and model on the other machine."),
+    click.option("--loadgen", "scenario", type=click.Choice(["single-stream", "multi-stream", "server", "offline"]),
+                 help="Let MLPerf's load generator ask and judge."),
+    click.option("--loadgen-mode", "mode", type=click.Choice(["performance", "accuracy"]), default="performance",
+                 show_default=True, help="What LoadGen tests."),
+    click.option("--mlperf", is_flag=True, help="MLPerf's sizes for --loadgen (10 minutes and more)."),
+    click.option("--target-qps", type=click.FloatRange(0, min_open=True), help="Queries a second, server scenario."),
+    click.option("--target-latency-ms", type=click.FloatRange(0, min_open=True), help="Bound of the server scenario."),
+    click.option("--logs", type=_FOLDER, default=Path("loadgen"), show_default=True,
+                 help="Where a LoadGen test makes its folder of logs and record."),
+)  # fmt: skip
+
+
+class _Given(TypedDict):
+    providers: tuple[str, ...]
+    options: tuple[str, ...]
+    threads: tuple[int, ...]
+    batches: tuple[int, ...]
+    spinning: bool
+    pictures: Path | None
+    shapes: tuple[str, ...]
+    file: Literal["fused", "plain"]
+    blocks: int
+    calls: int
+    seconds: float | None
+    cold_starts: int
+    allow_fallback: bool
+    explain: bool
+    as_json: Path | None
+    records: Path | None
+    address: str | None
+    identity: Path | None
+    python: str
+    keep: bool
+    scenario: Literal["single-stream", "multi-stream", "server", "offline"] | None
+    mode: Literal["performance", "accuracy"]
+    mlperf: bool
+    target_qps: float | None
+    target_latency_ms: float | None
+    logs: Path
+
+
+def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=_PATH, metavar="MODEL|BUNDLE...")
+@_with_options
+def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
+    """Time ONNX classifiers or bundles: percentiles with intervals, throughput, cold start, memory, placement.
+
+    Every combination of providers, threads and batches is a case. Exit code 1 when a fresh process failed (the
+    record is kept), 3 when LoadGen calls its test INVALID.
+
+    \b
+    Example:
+      toolchain bench runs/quickstart/bundle
+      toolchain bench model.onnx --threads 1 --threads 2 --batch 8 --explain
+      toolchain bench model.onnx --loadgen single-stream
+      toolchain bench runs/quickstart/bundle --on ssh://me@device --records history
+    """
+    _check(models, given)
+    asked = _asked(given)
+    _require_writable(given)
+    one = _bench if given["scenario"] is None else _loadgen
+    return max(one(model, asked, given) for model in models)
+
+
+def _check(models: tuple[Path, ...], given: _Given) -> None:
+    """Options that exclude each other."""
+    if given["as_json"] is not None and len(models) > 1:
+        raise click.UsageError("--json takes the record of one model; --records keeps those of several.")
+    for name, present in (("--loadgen", given["scenario"] is not None), ("--explain", given["explain"])):
+        if given["address"] is not None and present:
+            raise click.UsageError(f"{name} works on this machine; leave --on out.")
+    if given["scenario"] is None and (given["mlperf"] or given["mode"] == "accuracy"):
+        raise click.UsageError("--mlperf and --loadgen-mode belong to --loadgen SCENARIO.")
+    several = max(len(given["providers"]), len(given["threads"]), len(given["batches"])) > 1
+    if given["scenario"] is not None and several:
+        raise click.UsageError("a LoadGen test has one provider, one thread count and one batch.")
+
+
+def _asked(given: _Given) -> Asked:
+    from toolchain.runtime.bench import Asked, Sampling
+    from toolchain.runtime.bench_arguments import parse_options, parse_shapes
+
+    sampling = Sampling(given["blocks"], given["calls"], given["seconds"], given["cold_starts"])
+    return Asked(
+        given["providers"], parse_options(given["options"]), given["threads"], given["batches"], given["spinning"],
+        given["pictures"], parse_shapes(given["shapes"]), given["file"], given["allow_fallback"], sampling,
+    )  # fmt: skip
+
+
+def _bench(model: Path, asked: Asked, given: _Given) -> int:
+    """Time one model, print and keep its record."""
+    import toolchain
+    from toolchain.measure.bench import with_intervals
+    from toolchain.report.bench import render_bench
+
+    remote = _remote(given)
+    if remote is not None:
+        record = with_intervals(toolchain.bench_on(remote, model, asked))
+    else:
+        record = toolchain.bench(model, asked, _told)
+    click.echo(render_bench(record))
+    _keep(record.as_json(), given)
+    if given["explain"]:
+        _explain(model, asked, record)
+    wanted = asked.sampling.cold_starts > 0
+    return int(wanted and any(case.cold_start_ns is None for case in record.cases))
+
+
+def _explain(model: Path, asked: Asked, record: BenchRecord) -> None:
+    """Explain the first case's condition."""
+    import toolchain
+
+    click.echo(toolchain.explain_case(model, asked, record.cases[0].condition).text())
+
+
+def _loadgen(model: Path, asked: Asked, given: _Given) -> int:
+    import toolchain
+    from toolchain.loadgen.run import folder_name
+    from toolchain.report.loadgen import render_loadgen
+
+    load = _load(given)
+    out = given["logs"] / folder_name(model, load)
+    record = toolchain.run_loadgen(model, asked, load, out)
+    click.echo(f"{render_loadgen(record)}\n  logs and record: {out}")
+    _keep(record.as_json(), given)
+    return 0 if record.valid else 3
+
+
+def _load(given: _Given) -> Load:
+    from toolchain.loadgen import Load
+
+    scenario = given["scenario"] or "single-stream"
+    return Load(
+        scenario, given["mode"], given["mlperf"], given["seconds"] or 10.0, given["target_qps"],
+        given["target_latency_ms"],
+    )  # fmt: skip
+
+
+def _remote(given: _Given) -> Remote | None:
+    from toolchain.remote import Remote
+
+    if given["address"] is None:
+        return None
+    return Remote(given["address"], given["identity"], given["python"], given["keep"])
+
+
+def _told(condition: str, done: int, of: int) -> None:
+    click.echo(f"  {done + 1} of {of}: {condition}", err=True)
+
+
+def _require_writable(given: _Given) -> None:
+    """Find out before anything is measured whether the record can be kept in the end."""
+    json_folder = None if given["as_json"] is None else given["as_json"].parent
+    for folder in (json_folder, given["records"]):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.NamedTemporaryFile(prefix=".writing-", dir=folder).close()
+
+
+def _keep(raw: dict[str, Any], given: _Given) -> None:
+    if given["as_json"] is not None:
+        given["as_json"].write_text(json.dumps(raw) + "\n", encoding="utf-8")
+    if given["records"] is not None:
+        from toolchain.history import add
+
+        click.echo(f"  kept as {add(given['records'], raw)}")

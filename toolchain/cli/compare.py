@@ -1,0 +1,136 @@
+"""`toolchain compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+import click
+
+from toolchain.errors import HostError
+
+if TYPE_CHECKING:
+    from toolchain.compare.comparison import Question
+
+_PATH = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--gates", type=_FILE, help="A gates.yaml with bounds (docs/ci.md); without one, the defaults."),
+    click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one bound, e.g. latency=2."),
+    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
+                 help="When to stop timing without a verdict."),
+    click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: compares accuracy."),
+    click.option("--answers", type=_FILE, help="Saved answers of both (.npz or .csv) instead of pictures."),
+    click.option("--file", type=click.Choice(["fused", "plain"]), default="fused", show_default=True,
+                 help="Which file of a bundle."),
+    click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+                 help="Where to run."),
+    click.option("--option", "options", multiple=True, metavar="PROVIDER.NAME=VALUE",
+                 help="An ONNX Runtime option, e.g. cuda.device_id=0 or session.NAME=VALUE."),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one call."),
+    click.option("--spinning/--no-spinning", default=False, show_default=True, help="Whether idle threads spin."),
+    click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures in one call."),
+    click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZE",
+                 help="The size of a dimension that the model leaves open, e.g. H=480."),
+    click.option("--seed", type=int, help="Of the random orders [default: another each time]."),
+    click.option("--json", "as_json", type=_FILE, metavar="FILE", help="Write the whole comparison, raw samples too."),
+    click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML for a CI's test report."),
+    click.option("--markdown", type=_FILE, metavar="FILE", help="Write Markdown for a pull request."),
+    click.option("--record", type=_FOLDER, metavar="DIR", help="Add the comparison to this folder of records."),
+)  # fmt: skip
+
+
+class _Given(TypedDict):
+    gates: Path | None
+    overrides: tuple[str, ...]
+    max_seconds: float
+    pictures: Path | None
+    answers: Path | None
+    file: Literal["fused", "plain"]
+    provider: str
+    options: tuple[str, ...]
+    threads: int
+    spinning: bool
+    batch: int
+    shapes: tuple[str, ...]
+    seed: int | None
+    as_json: Path | None
+    junit: Path | None
+    markdown: Path | None
+    record: Path | None
+
+
+def _declared(function: Callable[..., int]) -> Callable[..., int]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("base", type=_PATH)
+@click.argument("candidate", type=_PATH)
+@_declared
+def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
+    """Compare CANDIDATE with BASE: latency, cold start, memory, size, answers, accuracy.
+
+    Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every bound is
+    kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
+
+    \b
+    Example:
+      toolchain compare main/bundle branch/bundle --pictures tiles --markdown comment.md
+      toolchain compare old.onnx new.onnx --set latency=2 --max-seconds 300
+      toolchain compare monday.json today.json
+    """
+    from toolchain import history
+    from toolchain.cli.progress import Bars
+    from toolchain.compare import forms
+    from toolchain.compare.comparison import compare as compared
+
+    finding = compared(_question(base, candidate, given), Bars())
+    found = finding.comparison
+    click.echo(forms.terminal(found))
+    written = (
+        (given["as_json"], forms.as_json),
+        (given["junit"], forms.junit),
+        (given["markdown"], forms.markdown),
+    )
+    refused = [_write(path, form(found)) for path, form in written if path is not None]
+    if given["record"] is not None:
+        try:
+            click.echo(f"Recorded: {history.add(given['record'], found.record())}", err=True)
+        except HostError as error:
+            refused.append(error)
+    for failure in filter(None, (finding.failure, *refused)):
+        raise failure  # the first; whatever could be written is written
+    return finding.exit_code
+
+
+def _question(base: Path, candidate: Path, given: _Given) -> Question:
+    """The options as one settings object."""
+    from toolchain.compare import gates
+    from toolchain.compare.comparison import Question
+    from toolchain.compare.live import Timing
+    from toolchain.runtime.bench_arguments import parse_options, parse_shapes
+    from toolchain.runtime.fresh import Setup
+
+    told, provider = parse_options(given["options"]), given["provider"]
+    setup = Setup(provider, given["threads"], given["spinning"], told.get("", {}) | told.get(provider, {}))
+    return Question(
+        base, candidate, gates=gates.load(given["gates"], given["overrides"]),
+        timing=Timing(setup, max_seconds=given["max_seconds"], seed=given["seed"]), kind=given["file"],
+        batch=given["batch"], shapes=parse_shapes(given["shapes"]), pictures=given["pictures"],
+        saved=given["answers"],
+    )  # fmt: skip
+
+
+def _write(path: Path, content: str) -> HostError | None:
+    """Write one form, or say why not: the others shall be written all the same."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        return HostError(f"{path}: cannot be written ({error.strerror}); mend that and start again")
+    return None

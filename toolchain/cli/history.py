@@ -1,0 +1,55 @@
+"""`toolchain history`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("history.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write every trend and change as well.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit code 2 when a record is damaged; the page is written first."
+)
+def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
+    """Draw the records in FOLDER: a trend for each model, condition and kind of machine, changes marked.
+
+    Records come from `toolchain bench --records` and `toolchain compare --record`. One that is damaged is named
+    and left out.
+
+    \b
+    Example:
+      toolchain history records --out history.html
+      toolchain history records --json history.json --strict
+    """  # fmt: skip
+    from toolchain.errors import RecordError
+    from toolchain.history import read
+    from toolchain.history.page import render
+    from toolchain.history.trends import history as trends
+    from toolchain.store import host_faults, write_whole
+
+    found = trends(read(folder))
+    with host_faults(out):
+        write_whole(out, render(found, folder.resolve().name).encode())
+        if as_json is not None:
+            write_whole(as_json, (json.dumps(found.as_json(), indent=1) + "\n").encode())
+    click.echo(f"Wrote {out}: {len(found.trends)} trends of {found.records} records")
+    for line in found.damaged:
+        click.echo(f"  left out: {line}", err=True)
+    return RecordError.exit_code if strict and found.damaged else 0

@@ -1,0 +1,159 @@
+"""From the records of a folder to trends: one figure of one model, under one condition, on one kind of machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+from toolchain.errors import RecordError
+from toolchain.history.changes import Change, changes
+from toolchain.history.folder import Folder, Kept
+from toolchain.record import JSON
+from toolchain.runtime import bench_record, host
+from toolchain.runtime.bench_record import BenchRecord, Case
+
+Unit = Literal["ns", "bytes", "ratio"]
+LATENCY, RATIO, COLD_START, MEMORY = "median latency", "candidate / base", "cold start", "peak memory"
+_ORDER = (LATENCY, RATIO, COLD_START, MEMORY)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One record's figure. started: ISO 8601; low, high: its interval, where there is one; about: what else a
+    reader may want to know of this record; file: its name in the folder."""
+
+    started: str
+    value: float
+    low: float | None
+    high: float | None
+    file: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A series in order of time, with the changes of its level."""
+
+    machine: str
+    model: str
+    condition: str
+    figure: str
+    unit: Unit
+    points: tuple[Point, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class History:
+    """All trends; damaged: a sentence for each file that could not be read; left_out: records of other kinds."""
+
+    trends: tuple[Trend, ...]
+    records: int
+    damaged: tuple[str, ...]
+    left_out: Mapping[str, int]
+
+    def as_json(self) -> dict[str, JSON]:
+        """Everything as plain values."""
+        return {"schema": 1, "kind": "history", **asdict(self)}
+
+
+_Key = tuple[str, str, str, str, Unit]
+
+
+def history(folder: Folder) -> History:
+    """Sort records into trends; machines, models and conditions never mix.
+
+    A record that is not what its kind asks for counts as damaged, and the rest is used all the same.
+    """
+    series: dict[_Key, list[Point]] = {}
+    damaged, other, used = list(folder.damaged), dict[str, int](), 0
+    for kept in folder.records:
+        kind = str(kept.raw["kind"])
+        if kind not in _READERS:
+            other[kind] = other.get(kind, 0) + 1
+            continue
+        try:
+            found = list(_READERS[kind](kept))
+        except RecordError as error:
+            damaged.append(str(error))
+            continue
+        used += 1
+        for key, point in found:
+            series.setdefault(key, []).append(point)
+    ordered = sorted(series, key=lambda key: (*key[:3], _ORDER.index(key[3])))
+    return History(tuple(_trend(key, series[key]) for key in ordered), used, tuple(damaged), other)
+
+
+def _trend(key: _Key, points: Sequence[Point]) -> Trend:
+    machine, model, condition, figure, unit = key
+    ordered = tuple(sorted(points, key=lambda point: (point.started, point.file)))
+    return Trend(machine, model, condition, figure, unit, ordered, changes([p.value for p in ordered]))
+
+
+def _bench(kept: Kept) -> Iterator[tuple[_Key, Point]]:
+    record = bench_record.parse(kept.raw, kept.path.name)
+    machine = host.fingerprint(record.host)
+    for case in record.cases:
+        where = (machine, record.model.name, _words(case))
+        for figure, unit, value, low, high in _figures(case):
+            yield (
+                (*where, figure, unit),
+                Point(record.started, value, low, high, kept.path.name, _about(record)),
+            )
+
+
+def _figures(case: Case) -> Iterator[tuple[str, Unit, float, float | None, float | None]]:
+    p50 = case.percentiles.get("p50")
+    low, high = p50.ci95 if p50 and p50.ci95 else (None, None)
+    yield LATENCY, "ns", p50.ns if p50 else float(np.median(case.blocks)), low, high
+    if case.cold_start_ns and case.cold_start_ns.first_answer:
+        yield COLD_START, "ns", float(np.median(case.cold_start_ns.first_answer)), None, None
+    if case.memory and case.memory.peak_bytes > 0:
+        yield MEMORY, "bytes", float(case.memory.peak_bytes), None, None
+
+
+def _words(case: Case) -> str:
+    return case.condition.words + (f", copies {case.copies}" if case.copies else "")
+
+
+def _about(record: BenchRecord) -> str:
+    libraries = record.host.get("libraries")
+    versions = [f"{k} {v}" for k, v in libraries.items()] if isinstance(libraries, Mapping) else []
+    file = f"{record.model.path} {record.model.sha256[:8]}"
+    return ", ".join([file, f"toolchain {record.toolchain}", *versions])
+
+
+def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
+    """The ratio of a comparison, which was interleaved and so does not drift with the machine."""
+    raw, name = kept.raw, kept.path.name
+    try:
+        if raw["method"] != "interleaved":
+            return
+        condition = bench_record.parse_condition(raw["condition"], name)
+        base, candidate = raw["base"]["name"], raw["candidate"]
+        latency = next((c for c in raw["checks"] if c["name"] == "latency"), None)
+        key = (
+            host.fingerprint(raw["host"]),
+            str(candidate["name"]),
+            f"{condition.words}, against {base}",
+            RATIO,
+            "ratio",
+        )
+        about = (
+            f"{candidate['path']} {candidate['sha256'][:8]}, toolchain {raw['toolchain']}, {raw['verdict']}"
+        )
+        if latency is not None and float(latency["value"]) > 0:
+            yield (
+                key,
+                Point(
+                    str(raw["started"]), float(latency["value"]), latency["low"], latency["high"], name, about
+                ),
+            )  # type: ignore[misc]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{name}: no readable comparison ({type(error).__name__}: {error})") from error
+
+
+_READERS = {"bench": _bench, "compare": _compare}

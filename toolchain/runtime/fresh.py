@@ -1,0 +1,134 @@
+"""A fresh process that answers: what a device waits for after a start, and the memory that it needs.
+
+`measure` starts this file as a program again and again; each process makes one session, answers, and says
+on its standard output when, and with how much memory. Processes of their own, because a process that has run
+a model before has libraries, weights and memory at hand that a device after a start has not.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from os import environ, pathsep
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain.runtime.bench_record import ColdStart, Memory
+from toolchain.runtime.errors import HostError, ToolchainError
+from toolchain.runtime.session import Session
+
+_STATUS = Path("/proc/self/status")
+_CALLS = 20
+_PATIENCE = 600.0  # seconds that one process may take
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is loaded: Session's settings as plain values."""
+
+    provider: str = "cpu"
+    threads: int = 1
+    spinning: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def session(self, model: Path) -> Session:
+        """Load the model so. Raises as Session does."""
+        return Session(
+            model, provider=self.provider, threads=self.threads, spinning=self.spinning, options=self.options
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self)
+
+
+def measure(
+    model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats: int
+) -> tuple[ColdStart, Memory]:
+    """Start `repeats` (>= 1) processes one after the other, each of which loads the model and answers `feed`.
+
+    first_answer spans from before the process is started to its first answer, imports and session included;
+    the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory.
+    Raises HostError when a process ends without its figures.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder, "feed.npz")
+        np.savez(inputs, **dict(feed))  # type: ignore[arg-type]
+        told = [_one(model, setup, inputs) for _ in range(repeats)]
+    cold = ColdStart(tuple(one["session_ns"] for one in told), tuple(one["first_answer_ns"] for one in told))
+    memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
+    return cold, memory
+
+
+def _one(model: Path, setup: Setup, inputs: Path) -> dict[str, int]:
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [environ.get("PYTHONPATH")])]
+    job = {"model": str(model.resolve()), "inputs": str(inputs), "setup": setup.as_json()}
+    command = [sys.executable, "-m", "toolchain.runtime.fresh", json.dumps(job)]
+    started = time.monotonic_ns()
+    try:
+        done = subprocess.run(
+            [*command, str(started)], env={**environ, "PYTHONPATH": pathsep.join(paths)},
+            capture_output=True, text=True, check=False, timeout=_PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as e:
+        raise HostError(f"{model}: a fresh process did not answer within {_PATIENCE:.0f} s") from e
+    if done.returncode:
+        raise HostError(f"{model}: a fresh process {_ending(done.returncode, done.stderr)}")
+    told: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def _ending(code: int, said: str) -> str:
+    if code < 0:
+        hint = "; it may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(-code).name} before it answered{hint}"
+    lines = said.strip().splitlines()
+    return f"could not answer ({lines[-1] if lines else f'exit code {code}'})"
+
+
+def main(arguments: list[str]) -> int:
+    """The fresh process: load, answer, print the figures as one line of JSON."""
+    job, started = json.loads(arguments[0]), int(arguments[1])
+    before = time.monotonic_ns()
+    with np.load(job["inputs"], allow_pickle=False) as arrays:
+        feed = dict(arrays)
+    loading = time.monotonic_ns()
+    try:
+        session = Setup(**job["setup"]).session(Path(job["model"]))
+        loaded = time.monotonic_ns()
+        session.run(feed)
+        answered = time.monotonic_ns()
+        for _ in range(_CALLS):
+            session.run(feed)
+    except ToolchainError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+    held = memory()
+    figures = {
+        "session_ns": loaded - loading,
+        "first_answer_ns": answered - started - (loading - before),
+        "peak_bytes": held["VmHWM"],
+        "steady_bytes": held["VmRSS"],
+    }
+    print(json.dumps(figures))
+    return 0
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes: now, and the most of this program's life. (ru_maxrss would count the parent's as well.)"""
+    lines = (line.partition(":") for line in _STATUS.read_text().splitlines())
+    return {key: 1024 * int(value.split()[0]) for key, _, value in lines if key in ("VmHWM", "VmRSS")}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
