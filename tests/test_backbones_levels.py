@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tiny import tiny_run
+from torch import nn
 
-from toolchain.backbones.architecture import blocks, create
+from toolchain.backbones.architecture import blocks, create, deployable
 from toolchain.backbones.network import build, load, save
 from toolchain.backbones.pruning import Pruning, cost, prune
 from toolchain.backbones.settings import Backbone, PreprocessOverrides
@@ -81,6 +82,17 @@ def test_saved_pruned_and_loaded_again_it_answers_alike(tmp_path: Path) -> None:
     again, described = load(tmp_path)
     assert described == network
     assert torch.equal(again(PICTURES), model(PICTURES))
+
+
+def test_shipped_without_its_norm_it_answers_alike() -> None:
+    model, _ = build(backbone(), LABELS)
+    with torch.no_grad():
+        for tensor in (model.norm.running_mean, model.norm.running_var, model.norm.weight, model.norm.bias):
+            tensor.copy_(torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) + 0.5)
+        shipped = deployable(model)
+        assert isinstance(shipped.norm, nn.Identity)
+        assert torch.allclose(shipped(PICTURES), model(PICTURES), atol=1e-5)
+    assert isinstance(model.norm, nn.BatchNorm1d)
 
 
 def test_a_whole_trip(tmp_path: Path) -> None:

@@ -112,9 +112,12 @@ def is_below(name: str, owners: tuple[str, ...]) -> bool:
 
 def deployable(model: nn.Module) -> nn.Module:
     """A copy for export, in eval mode: training branches folded into single convolutions (RepVGG,
-    https://arxiv.org/abs/2101.03697, MobileOne, RepViT) and attention in plain matrix products."""
+    https://arxiv.org/abs/2101.03697, MobileOne, RepViT), attention in plain matrix products, and a norm before
+    the classifier put into it."""
     copied: nn.Module = reparameterize_model(copy.deepcopy(model).eval())
     fuse_attention(copied, False)
+    if isinstance(copied, MultiLevel):
+        copied.fold()
     return copied
 
 
