@@ -23,7 +23,7 @@ INTRODUCTION = """# Benchmarks
 Made by `python benchmarks/table.py` from the records in `results/`; nothing here is typed by hand. Each script says in its
 first lines how to run it; those that need real data find it through `TOOLCHAIN_DATA`. How figures are measured:
 [docs/measuring.md](../docs/measuring.md). What is not in a table was not measured;
-no CUDA figure exists yet, and none of an x86 with VNNI.
+no CUDA figure exists yet.
 """
 
 
