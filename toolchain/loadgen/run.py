@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from toolchain import __version__, stats
 from toolchain.errors import HostError, ModelError, ToolchainError
 from toolchain.loadgen.record import Accuracy, LoadgenRecord
@@ -91,10 +93,19 @@ def _make(out: Path) -> None:
 
 
 def _probe(session: Session, samples: Samples, batch: int) -> float:
-    """The median time of a call of `batch` copies of the first sample, in ns; refuses a model of fixed batch."""
+    """The median time of a call of `batch` copies of the first sample, in ns.
+
+    Raises ModelError for a model of fixed batch, and for answers that are not numbers by sample [batch, ...].
+    """
     samples.load([0])
     ((_, feed),) = samples.stacked([0] * batch)
     samples.unload([0])
+    answer = session.run(feed)[0]
+    if answer.ndim < 2 or len(answer) != batch or not np.issubdtype(answer.dtype, np.number):
+        raise ModelError(
+            f"{session.label}: output {session.outputs[0].name!r} gives {answer.dtype} {list(answer.shape)} for {batch} "
+            f"sample{'' if batch == 1 else 's'}; LoadGen needs one row of numbers a sample: put the batch first"
+        )
     return float(median(timing.time_calls(lambda: session.run(feed), _PROBES)))
 
 
