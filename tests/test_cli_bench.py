@@ -106,6 +106,14 @@ def killed(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
     return [plain(folder), "--cold-starts", 2]
 
 
+def full(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(benching.trace.TracedSession, "trace", refused)
+    return [plain(folder)]
+
+
 def unreadable(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
@@ -142,7 +150,8 @@ def text_input(folder: Path) -> Path:
 FAULTS = [
     Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced while it was timed; nothing is recorded, start again",
           replaced),
-    Fault("killed fresh process", 1, r"", killed, kept=True),
+    Fault("killed fresh process", 1, r"cold start and memory are not measured: .*SIGKILL", killed, kept=True),
+    Fault("a disk that is full for the trace", 1, "placement is not measured: .*No space", full, kept=True),
     Fault("no permission to read", 2, r"plain\.onnx: cannot be read \(Permission denied\)", unreadable),
     Fault("no permission to write the record", 1, r"/sys/.*: (Operation not|Permission|Read-only)",
           lambda f, p: [plain(f), "--json", "/sys/bench/record.json"]),
@@ -197,8 +206,8 @@ def test_a_fault_is_one_sentence_with_its_exit_code(
         (path,) = history.iterdir()
         record = parse(json.loads(path.read_text()), "kept")
         assert record.cases[0].blocks.shape == (25, 4)
-        assert "SIGKILL" in record.notes[0]
-        assert "note: cold start and memory are not measured" in answer.out
+        assert re.search(fault.says, record.notes[0])
+        assert f"note: {record.notes[0]}" in answer.out
     else:
         assert len(errors) == 1
         assert re.search(fault.says, errors[0]), errors[0]

@@ -15,8 +15,9 @@ from bench_helpers import elementwise, fused, identity, not_a_number, plain, qui
 from PIL import Image
 from runtime_helpers import make_bundle
 
+from toolchain.report.bench import render_bench
 from toolchain.runtime import bench as benching
-from toolchain.runtime import bench_arguments, fresh, providers, timing
+from toolchain.runtime import bench_arguments, fresh, providers, timing, trace
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bench_record import canonical, keep, parse, read
 from toolchain.runtime.errors import (
@@ -183,6 +184,36 @@ def test_a_fresh_process_that_is_killed_costs_only_its_own_figures(
     assert case.memory is None
     assert case.blocks.size == 24
     assert "was ended by SIGKILL before it answered; it may have run out of memory" in record.notes[0]
+
+
+@pytest.mark.parametrize("where", ["savez", "run", "trace"])
+def test_a_full_disk_after_timing_costs_only_what_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = {"savez": (fresh.np, "savez"), "run": (fresh.subprocess, "run"),
+              "trace": (trace.TracedSession, "trace")}[where]  # fmt: skip
+    monkeypatch.setattr(*target, full)
+    record = bench(plain(tmp_path), quick(sampling={"cold_starts": 1}))
+    case = record.cases[0]
+    assert case.blocks.size == 24
+    assert (case.memory is None) == (where != "trace")
+    assert (case.placement == {}) == (where == "trace")
+    what = "placement is not measured" if where == "trace" else "cold start and memory are not measured"
+    (note,) = record.notes
+    assert note.startswith(f"{what}: ")
+    assert "No space left on device" in note
+    assert ("placement is not known" in render_bench(record)) == (where == "trace")
+
+
+def test_a_profile_cut_short_costs_only_the_placement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace.json, "loads", lambda _: [])
+    (note,) = bench(plain(tmp_path), quick()).notes
+    assert note.startswith("placement is not measured: ")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
