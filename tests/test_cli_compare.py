@@ -64,9 +64,27 @@ def test_too_few_turns_are_inconclusive_and_say_so(tmp_path: Path) -> None:
 def test_models_of_different_input_sizes_are_timed_and_their_outputs_not_compared(tmp_path: Path) -> None:
     base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(side=16))
     answer = command("compare", base, candidate, *QUICK, *LOOSE, "--set", "difference=0")
-    assert answer.code == 0, answer
-    assert "largest difference" not in answer.out
+    assert answer.code == 4, answer
+    assert "inconclusive in largest difference" in answer.out
     assert "the inputs differ in shape or type" in answer.out
+    assert command("compare", base, candidate, *QUICK, *LOOSE).code == 0
+
+
+def test_a_bound_that_was_set_is_never_left_unjudged_in_silence(tmp_path: Path) -> None:
+    base = saved(tmp_path / "a.onnx")
+    for bound in ("agreement=100", "calibration=0", "class_accuracy=0", "accuracy=1"):
+        ends(
+            command("compare", base, base, *QUICK, *LOOSE, "--set", bound), 2,
+            "cannot be judged without answers; give --pictures (two models) or --answers",
+        )  # fmt: skip
+    (tmp_path / "a.csv").write_text("label,base,candidate\n" + "cat,cat,cat\ndog,dog,dog\n" * 300)
+    asked = ("--answers", tmp_path / "a.csv", "--set", "agreement=90")
+    answer = command("compare", base, base, *QUICK, *LOOSE, *asked)
+    assert answer.code == 0, answer
+    answer = command("compare", base, base, *QUICK, *LOOSE, *asked, "--set", "calibration=0")
+    assert answer.code == 4
+    assert "inconclusive in calibration error" in answer.out
+    assert "classes without probabilities" in answer.out
 
 
 def test_a_candidate_of_other_classes_is_a_regression(tmp_path: Path) -> None:

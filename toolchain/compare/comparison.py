@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import toolchain
-from toolchain.compare import accuracy, answers, judge, live, records, sides
+from toolchain.compare import accuracy, answers, judge, live, records, sides, unjudged
 from toolchain.compare.gates import Gates
 from toolchain.compare.live import Series, Timing, Turn
 from toolchain.compare.model import Answers, Check, Comparison, Half, PairedTurn, SideInfo
@@ -24,6 +24,12 @@ from toolchain.runtime import bench_record, host
 from toolchain.runtime.bench_input import Wish, load_pictures
 from toolchain.runtime.bench_record import BenchRecord, Condition, ModelFile
 from toolchain.runtime.session import Session
+
+_NO_PROBABILITIES = "the saved answers are classes without probabilities; an .npz can hold them"
+_RECORDS = {
+    "calibration": _NO_PROBABILITIES,
+    "difference": "records keep no outputs; compare the models themselves",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def compare(question: Question, progress: Progress) -> Finding:
     kept = [path.suffix == ".json" for path in (question.base, question.candidate)]
     if any(kept) and not all(kept):
         raise RecordError("one side is a record and the other a model: give two records, or two models")
+    unjudged.require_answers(question.gates, bool(question.saved or (question.pictures and not all(kept))))
     return _records(question) if all(kept) else _models(question, progress)
 
 
@@ -83,6 +90,7 @@ def _models(question: Question, progress: Progress) -> Finding:
         *judge.turn_checks(series.turns, gates), judge.size_check(base.found.model, candidate.found.model, gates),
         *(accuracy.checks(scored, gates) if scored else ()), *outputs,
     ]  # fmt: skip
+    checks += unjudged.unjudged(gates, checks, _reasons(_same_input(base, candidate)))
     found = Comparison(
         toolchain=toolchain.__version__, started=started, host=machine, base=_info(base.found.model),
         candidate=_info(candidate.found.model), condition=asdict(condition), method="interleaved",
@@ -101,14 +109,27 @@ def _records(question: Question) -> Finding:
     checks = [
         *records.record_checks(base, candidate, gates),
         judge.size_check(base.model, candidate.model, gates),
+        *(accuracy.checks(scored, gates) if scored else ()),
     ]
+    checks += unjudged.unjudged(gates, checks, _RECORDS)
     found = Comparison(
         toolchain=toolchain.__version__, started=_now(), host=candidate.host, base=_info(base.model),
         candidate=_info(candidate.model), condition=_common(base), method="records",
-        checks=(*checks, *(accuracy.checks(scored, gates) if scored else ())), answers=scored,
-        notes=(records.NOT_INTERLEAVED, *_changes(base, candidate)),
+        checks=tuple(checks), answers=scored,
+        notes=(records.NOT_INTERLEAVED, *records.left_out(base, candidate), *_changes(base, candidate)),
     )  # fmt: skip
     return Finding(found)
+
+
+def _reasons(same_input: bool) -> dict[str, str]:
+    """Why a figure of two models may be missing."""
+    return {
+        "memory": "the kernel does not tell the peak of a process",
+        "calibration": _NO_PROBABILITIES,
+        "difference": "the outputs are no numbers of one shape"
+        if same_input
+        else "the inputs differ in shape or type, so outputs were not compared",
+    }
 
 
 def _answers(question: Question, base: Side, candidate: Side, progress: Progress) -> Answers | None:
