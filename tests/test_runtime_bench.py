@@ -327,6 +327,11 @@ def test_a_warm_up_outlasts_a_slow_start_and_ends_at_its_limit(monkeypatch: pyte
     warm = warm_up(lambda: None, until)
     assert not warm.steady
     assert 10 <= warm.seconds < 20
+    fake([900 * ms] + [ms] * 1000)
+    warm = warm_up(lambda: None, until)
+    assert (warm.calls, warm.steady) == (2 + 4 * 50, True), "the cold first call does not size the windows"
+    fake([ms // 100] * 1000)
+    assert warm_up(lambda: None, until).calls == 2 + 4 * 100, "at most 100 calls a window"
 
 
 def test_blocks_are_timed_while_more_is_wanted() -> None:
