@@ -44,6 +44,7 @@ def test_a_comparison_writes_every_form_and_a_record(tmp_path: Path) -> None:
     answer = command("compare", base, candidate, *QUICK, *LOOSE, *asked, "--record", tmp_path / "history")
     assert answer.code == 0, answer
     assert "b against a: pass" in answer.out
+    assert "fitted into the time" not in answer.out
     raw = json.loads(files["json"].read_text())
     assert raw["verdict"] == "pass"
     assert raw["turns"][0]["base"]["samples_ns"][0][0] > 0
@@ -58,7 +59,7 @@ def test_too_few_turns_are_inconclusive_and_say_so(tmp_path: Path) -> None:
     answer = command("compare", saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx"), *QUICK)
     assert answer.code == 4
     assert "inconclusive in latency" in answer.out
-    assert "only 1 turns fitted into the time; 10 are needed" in answer.out
+    assert "only 1 turn fitted into the time; 10 are needed" in answer.out
 
 
 def test_models_of_different_input_sizes_are_timed_and_their_outputs_not_compared(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def _declared(function: Callable[..., int]) -> Callable[..., int]:
 def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     """Compare CANDIDATE with BASE: latency, cold start, memory, size, answers, accuracy.
 
-    Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every bound is
-    kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
+    Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every judged
+    bound is kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
 
     \b
     Example:

@@ -20,6 +20,7 @@ from toolchain.compare.sequential import FEWEST_TURNS
 from toolchain.compare.sides import FileKind, Side
 from toolchain.errors import ModelError, RecordError, ToolchainError
 from toolchain.progress import Progress
+from toolchain.report import text
 from toolchain.runtime import bench_record, host
 from toolchain.runtime.bench_input import Wish, load_pictures
 from toolchain.runtime.bench_record import BenchRecord, Condition, ModelFile
@@ -96,7 +97,8 @@ def _models(question: Question, progress: Progress) -> Finding:
         candidate=_info(candidate.found.model), condition=asdict(condition), method="interleaved",
         seconds=round(series.seconds, 3), calls=series.calls, dropped=series.turns[0].dropped,
         checks=tuple(checks), answers=scored, turns=tuple(map(_paired, series.turns)),
-        notes=_notes(question, series, base, candidate), failure=str(series.failure) if series.failure else None,
+        notes=(*_notes(question, base, candidate), *_timing_notes(series, checks)),
+        failure=str(series.failure) if series.failure else None,
     )  # fmt: skip
     return Finding(found, series.failure)
 
@@ -217,7 +219,7 @@ def _condition(question: Question, base: Side) -> Condition:
     )  # fmt: skip
 
 
-def _notes(question: Question, series: Series, base: Side, candidate: Side) -> tuple[str, ...]:
+def _notes(question: Question, base: Side, candidate: Side) -> tuple[str, ...]:
     found = []
     if question.pictures is None and question.saved is None:
         found.append("accuracy was not compared: give --pictures or --answers")
@@ -225,11 +227,26 @@ def _notes(question: Question, series: Series, base: Side, candidate: Side) -> t
         found.append("timed with noise; speed of some models depends on their input")
     if not _same_input(base, candidate):
         found.append("the inputs differ in shape or type, so outputs were not compared")
-    if len(series.turns) < FEWEST_TURNS and not series.failure:
-        found.append(
-            f"only {len(series.turns)} turns fitted into the time; {FEWEST_TURNS} are needed for any verdict"
-        )
     return tuple(found)
+
+
+def _timing_notes(series: Series, checks: Sequence[Check]) -> list[str]:
+    """Why what was timed is open, and what a green does not promise."""
+    timed, found = {c.name: c for c in checks if c.name in judge.TIMED}, []
+    still_open = any(check.verdict == "inconclusive" for check in timed.values())
+    if still_open and len(series.turns) < FEWEST_TURNS and not series.failure:
+        found.append(
+            f"only {text.plural(len(series.turns), 'turn')} fitted into the time; {FEWEST_TURNS} are needed before "
+            f"a ratio can be told from its bound"
+        )
+    typical = timed[judge.TYPICAL]
+    if typical.bound is not None and typical.verdict == "not judged":
+        found.append(
+            f"{judge.TYPICAL} is watched, not judged: inside its bound by its estimate, not for certain"
+        )
+    if judge.MEMORY not in timed:
+        found.append("memory was not compared: the kernel does not tell the peak of a process")
+    return found
 
 
 def _changes(base: BenchRecord, candidate: BenchRecord) -> list[str]:

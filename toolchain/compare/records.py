@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolchain.compare.gates import Gates
-from toolchain.compare.judge import UNKNOWN, Seen, ratio_check
+from toolchain.compare.judge import COLD_START, MEMORY, UNKNOWN, Seen, ratio_check
 from toolchain.compare.model import Check
 from toolchain.compare.sequential import ALPHA, Estimate
 from toolchain.compare.unjudged import is_set, open_check
@@ -23,7 +23,6 @@ from toolchain.runtime import host
 from toolchain.runtime.bench_record import BenchRecord, Case
 
 FEWEST = 6  # figures a side (blocks, cold starts) for an interval
-_COLD_START, _MEMORY = "cold start", "memory"
 _DRAWS = 4000
 _SEED = 20150715
 NOT_INTERLEAVED = (
@@ -100,8 +99,8 @@ def _held(base: Case, candidate: Case) -> dict[str, list[int]]:
     """How many figures each side has of what a case may lack."""
     sides = (base, candidate)
     return {
-        _COLD_START: [len(case.cold_start_ns.first_answer) if case.cold_start_ns else 0 for case in sides],
-        _MEMORY: [FEWEST * bool(case.memory) for case in sides],  # one is exact
+        COLD_START: [len(case.cold_start_ns.first_answer) if case.cold_start_ns else 0 for case in sides],
+        MEMORY: [FEWEST * bool(case.memory) for case in sides],  # one is exact
     }
 
 
@@ -124,8 +123,8 @@ def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Chec
     held = _held(base, candidate)
     return [
         ratio_check(f"latency{suffix}", seen, note),
-        *_optional(_COLD_START, _cold_start(base, candidate, gates, suffix), held, gates, suffix),
-        *_optional(_MEMORY, _memory(base, candidate, gates, suffix), held, gates, suffix),
+        *_optional(COLD_START, _cold_start(base, candidate, gates, suffix), held, gates, suffix),
+        *_optional(MEMORY, _memory(base, candidate, gates, suffix), held, gates, suffix),
     ]
 
 
@@ -153,7 +152,7 @@ def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check
         return None
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
-    return ratio_check(f"{_COLD_START}{suffix}", seen, "not interleaved")
+    return ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
 
 
 def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | None:
@@ -161,7 +160,7 @@ def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | N
         return None
     ours, theirs = base.memory.peak_bytes, candidate.memory.peak_bytes
     exact = Estimate(theirs / ours, theirs / ours, theirs / ours)
-    return ratio_check(f"{_MEMORY}{suffix}", Seen(exact, gates.memory, ours, theirs, "bytes"), "peak")
+    return ratio_check(f"{MEMORY}{suffix}", Seen(exact, gates.memory, ours, theirs, "bytes"), "peak")
 
 
 def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estimate:
