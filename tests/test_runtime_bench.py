@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -366,11 +367,41 @@ def test_a_record_survives_its_json_and_a_damaged_one_is_told(tmp_path: Path) ->
         (lambda r: r["cases"][0]["samples_ns"].append([1]), "must be blocks of one length"),
         (lambda r: r["cases"][0].update(copies="some"), "must be one of included, excluded"),
         (lambda r: r["cases"][0]["placement"].update(cpu=True), "placement.cpu must be a whole number"),
+        (lambda r: r["model"].update(bytes=0), r"model\.bytes must be above 0"),
+        (lambda r: r["cases"][0]["samples_ns"][1].__setitem__(2, 0), r"samples_ns\.1\.2 must be above 0"),
+        (lambda r: r["cases"][0]["samples_ns"][1].__setitem__(2, 2**63), r"samples_ns\.1\.2 must be finite"),
+        (lambda r: r["cases"][0].update(throughput_per_s=math.inf), "throughput_per_s must be finite"),
+        (lambda r: r["cases"][0].update(throughput_per_s=10**400), "throughput_per_s must be finite"),
+        (lambda r: r["cases"][0]["percentiles"].update(p50={"ns": math.nan}), r"p50\.ns must be finite"),
+        (lambda r: r["cases"][0]["percentiles"].update(p50={"ns": 0}), r"p50\.ns must be above 0"),
+        (
+            lambda r: r["cases"][0]["percentiles"].update(p50={"ns": 9, "ci95": [-1, 9]}),
+            r"ci95\.0 must not be negative",
+        ),
+        (lambda r: r["cases"][0]["memory"].update(peak_bytes=0), r"memory\.peak_bytes must be above 0"),
+        (
+            lambda r: r["cases"][0]["cold_start_ns"].update(session=[]),
+            r"session must have at least one value",
+        ),
+        (
+            lambda r: r["cases"][0]["cold_start_ns"].update(first_answer=[]),
+            r"first_answer must have at least",
+        ),
+        (lambda r: r["cases"][0]["warm_up"].update(calls=-1), r"warm_up\.calls must not be negative"),
+        (
+            lambda r: r["host"].update(memory_bytes="16 GiB"),
+            r"r\.json: host\.memory_bytes must be a whole number",
+        ),
+        (lambda r: r["host"].update(features=5), r"r\.json: host\.features must be a list"),
+        (lambda r: r["host"].update(gpus="one"), r"r\.json: host\.gpus must be a list"),
     ):
         damaged = json.loads(json.dumps(raw))
         change(damaged)
         with pytest.raises(RecordError, match=sentence):
             parse(damaged, "r.json")
+    path.write_text(json.dumps(raw | {"host": {"load": math.nan}}))
+    with pytest.raises(RecordError, match="not JSON, or cut short"):
+        read(path)
     path.write_text("{")
     with pytest.raises(RecordError, match="not JSON, or cut short"):
         read(path)
