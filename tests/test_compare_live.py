@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -182,6 +184,22 @@ def test_a_process_that_cannot_be_started_is_told(
     monkeypatch.setattr("toolchain.compare.workers.sys.executable", "/no/such/python")
     with pytest.raises(HostError, match=r"no process can be started for the (base|candidate) \(No such file"):
         run(pair, stop_after(2))
+
+
+def test_a_disk_that_is_full_in_the_second_turn_loses_no_turn(
+    pair: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> BinaryIO:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(turns: Sequence[Turn]) -> Mapping[str, float]:
+        monkeypatch.setattr("toolchain.compare.workers.tempfile.TemporaryFile", full)
+        return {}
+
+    series = run(pair, fill)
+    assert len(series.turns) == 1
+    assert isinstance(series.failure, HostError)
+    assert "No space left on device" in str(series.failure)
 
 
 def test_a_silent_worker_is_given_up(pair: tuple[Side, Side]) -> None:

@@ -189,8 +189,8 @@ def _same_input(base: Side, candidate: Side) -> bool:
 
 
 def _farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    """The largest absolute difference; NaN when one is not finite."""
-    return float(np.abs(left - right).max()) if np.isfinite(right).all() else float("nan")
+    """The largest absolute difference, 0 of nothing; NaN when one is not finite."""
+    return float(np.abs(left - right).max(initial=0.0)) if np.isfinite(right).all() else float("nan")
 
 
 def _watch(gates: Gates) -> live.Done:

@@ -148,8 +148,6 @@ def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check
     starts = [
         np.array(case.first_answer, np.float64) for case in (base.cold_start_ns, candidate.cold_start_ns)
     ]
-    if not all(map(len, starts)):
-        return None
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
     return ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
