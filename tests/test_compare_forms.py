@@ -226,7 +226,7 @@ def test_too_few_cold_starts_are_not_judged_unless_their_bound_was_set() -> None
     few = replace(record(), cases=(replace(case, cold_start_ns=ColdStart((10**7,) * 5, (10**8,) * 5)),))
     found = {c.name: c.verdict for c in records.record_checks(few, few, Gates())}
     assert (found["latency"], found["cold start"]) == ("pass", "not judged")
-    assert "5 of a side, 6 are needed (toolchain bench --cold-starts 6)" in records.left_out(few, few)[0]
+    assert "only 5 a side, 6 are needed (toolchain bench --cold-starts 6)" in records.left_out(few, few)[0]
     asked = {c.name: c for c in records.record_checks(few, few, Gates(cold_start=50))}
     assert asked["cold start"].verdict == "inconclusive"
 

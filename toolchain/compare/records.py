@@ -87,7 +87,7 @@ def left_out(base: BenchRecord, candidate: BenchRecord) -> list[str]:
     for one, other in _pairs(base, candidate):
         for figure, counts in _held(one, other).items():
             if reason := _reason(figure, counts):
-                found.append(f"{figure} ({_words(one)}): {reason}; only a bound that was set counts it")
+                found.append(f"{figure} ({_words(one)}) is not judged: {reason}")
     return found
 
 
@@ -110,7 +110,7 @@ def _reason(figure: str, counts: Sequence[int]) -> str:
         names = [name for name, count in zip(("base", "candidate"), counts, strict=True) if not count]
         return f"not in the record of the {' and the '.join(names)}"
     if min(counts) < FEWEST:
-        return f"{min(counts)} of a side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
+        return f"only {min(counts)} a side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
     return ""
 
 
