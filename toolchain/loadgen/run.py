@@ -19,7 +19,7 @@ from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summ
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
 from toolchain.runtime.bench import Asked, find, hashes, options_for, usable_provider
-from toolchain.runtime.bench_record import Condition
+from toolchain.runtime.bench_record import Condition, write
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
 
@@ -75,7 +75,10 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         read_summary(out / SUMMARY) if load.mode == "performance" else None, accuracy,
         tuple(sorted(path.name for path in out.iterdir())), (*told, *notes),
     )  # fmt: skip
-    (out / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n")
+    try:
+        write(out / RECORD, f"{json.dumps(record.as_json(), indent=1)}\n".encode())
+    except OSError as e:
+        raise HostError(f"{out / RECORD}: cannot be written ({e.strerror})") from e
     return record
 
 

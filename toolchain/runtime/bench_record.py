@@ -251,7 +251,13 @@ def keep(raw: JSON, folder: Path) -> Path:
     content = canonical(raw)
     path = folder / f"{hashlib.sha256(content).hexdigest()}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=folder)
+    write(path, content)
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a scratch file beside it is flushed, then renamed. Raises OSError."""
+    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -262,7 +268,6 @@ def keep(raw: JSON, folder: Path) -> Path:
     except OSError:
         os.unlink(scratch)
         raise
-    return path
 
 
 def _read(kind: Any, value: JSON, where: str, at: str) -> Any:
