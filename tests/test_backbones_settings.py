@@ -28,6 +28,7 @@ LABELS = ("a", "b", "c")
         ({"timm": "resnet18", "kwargs": {"checkpoint_path": "x"}}, "through backbone.weights"),
         ({"timm": "resnet18", "weights": "random", "head": "keep"}, "needs weights to keep it from"),
         ({"timm": "resnet18", "wieghts": "hub"}, "wieghts"),
+        ({"timm": "resnet18", "out_indices": [1, 2, 2]}, "level 2 is given twice; name each level once"),
         ({"timm": "resnet18", "preprocess": {"size": 2}}, "greater than or equal to 8"),
         ({"timm": "resnet18", "preprocess": {"std": [1, 0, 1]}}, "greater than 0"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -80,6 +81,27 @@ def test_loadgen_from_the_command_line(tmp_path: Path) -> None:
     assert "INVALID (not satisfied: Performance constraints" in bound.out
 
 
+@pytest.mark.parametrize("scenario", [(), ("--loadgen", "single-stream", "--seconds", 0.2)])
+def test_a_record_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: tuple[object, ...]
+) -> None:
+    record = tmp_path / "r.json"
+    record.write_text("an older record")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    logs = ("--logs", tmp_path / "l") if scenario else SHORT
+    answer = command("bench", plain(tmp_path), *scenario, *logs, "--json", record)
+    assert answer.code == 1
+    assert answer.err.splitlines()[-1].startswith(f"Error: {tmp_path}")
+    assert "No space left on device" in answer.err
+    assert record.read_text() == "an older record"
+    kept = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"r.json", "plain.onnx"}
+    assert all(name.startswith("mlperf_log") for name in kept), kept
+
+
 @dataclass(frozen=True)
 class Fault:
     """One kind of fault: the exit code, what the one sentence says, the arguments; `kept`: a record is written."""
@@ -104,6 +126,14 @@ def killed(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
         fresh.subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, -signal.SIGKILL, "", "")
     )
     return [plain(folder), "--cold-starts", 2]
+
+
+def full(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(benching.trace.TracedSession, "trace", refused)
+    return [plain(folder)]
 
 
 def unreadable(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
@@ -142,7 +172,8 @@ def text_input(folder: Path) -> Path:
 FAULTS = [
     Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced while it was timed; nothing is recorded, start again",
           replaced),
-    Fault("killed fresh process", 1, r"", killed, kept=True),
+    Fault("killed fresh process", 1, r"cold start and memory are not measured: .*SIGKILL", killed, kept=True),
+    Fault("a disk that is full for the trace", 1, "placement is not measured: .*No space", full, kept=True),
     Fault("no permission to read", 2, r"plain\.onnx: cannot be read \(Permission denied\)", unreadable),
     Fault("no permission to write the record", 1, r"/sys/.*: (Operation not|Permission|Read-only)",
           lambda f, p: [plain(f), "--json", "/sys/bench/record.json"]),
@@ -173,7 +204,27 @@ FAULTS = [
     Fault("--json for two", 2, r"--json takes the record of one model", lambda f, p: [plain(f), plain(f), "--json", "x"]),
     Fault("--explain elsewhere", 2, r"--explain works on this machine",
           lambda f, p: [plain(f), "--explain", "--on", "ssh://x"]),
-    Fault("--mlperf alone", 2, r"--mlperf and --loadgen-mode belong to --loadgen", lambda f, p: [plain(f), "--mlperf"]),
+    Fault("--mlperf alone", 2, r"--mlperf belongs to --loadgen; give that as well", lambda f, p: [plain(f), "--mlperf"]),
+    Fault("--explain under LoadGen", 2, r"--explain is for .*leave --loadgen out",
+          lambda f, p: [plain(f), "--explain", "--loadgen", "offline"]),
+    *(Fault(f"{words[0]} without --on", 2, rf"{words[0]} belongs to --on",
+            lambda f, p, words=words: [plain(f), *words])
+      for words in (("--keep",), ("--identity", "k"), ("--python", "python3"))),
+    *(Fault(f"{words[0]} without --loadgen", 2, rf"{words[0]} belongs to --loadgen",
+            lambda f, p, words=words: [plain(f), *words])
+      for words in (("--target-qps", 9), ("--target-latency-ms", 9), ("--logs", "l"), ("--mlperf",),
+                    ("--loadgen-mode", "performance"))),
+    *(Fault(f"{words[0]} without a server", 2, rf"{words[0]} belongs to --loadgen server",
+            lambda f, p, words=words: [plain(f), "--loadgen", "offline", *words])
+      for words in (("--target-qps", 9), ("--target-latency-ms", 9))),
+    Fault("blocks under LoadGen", 2, r"--blocks is for .*leave --loadgen out",
+          lambda f, p: [plain(f), "--loadgen", "offline", "--blocks", 3]),
+    Fault("--blocks and --seconds", 2, r"--blocks is what --seconds takes the place of",
+          lambda f, p: [plain(f), "--blocks", 3, "--seconds", 3]),
+    Fault("--mlperf and --seconds", 2, r"--seconds cannot shorten .*leave --mlperf out",
+          lambda f, p: [plain(f), "--loadgen", "offline", "--mlperf", "--seconds", 3]),
+    Fault("a folder for --json", 2, r"Invalid value for '--json': File '.*' is a directory",
+          lambda f, p: [plain(f), "--json", f]),
     Fault("an address that is none", 2, r"give ssh://user@host", lambda f, p: [plain(f), "--on", "device"]),
     *([Fault("provider missing", 2, r"provider 'cuda' was asked for, but ",
              lambda f, p: [plain(f), "--provider", "cuda"])] if NO_GPU else []),
@@ -188,7 +239,8 @@ def test_a_fault_is_one_sentence_with_its_exit_code(
     given = fault.arguments(tmp_path, monkeypatch)
     history = tmp_path / "history"
     keep = [] if {"--json", "--records"} & set(map(str, given)) else ["--records", history]
-    answer = command("bench", *SHORT, *given, *keep)
+    short = () if {"--loadgen", "--blocks"} & set(map(str, given)) else SHORT
+    answer = command("bench", *short, *given, *keep)
     assert answer.code == fault.code, answer.err
     errors = [line for line in answer.err.splitlines() if "Error: " in line]
     assert "Traceback" not in answer.err
@@ -197,8 +249,8 @@ def test_a_fault_is_one_sentence_with_its_exit_code(
         (path,) = history.iterdir()
         record = parse(json.loads(path.read_text()), "kept")
         assert record.cases[0].blocks.shape == (25, 4)
-        assert "SIGKILL" in record.notes[0]
-        assert "note: cold start and memory are not measured" in answer.out
+        assert re.search(fault.says, record.notes[0])
+        assert f"note: {record.notes[0]}" in answer.out
     else:
         assert len(errors) == 1
         assert re.search(fault.says, errors[0]), errors[0]

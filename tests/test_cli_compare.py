@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -44,6 +45,7 @@ def test_a_comparison_writes_every_form_and_a_record(tmp_path: Path) -> None:
     answer = command("compare", base, candidate, *QUICK, *LOOSE, *asked, "--record", tmp_path / "history")
     assert answer.code == 0, answer
     assert "b against a: pass" in answer.out
+    assert "fitted into the time" not in answer.out
     raw = json.loads(files["json"].read_text())
     assert raw["verdict"] == "pass"
     assert raw["turns"][0]["base"]["samples_ns"][0][0] > 0
@@ -58,15 +60,33 @@ def test_too_few_turns_are_inconclusive_and_say_so(tmp_path: Path) -> None:
     answer = command("compare", saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx"), *QUICK)
     assert answer.code == 4
     assert "inconclusive in latency" in answer.out
-    assert "only 1 turns fitted into the time; 10 are needed" in answer.out
+    assert "only 1 turn fitted into the time; 10 are needed" in answer.out
 
 
 def test_models_of_different_input_sizes_are_timed_and_their_outputs_not_compared(tmp_path: Path) -> None:
     base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(side=16))
     answer = command("compare", base, candidate, *QUICK, *LOOSE, "--set", "difference=0")
-    assert answer.code == 0, answer
-    assert "largest difference" not in answer.out
+    assert answer.code == 4, answer
+    assert "inconclusive in largest difference" in answer.out
     assert "the inputs differ in shape or type" in answer.out
+    assert command("compare", base, candidate, *QUICK, *LOOSE).code == 0
+
+
+def test_a_bound_that_was_set_is_never_left_unjudged_in_silence(tmp_path: Path) -> None:
+    base = saved(tmp_path / "a.onnx")
+    for bound in ("agreement=100", "calibration=0", "class_accuracy=0", "accuracy=1"):
+        ends(
+            command("compare", base, base, *QUICK, *LOOSE, "--set", bound), 2,
+            "cannot be judged without answers; give --pictures (two models) or --answers",
+        )  # fmt: skip
+    (tmp_path / "a.csv").write_text("label,base,candidate\n" + "cat,cat,cat\ndog,dog,dog\n" * 300)
+    asked = ("--answers", tmp_path / "a.csv", "--set", "agreement=90")
+    answer = command("compare", base, base, *QUICK, *LOOSE, *asked)
+    assert answer.code == 0, answer
+    answer = command("compare", base, base, *QUICK, *LOOSE, *asked, "--set", "calibration=0")
+    assert answer.code == 4
+    assert "inconclusive in calibration error" in answer.out
+    assert "classes without probabilities" in answer.out
 
 
 def test_a_candidate_of_other_classes_is_a_regression(tmp_path: Path) -> None:
@@ -108,6 +128,74 @@ def test_saved_records_are_compared(tmp_path: Path) -> None:
     assert answer.code == 3
     assert "REGRESSION in latency" in answer.out
     assert "were not interleaved" in answer.out
+
+
+def test_a_model_without_any_output_values_is_compared(tmp_path: Path) -> None:
+    answer = command(
+        "compare", saved(tmp_path / "a.onnx", nothing()), tmp_path / "a.onnx", *QUICK, *LOOSE, "--set", "difference=0"
+    )  # fmt: skip
+    assert answer.code == 0, answer
+
+
+def nothing() -> onnx.ModelProto:
+    """Answers [1, 0]."""
+    given, found = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, width])
+        for name, width in (("x", 3), ("y", 0))
+    )
+    ends = [
+        onnx.numpy_helper.from_array(np.array([n], np.int64), k)
+        for n, k in ((0, "from"), (0, "to"), (1, "axis"))
+    ]
+    slice_ = onnx.helper.make_node("Slice", ["x", "from", "to", "axis"], ["y"])
+    graph = onnx.helper.make_graph([slice_], "g", [given], [found], ends)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_a_form_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, kept = saved(tmp_path / "a.onnx"), tmp_path / "c.json"
+    kept.write_text("the last one")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        answer = command("compare", base, base, *QUICK, *LOOSE, "--json", kept)
+    ends(answer, 1, "c.json: cannot be written (No space left on device)")
+    assert kept.read_text() == "the last one"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.onnx", "c.json"}
+    link = tmp_path / "link"
+    link.symlink_to(kept)
+    assert command("compare", base, base, *QUICK, *LOOSE, "--json", link).code == 0
+    assert link.is_symlink()
+    assert json.loads(kept.read_text())["kind"] == "compare"
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("model", "bytes"), 0), (("host", "memory_bytes"), "16 GiB"), (("host", "features"), 5),
+        (("cases", 0, "memory", "peak_bytes"), 0), (("cases", 0, "cold_start_ns", "first_answer"), []),
+        (("cases", 0, "cold_start_ns", "first_answer", 2), 0), (("cases", 0, "samples_ns", 3, 1), 0),
+        (("cases", 0, "percentiles", "p50", "ns"), 0.0),
+    ],
+)  # fmt: skip
+def test_a_record_with_figures_that_are_none_is_told_with_its_field(
+    tmp_path: Path, at: tuple[str | int, ...], value: object
+) -> None:
+    raw = json.loads(json.dumps(record().as_json()))
+    held = raw
+    for name in at[:-1]:
+        held = held[name]
+    held[at[-1]] = value
+    (tmp_path / "a.json").write_text(json.dumps(raw))
+    (tmp_path / "b.json").write_text(json.dumps(record().as_json()))
+    words = [str(name) for name in at if isinstance(name, str)]
+    for pair in (("a.json", "b.json"), ("b.json", "a.json")):
+        answer = command("compare", *(tmp_path / name for name in pair))
+        ends(answer, 2, "a.json")
+        assert words[-1] in answer.err
 
 
 # Faults: what is wrong, the exit code, the sentence.

@@ -157,11 +157,15 @@ def test_files_that_hold_no_answers_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"nothing")
     (tmp_path / "a.csv").write_text("label,base\ncat,cat\n")
     (tmp_path / "b.csv").write_text("label,base,candidate\n")
+    (tmp_path / "d.csv").write_text("label,base,candidate\ncat,cat,cat\ndog,dog\n")
+    (tmp_path / "e.csv").write_text("label,base,candidate\ncat,cat,cat,dog\n")
     for name, sentence in (
         ("a.npz", "no readable"),
         ("a.csv", "no column 'candidate'"),
         ("b.csv", "no rows"),
         ("c.csv", "No such file"),
+        ("d.csv", "line 3 has not as many columns as the first"),
+        ("e.csv", "line 2 has not as many columns"),
     ):
         with pytest.raises(DataError, match=sentence):
             answers.read(tmp_path / name)

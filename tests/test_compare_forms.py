@@ -14,6 +14,7 @@ from toolchain.compare.gates import Gates
 from toolchain.compare.model import Check, Comparison, SideInfo
 from toolchain.errors import RecordError
 from toolchain.runtime import bench_record
+from toolchain.runtime.bench import Sampling
 from toolchain.runtime.bench_record import (
     BenchRecord,
     Case,
@@ -186,6 +187,48 @@ def test_several_conditions_are_named_and_few_blocks_decide_nothing() -> None:
     check = records.record_checks(few, record(), Gates())[0]
     assert (check.verdict, check.low, check.high) == ("inconclusive", None, None)
     assert "fewer than 6 blocks" in check.note
+
+
+def test_what_only_one_record_has_is_told_and_open_where_its_bound_was_set() -> None:
+    (case,) = record().cases
+    bare = replace(case, memory=None, cold_start_ns=None)
+    more = replace(record(), cases=(case, *record(batch=8).cases))
+    less = replace(record(), cases=(bare,))
+    notes = records.left_out(more, less)
+    assert len(notes) == 3
+    assert "only the base has the condition cpu, 1 thread, batch 8" in notes[0]
+    assert any("memory" in note and "not in the record of the candidate" in note for note in notes)
+    assert {c.name: c.verdict for c in records.record_checks(more, less, Gates())} == {"latency": "pass"}
+    found = records.record_checks(more, less, Gates(latency=5, cold_start=50, memory=10))
+    assert {c.name.split(" (")[0]: c.verdict for c in found[1:]} == {
+        "cold start": "inconclusive", "memory": "inconclusive", "latency": "inconclusive",
+    }  # fmt: skip
+    assert sum("only the base" in c.note for c in found) == 3
+    assert records.left_out(record(), record()) == []
+
+
+def test_records_of_the_sizes_that_bench_makes_by_default_can_pass() -> None:
+    sampling, (case,) = Sampling(), record().cases
+    rng = np.random.default_rng(0)
+    samples = (1e6 * rng.normal(1, 0.01, (sampling.blocks, 30))).astype(int)
+    starts = tuple(map(int, 1e8 * rng.normal(1, 0.01, sampling.cold_starts)))
+    one = replace(
+        case,
+        samples_ns=tuple(tuple(map(int, row)) for row in samples),
+        cold_start_ns=ColdStart(starts, starts),
+    )
+    itself = replace(record(), cases=(one,))
+    assert "inconclusive" not in {c.verdict for c in records.record_checks(itself, itself, Gates())}
+
+
+def test_too_few_cold_starts_are_not_judged_unless_their_bound_was_set() -> None:
+    (case,) = record().cases
+    few = replace(record(), cases=(replace(case, cold_start_ns=ColdStart((10**7,) * 5, (10**8,) * 5)),))
+    found = {c.name: c.verdict for c in records.record_checks(few, few, Gates())}
+    assert (found["latency"], found["cold start"]) == ("pass", "not judged")
+    assert "only 5 a side, 6 are needed (toolchain bench --cold-starts 6)" in records.left_out(few, few)[0]
+    asked = {c.name: c for c in records.record_checks(few, few, Gates(cold_start=50))}
+    assert asked["cold start"].verdict == "inconclusive"
 
 
 def test_a_record_survives_its_way_through_json() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import math
 import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -22,6 +26,7 @@ from toolchain.compare.sides import Side
 from toolchain.compare.workers import WorkerProcess
 from toolchain.errors import HostError, ModelError, VerificationError
 from toolchain.progress import Silent
+from toolchain.runtime import worker
 from toolchain.runtime.bench_input import Wish
 from toolchain.runtime.fresh import Setup
 
@@ -109,6 +114,32 @@ def test_turns_end_when_more_would_not_change_the_outcome() -> None:
     ]
 
 
+def test_a_typical_regression_ends_the_turns_though_latency_is_open() -> None:
+    rng = np.random.default_rng(0)
+    fastest = (1e6 * (1 + 0.05 * rng.normal(1, 1, 14))).astype(int)
+    turns = [turn_of([[9, 10**6, 3 * 10**6]] * 2, [[9, int(f), 4 * 10**6]] * 2) for f in fastest]
+    checks = judge.turn_checks(turns, Gates())
+    assert [check.verdict for check in checks[:2]] == ["inconclusive", "regression"]
+    assert judge.settled(checks)
+
+
+def test_a_kernel_that_does_not_tell_memory_leaves_its_check_out(
+    pair: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "memory", dict)
+    onnx.save(mobile(), pair[0].file)
+    np.savez(pair[0].file.with_suffix(".npz"), **pair[0].prepared.feed)  # type: ignore[arg-type]
+    job = {
+        "model": str(pair[0].file), "inputs": str(pair[0].file.with_suffix(".npz")),
+        "setup": Setup().as_json(), "started_ns": 0,
+    }  # fmt: skip
+    said = io.StringIO()
+    worker.serve(io.StringIO(f"{json.dumps(job)}\n{{}}\n"), said)
+    assert json.loads(said.getvalue().splitlines()[-1]) == {"peak_bytes": 0, "steady_bytes": 0}
+    unknown = Half(((9, 100, 100),) * 2, 1, 1, 0)
+    assert "memory" not in {c.name for c in judge.turn_checks([Turn(unknown, unknown, 1)], Gates())}
+
+
 def test_a_model_that_is_replaced_ends_the_series_and_loses_no_turn(pair: tuple[Side, Side]) -> None:
     def replace_it(turns: Sequence[Turn]) -> Mapping[str, float | str]:
         onnx.save(mobile(seed=3), pair[1].file)
@@ -153,6 +184,22 @@ def test_a_process_that_cannot_be_started_is_told(
     monkeypatch.setattr("toolchain.compare.workers.sys.executable", "/no/such/python")
     with pytest.raises(HostError, match=r"no process can be started for the (base|candidate) \(No such file"):
         run(pair, stop_after(2))
+
+
+def test_a_disk_that_is_full_in_the_second_turn_loses_no_turn(
+    pair: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> BinaryIO:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(turns: Sequence[Turn]) -> Mapping[str, float]:
+        monkeypatch.setattr("toolchain.compare.workers.tempfile.TemporaryFile", full)
+        return {}
+
+    series = run(pair, fill)
+    assert len(series.turns) == 1
+    assert isinstance(series.failure, HostError)
+    assert "No space left on device" in str(series.failure)
 
 
 def test_a_silent_worker_is_given_up(pair: tuple[Side, Side]) -> None:

@@ -78,3 +78,12 @@ def test_a_fingerprint_is_of_the_machine_and_not_of_its_software() -> None:
     assert host.fingerprint(facts | {"memory_bytes": 8 * 2**30, "cores": 4}) != here
     assert host.fingerprint(facts | {"memory_bytes": 8 * 2**30, "features": ["avx"]}) != here
     assert host.fingerprint({}) == host.fingerprint({})
+    for damaged in (
+        [],
+        {"memory_bytes": 10**400},
+        {"memory_bytes": "16 GiB"},
+        {"features": 5},
+        {"gpus": "one"},
+    ):
+        with pytest.raises(RecordError, match=r"^host.* must be a"):
+            host.fingerprint(damaged)

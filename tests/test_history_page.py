@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,36 @@ def test_a_damaged_record_is_named_and_the_rest_is_drawn(tmp_path: Path) -> None
     page = render(found, "records")
     assert "cut.json: damaged or cut short" in page
     assert "1 record of kind loadgen not drawn" in page
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"low": "x"}, {"high": [1]}, {"value": "fast"}, {"value": math.inf}, {"low": math.nan}, {"value": 0}],
+)
+def test_a_comparison_with_figures_that_are_none_counts_as_damaged(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    raw = interleaved().record()
+    (tmp_path / "odd.json").write_text(json.dumps(raw | {"checks": [raw["checks"][0] | wrong]}))
+    (tmp_path / "host.json").write_text(json.dumps(raw | {"host": "here"}))
+    for scale in (1.0, 1.1):
+        history.add(tmp_path, record(scale).as_json())
+    found = trends.history(history.read(tmp_path))
+    assert found.records == 2
+    assert sorted(line.partition(":")[0] for line in found.damaged) == ["host.json", "odd.json"]
+    assert "odd.json" in render(found, "records")
+
+
+@pytest.mark.parametrize("ns", [math.inf, 0.0, math.nan])
+def test_a_bench_record_whose_figure_cannot_be_drawn_counts_as_damaged(tmp_path: Path, ns: float) -> None:
+    raw = record().as_json()
+    raw["cases"][0]["percentiles"]["p50"]["ns"] = ns
+    (tmp_path / "odd.json").write_text(json.dumps(raw))
+    for scale in (1.0, 1.1):
+        history.add(tmp_path, record(scale).as_json())
+    found = trends.history(history.read(tmp_path))
+    assert (found.records, len(found.damaged)) == (2, 1)
+    assert "<svg" in render(found, "records")
 
 
 def test_the_page_is_whole_and_cannot_be_broken_by_names(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bench_helpers import fused, plain, saved
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
 
@@ -102,6 +104,55 @@ def test_a_failing_model_is_told_after_the_test(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Session, "run", run)
     with pytest.raises(ModelError, match="broke in the middle"):
         run_loadgen(plain(tmp_path), Asked(), Load("single-stream", seconds=SHORT), tmp_path / "logs")
+
+
+def summed(folder: Path, shape: list[Any], axes: list[int] | None) -> Path:
+    """float32 [N, 3, 4, 4] -> its sums over `axes`, or over everything."""
+    constants = {} if axes is None else {"axes": np.array(axes)}
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x", *constants], ["y"], keepdims=0)], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return saved(model, folder / "summed.onnx")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "found"), [([], None, "[]"), (["N"], [1, 2, 3], "[2]"), ([3, 4], [0, 3], "[3, 4]")]
+)
+@pytest.mark.parametrize("scenario", ["single-stream", "server"])
+def test_answers_without_a_row_a_sample_are_refused(
+    tmp_path: Path, scenario: Any, shape: list[Any], axes: list[int] | None, found: str
+) -> None:
+    load = Load(scenario, seconds=SHORT)
+    with pytest.raises(
+        ModelError, match=re.escape(f"output 'y' gives float32 {found} for 2 samples; LoadGen needs")
+    ):
+        run_loadgen(summed(tmp_path, shape, axes), Asked(batches=(2,)), load, tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("scenario", ["single-stream", "server"])
+@pytest.mark.parametrize("fault", ["an exception", "too few rows"])
+def test_whatever_fails_inside_loadgen_is_raised_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Any, fault: str
+) -> None:
+    calls = 0
+    real = Session.run
+
+    def run(self: Session, feed: Any) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        if calls > 30 and fault == "an exception":
+            raise MemoryError("no memory left")
+        return [answer[: 0 if calls > 30 else None] for answer in real(self, feed)]
+
+    monkeypatch.setattr(Session, "run", run)
+    load = Load(scenario, seconds=SHORT, target_qps=500)
+    with pytest.raises((MemoryError, ValueError), match=r"no memory left|shorter"):
+        run_loadgen(plain(tmp_path), Asked(), load, tmp_path / "logs")
 
 
 def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

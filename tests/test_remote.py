@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +23,7 @@ from runtime_helpers import make_bundle
 import toolchain
 from toolchain.errors import HostError, ToolchainError
 from toolchain.remote import Remote, bench_on, ship
+from toolchain.runtime.bench import bench
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 SSH = shutil.which("ssh")
@@ -198,6 +202,52 @@ def test_addresses_and_pictures_that_cannot_be(tmp_path: Path) -> None:
         bench_on(Remote("ssh://host"), model, replace(SHORT, pictures=tmp_path))
 
 
+def test_a_banner_with_braces_hides_no_record(tmp_path: Path) -> None:
+    record = bench(plain(tmp_path), SHORT)
+    sent = json.dumps(record.as_json())
+    for output in (f"{{welcome}}\n{sent}\n", f"{sent}\n{{good bye}}\n[1]\n"):
+        assert ship._record(Remote("ssh://host"), 0, output, "") == record
+
+
+def test_the_command_keeps_the_hosts_letters_and_notices_a_dead_line() -> None:
+    command = Remote("ssh://me@MyBox:2222").command(["true"])
+    assert command[-3:] == ["--", "MyBox", "true"]
+    assert command[command.index("-p") + 1] == "2222"
+    assert Remote("ssh://[FE80::1]:22").command(["true"])[-2] == "FE80::1"
+    assert {"ServerAliveInterval=15", "ServerAliveCountMax=4"} <= set(command)
+
+
+def descendants(process: int) -> list[int]:
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
+@needs_sshd
+def test_a_dead_line_ends_the_waiting(
+    server: Server, near: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine stands still in the middle of the work, with the connection open."""
+    monkeypatch.setattr(ship, "_ALIVE_SECONDS", 1)
+    stopped: list[int] = []
+
+    def stop() -> None:
+        while not list((server.folder / "there").glob("*/tmp")):
+            time.sleep(0.05)
+        stopped.extend(descendants(int((server.folder / "pid").read_text())))
+        for process in stopped:
+            os.kill(process, signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop, daemon=True)
+    stopper.start()
+    try:
+        with pytest.raises(HostError, match=r"the connection broke \(Timeout, server"):
+            bench_on(near, plain(tmp_path), quick(sampling={"seconds": 600.0}))
+    finally:
+        for process in reversed(stopped):
+            os.kill(process, signal.SIGCONT)
+    assert left(server) == []
+
+
 def test_words_of_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
     remote = Remote("ssh://host", python="python3.9")
     for code, output, errors, sentence in (
@@ -207,6 +257,12 @@ def test_words_of_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
         (137, "", "", "was ended by SIGKILL"),
         (0, "hello\n", "", "sent no record home"),
         (1, "", "noise\nError: no space\n", "ssh://host: no space"),
+        (200, "", "it said so\n", "ssh://host: it said so"),
+        (126, "", "", "ssh://host: exit code 126"),
+        (0, "{motd}\n", "", "sent no record home"),
+        (97, "{motd}\n", "", "ssh://host: exit code 97"),
+        (97, '{"lacking": "x"}\n', "", "ssh://host: exit code 97"),
+        (0, "{" * 100_000 + "\n", "", "sent no record home"),
     ):  # fmt: skip
         with pytest.raises(HostError) as caught:
             ship._record(remote, code, output, errors)

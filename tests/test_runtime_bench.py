@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from bench_helpers import elementwise, fused, identity, not_a_number, plain, qui
 from PIL import Image
 from runtime_helpers import make_bundle
 
+from toolchain.report.bench import render_bench
 from toolchain.runtime import bench as benching
-from toolchain.runtime import bench_arguments, fresh, providers, timing
+from toolchain.runtime import bench_arguments, fresh, providers, timing, trace
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bench_record import canonical, keep, parse, read
 from toolchain.runtime.errors import (
@@ -185,6 +187,36 @@ def test_a_fresh_process_that_is_killed_costs_only_its_own_figures(
     assert "was ended by SIGKILL before it answered; it may have run out of memory" in record.notes[0]
 
 
+@pytest.mark.parametrize("where", ["savez", "run", "trace"])
+def test_a_full_disk_after_timing_costs_only_what_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    target = {"savez": (fresh.np, "savez"), "run": (fresh.subprocess, "run"),
+              "trace": (trace.TracedSession, "trace")}[where]  # fmt: skip
+    monkeypatch.setattr(*target, full)
+    record = bench(plain(tmp_path), quick(sampling={"cold_starts": 1}))
+    case = record.cases[0]
+    assert case.blocks.size == 24
+    assert (case.memory is None) == (where != "trace")
+    assert (case.placement == {}) == (where == "trace")
+    what = "placement is not measured" if where == "trace" else "cold start and memory are not measured"
+    (note,) = record.notes
+    assert note.startswith(f"{what}: ")
+    assert "No space left on device" in note
+    assert ("placement is not known" in render_bench(record)) == (where == "trace")
+
+
+def test_a_profile_cut_short_costs_only_the_placement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace.json, "loads", lambda _: [])
+    (note,) = bench(plain(tmp_path), quick()).notes
+    assert note.startswith("placement is not measured: ")
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = plain(tmp_path)
 
@@ -296,6 +328,11 @@ def test_a_warm_up_outlasts_a_slow_start_and_ends_at_its_limit(monkeypatch: pyte
     warm = warm_up(lambda: None, until)
     assert not warm.steady
     assert 10 <= warm.seconds < 20
+    fake([900 * ms] + [ms] * 1000)
+    warm = warm_up(lambda: None, until)
+    assert (warm.calls, warm.steady) == (2 + 4 * 50, True), "the cold first call does not size the windows"
+    fake([ms // 100] * 1000)
+    assert warm_up(lambda: None, until).calls == 2 + 4 * 100, "at most 100 calls a window"
 
 
 def test_blocks_are_timed_while_more_is_wanted() -> None:
@@ -330,11 +367,41 @@ def test_a_record_survives_its_json_and_a_damaged_one_is_told(tmp_path: Path) ->
         (lambda r: r["cases"][0]["samples_ns"].append([1]), "must be blocks of one length"),
         (lambda r: r["cases"][0].update(copies="some"), "must be one of included, excluded"),
         (lambda r: r["cases"][0]["placement"].update(cpu=True), "placement.cpu must be a whole number"),
+        (lambda r: r["model"].update(bytes=0), r"model\.bytes must be above 0"),
+        (lambda r: r["cases"][0]["samples_ns"][1].__setitem__(2, 0), r"samples_ns\.1\.2 must be above 0"),
+        (lambda r: r["cases"][0]["samples_ns"][1].__setitem__(2, 2**63), r"samples_ns\.1\.2 must be finite"),
+        (lambda r: r["cases"][0].update(throughput_per_s=math.inf), "throughput_per_s must be finite"),
+        (lambda r: r["cases"][0].update(throughput_per_s=10**400), "throughput_per_s must be finite"),
+        (lambda r: r["cases"][0]["percentiles"].update(p50={"ns": math.nan}), r"p50\.ns must be finite"),
+        (lambda r: r["cases"][0]["percentiles"].update(p50={"ns": 0}), r"p50\.ns must be above 0"),
+        (
+            lambda r: r["cases"][0]["percentiles"].update(p50={"ns": 9, "ci95": [-1, 9]}),
+            r"ci95\.0 must not be negative",
+        ),
+        (lambda r: r["cases"][0]["memory"].update(peak_bytes=0), r"memory\.peak_bytes must be above 0"),
+        (
+            lambda r: r["cases"][0]["cold_start_ns"].update(session=[]),
+            r"session must have at least one value",
+        ),
+        (
+            lambda r: r["cases"][0]["cold_start_ns"].update(first_answer=[]),
+            r"first_answer must have at least",
+        ),
+        (lambda r: r["cases"][0]["warm_up"].update(calls=-1), r"warm_up\.calls must not be negative"),
+        (
+            lambda r: r["host"].update(memory_bytes="16 GiB"),
+            r"r\.json: host\.memory_bytes must be a whole number",
+        ),
+        (lambda r: r["host"].update(features=5), r"r\.json: host\.features must be a list"),
+        (lambda r: r["host"].update(gpus="one"), r"r\.json: host\.gpus must be a list"),
     ):
         damaged = json.loads(json.dumps(raw))
         change(damaged)
         with pytest.raises(RecordError, match=sentence):
             parse(damaged, "r.json")
+    path.write_text(json.dumps(raw | {"host": {"load": math.nan}}))
+    with pytest.raises(RecordError, match="not JSON, or cut short"):
+        read(path)
     path.write_text("{")
     with pytest.raises(RecordError, match="not JSON, or cut short"):
         read(path)

@@ -181,3 +181,13 @@ Session(Path({str(model)!r})).run({{"pictures": np.zeros((1, 2, 2, 3), np.uint8)
 def test_who_wants_telemetry_keeps_it() -> None:
     code = "import os, toolchain.runtime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     assert python(code, ORT_DISABLE_TELEMETRY="0").stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "", "1.5", "\u00b2"])
+def test_a_device_that_is_no_number(number: str) -> None:
+    with pytest.raises(
+        ProviderError, match=f"'cuda' has the option device_id={number}: give a device's number"
+    ):
+        providers.device("cuda", {"device_id": number})
+    assert providers.device("cuda", {"device_id": "2"}) == ("cuda", 2)
+    assert providers.device("cuda", {}) == ("cuda", 0)

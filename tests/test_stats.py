@@ -1,6 +1,7 @@
 """Intervals that mean what they say: coverage by simulation, groups, degenerate cases, time."""
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -251,6 +252,19 @@ def test_an_interval_of_a_percentile_draws_whole_blocks() -> None:
     assert shifted.high - shifted.low > 100
     assert stats.percentile_interval(calm, 0.999) is None
     assert stats.percentile_interval(calm.reshape(1, -1), 0.5) is None
+
+
+def test_an_interval_of_many_blocks_needs_little_memory() -> None:
+    rng = np.random.default_rng(5)
+    blocks = rng.integers(900, 1100, (5_003, 10))
+    blocks[4000:] += 500  # the last ones count as well: 20 % of the time lies there
+    tracemalloc.start()
+    found = stats.percentile_interval(blocks, 0.99)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert 1500 < found.low <= found.value <= found.high < 1600
+    assert peak < 120e6
 
 
 def test_an_interval_of_p99_covers_it() -> None:

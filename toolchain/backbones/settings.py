@@ -109,6 +109,14 @@ class Backbone(BaseModel):
                 raise ValueError(f"'{name}' is set through {_OURS[name]}, take it out of kwargs")
         return kwargs
 
+    @field_validator("out_indices")
+    @classmethod
+    def _distinct(cls, levels: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        for level in levels or ():
+            if levels and levels.count(level) > 1:
+                raise ValueError(f"level {level} is given twice; name each level once")
+        return levels
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.timm is None) == (self.bundled is None):

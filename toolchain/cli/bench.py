@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from toolchain.loadgen import Load
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from toolchain.runtime.bench import Asked, BenchRecord
 
 _PATH = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--provider", "providers", multiple=True, type=click.Choice(["cpu", "cuda"]), default=["cpu"],
@@ -40,7 +42,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="Fresh processes for cold start and memory."),
     click.option("--allow-fallback", is_flag=True, help="Let nodes or all of it run on the CPU, and say so."),
     click.option("--explain", is_flag=True, help="Say which known pitfalls take the time, and a remedy for each."),
-    click.option("--json", "as_json", type=_PATH, metavar="FILE", help="Write the record of one model."),
+    click.option("--json", "as_json", type=_FILE, metavar="FILE", help="Write the record of one model."),
     click.option("--records", type=_FOLDER, help="Add the records to a history folder."),
     click.option("--on", "address", metavar="ssh://USER@HOST[:PORT]", help="Bench on that machine instead."),
     click.option("--identity", type=_PATH, help="The private key for --on."),
@@ -56,6 +58,20 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--logs", type=_FOLDER, default=Path("loadgen"), show_default=True,
                  help="Where a LoadGen test makes its folder of logs and record."),
 )  # fmt: skip
+
+
+# Options that mean nothing without another one, by parameter: {the other: these}.
+_NEEDED_BY = {
+    "address": ("identity", "python", "keep"),
+    "scenario": ("mode", "mlperf", "target_qps", "target_latency_ms", "logs"),
+}
+# Options that would be ignored beside another one: (the other, these, why).
+_SHUT_OUT = (
+    ("address", ("scenario", "explain"), "works on this machine"),
+    ("scenario", ("explain", "blocks", "calls", "cold_starts"), "is for the bench's own timing"),
+    ("seconds", ("blocks",), "is what --seconds takes the place of"),
+    ("mlperf", ("seconds",), "cannot shorten MLPerf's own sizes"),
+)
 
 
 class _Given(TypedDict):
@@ -99,8 +115,8 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
     """Time ONNX classifiers or bundles: percentiles with intervals, throughput, cold start, memory, placement.
 
-    Every combination of providers, threads and batches is a case. Exit code 1 when a fresh process failed (the
-    record is kept), 3 when LoadGen calls its test INVALID.
+    Every combination of providers, threads and batches is a case. Exit code 1 when a fresh process or
+    the traced run failed (the record is kept), 3 when LoadGen calls its test INVALID.
 
     \b
     Example:
@@ -117,14 +133,25 @@ def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
 
 
 def _check(models: tuple[Path, ...], given: _Given) -> None:
-    """Options that exclude each other."""
+    """Options that exclude each other, or need another one: none is ignored silently."""
     if given["as_json"] is not None and len(models) > 1:
         raise click.UsageError("--json takes the record of one model; --records keeps those of several.")
-    for name, present in (("--loadgen", given["scenario"] is not None), ("--explain", given["explain"])):
-        if given["address"] is not None and present:
-            raise click.UsageError(f"{name} works on this machine; leave --on out.")
-    if given["scenario"] is None and (given["mlperf"] or given["mode"] == "accuracy"):
-        raise click.UsageError("--mlperf and --loadgen-mode belong to --loadgen SCENARIO.")
+    context = click.get_current_context()
+    flags = {str(option.name): option.opts[0] for option in context.command.params}
+    said = {name for name in flags if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    for other, names in _NEEDED_BY.items():
+        for name in names if other not in said else ():
+            if name in said:
+                raise click.UsageError(
+                    f"{flags[name]} belongs to {flags[other]}; give that as well, or leave it out."
+                )
+    for other, names, why in _SHUT_OUT:
+        for name in names if other in said else ():
+            if name in said:
+                raise click.UsageError(f"{flags[name]} {why}; leave {flags[other]} out.")
+    for name in ("target_qps", "target_latency_ms"):
+        if name in said and given["scenario"] != "server":
+            raise click.UsageError(f"{flags[name]} belongs to --loadgen server.")
     several = max(len(given["providers"]), len(given["threads"]), len(given["batches"])) > 1
     if given["scenario"] is not None and several:
         raise click.UsageError("a LoadGen test has one provider, one thread count and one batch.")
@@ -156,8 +183,8 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
     _keep(record.as_json(), given)
     if given["explain"]:
         _explain(model, asked, record)
-    wanted = asked.sampling.cold_starts > 0
-    return int(wanted and any(case.cold_start_ns is None for case in record.cases))
+    cold = asked.sampling.cold_starts > 0
+    return int(any((cold and case.cold_start_ns is None) or not case.placement for case in record.cases))
 
 
 def _explain(model: Path, asked: Asked, record: BenchRecord) -> None:
@@ -213,7 +240,10 @@ def _require_writable(given: _Given) -> None:
 
 def _keep(raw: dict[str, Any], given: _Given) -> None:
     if given["as_json"] is not None:
-        given["as_json"].write_text(json.dumps(raw) + "\n", encoding="utf-8")
+        from toolchain.store import host_faults, write_whole
+
+        with host_faults(given["as_json"]):
+            write_whole(given["as_json"], f"{json.dumps(raw)}\n".encode())
     if given["records"] is not None:
         from toolchain.history import add
 

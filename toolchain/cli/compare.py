@@ -75,8 +75,8 @@ def _declared(function: Callable[..., int]) -> Callable[..., int]:
 def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     """Compare CANDIDATE with BASE: latency, cold start, memory, size, answers, accuracy.
 
-    Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every bound is
-    kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
+    Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every judged
+    bound is kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
 
     \b
     Example:
@@ -127,10 +127,14 @@ def _question(base: Path, candidate: Path, given: _Given) -> Question:
 
 
 def _write(path: Path, content: str) -> HostError | None:
-    """Write one form, or say why not: the others shall be written all the same."""
+    """Write one form, whole or not at all, or say why not: the others shall be written all the same."""
+    from toolchain.store import write_whole
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_text(content, encoding="utf-8")  # /dev/stdout, a pipe: nothing to put in their place
+        else:
+            write_whole(path, content.encode())
     except OSError as error:
         return HostError(f"{path}: cannot be written ({error.strerror}); mend that and start again")
     return None

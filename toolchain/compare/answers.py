@@ -25,7 +25,7 @@ from toolchain.runtime.session import Session
 
 Probabilities = NDArray[np.float64]
 NO_ANSWER = "(no answer)"  # the class of what is not finite: never right
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,11 @@ def _read_csv(path: Path) -> Paired:
             name for name in ("label", "base", "candidate") if name not in (table.fieldnames or ())
         ]:
             raise ValueError(f"it has no column {missing[0]!r}; needed are label, base, candidate")
-        rows = list(table)
+        rows = []
+        for row in table:
+            if None in row or None in row.values():
+                raise ValueError(f"line {table.line_num} has not as many columns as the first")
+            rows.append(row)
     if not rows:
         raise ValueError("it has no rows")
     columns = {name: [str(row[name]) for row in rows] for name in ("label", "base", "candidate")}

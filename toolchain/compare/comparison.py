@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import toolchain
-from toolchain.compare import accuracy, answers, judge, live, records, sides
+from toolchain.compare import accuracy, answers, judge, live, records, sides, unjudged
 from toolchain.compare.gates import Gates
 from toolchain.compare.live import Series, Timing, Turn
 from toolchain.compare.model import Answers, Check, Comparison, Half, PairedTurn, SideInfo
@@ -20,10 +20,17 @@ from toolchain.compare.sequential import FEWEST_TURNS
 from toolchain.compare.sides import FileKind, Side
 from toolchain.errors import ModelError, RecordError, ToolchainError
 from toolchain.progress import Progress
+from toolchain.report import text
 from toolchain.runtime import bench_record, host
 from toolchain.runtime.bench_input import Wish, load_pictures
 from toolchain.runtime.bench_record import BenchRecord, Condition, ModelFile
 from toolchain.runtime.session import Session
+
+_NO_PROBABILITIES = "the saved answers are classes without probabilities; an .npz can hold them"
+_RECORDS = {
+    "calibration": _NO_PROBABILITIES,
+    "difference": "records keep no outputs; compare the models themselves",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ def compare(question: Question, progress: Progress) -> Finding:
     kept = [path.suffix == ".json" for path in (question.base, question.candidate)]
     if any(kept) and not all(kept):
         raise RecordError("one side is a record and the other a model: give two records, or two models")
+    unjudged.require_answers(question.gates, bool(question.saved or (question.pictures and not all(kept))))
     return _records(question) if all(kept) else _models(question, progress)
 
 
@@ -83,12 +91,14 @@ def _models(question: Question, progress: Progress) -> Finding:
         *judge.turn_checks(series.turns, gates), judge.size_check(base.found.model, candidate.found.model, gates),
         *(accuracy.checks(scored, gates) if scored else ()), *outputs,
     ]  # fmt: skip
+    checks += unjudged.unjudged(gates, checks, _reasons(_same_input(base, candidate)))
     found = Comparison(
         toolchain=toolchain.__version__, started=started, host=machine, base=_info(base.found.model),
         candidate=_info(candidate.found.model), condition=asdict(condition), method="interleaved",
         seconds=round(series.seconds, 3), calls=series.calls, dropped=series.turns[0].dropped,
         checks=tuple(checks), answers=scored, turns=tuple(map(_paired, series.turns)),
-        notes=_notes(question, series, base, candidate), failure=str(series.failure) if series.failure else None,
+        notes=(*_notes(question, base, candidate), *_timing_notes(series, checks)),
+        failure=str(series.failure) if series.failure else None,
     )  # fmt: skip
     return Finding(found, series.failure)
 
@@ -101,14 +111,27 @@ def _records(question: Question) -> Finding:
     checks = [
         *records.record_checks(base, candidate, gates),
         judge.size_check(base.model, candidate.model, gates),
+        *(accuracy.checks(scored, gates) if scored else ()),
     ]
+    checks += unjudged.unjudged(gates, checks, _RECORDS)
     found = Comparison(
         toolchain=toolchain.__version__, started=_now(), host=candidate.host, base=_info(base.model),
         candidate=_info(candidate.model), condition=_common(base), method="records",
-        checks=(*checks, *(accuracy.checks(scored, gates) if scored else ())), answers=scored,
-        notes=(records.NOT_INTERLEAVED, *_changes(base, candidate)),
+        checks=tuple(checks), answers=scored,
+        notes=(records.NOT_INTERLEAVED, *records.left_out(base, candidate), *_changes(base, candidate)),
     )  # fmt: skip
     return Finding(found)
+
+
+def _reasons(same_input: bool) -> dict[str, str]:
+    """Why a figure of two models may be missing."""
+    return {
+        "memory": "the kernel does not tell the peak of a process",
+        "calibration": _NO_PROBABILITIES,
+        "difference": "the outputs are no numbers of one shape"
+        if same_input
+        else "the inputs differ in shape or type, so outputs were not compared",
+    }
 
 
 def _answers(question: Question, base: Side, candidate: Side, progress: Progress) -> Answers | None:
@@ -166,8 +189,8 @@ def _same_input(base: Side, candidate: Side) -> bool:
 
 
 def _farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    """The largest absolute difference; NaN when one is not finite."""
-    return float(np.abs(left - right).max()) if np.isfinite(right).all() else float("nan")
+    """The largest absolute difference, 0 of nothing; NaN when one is not finite."""
+    return float(np.abs(left - right).max(initial=0.0)) if np.isfinite(right).all() else float("nan")
 
 
 def _watch(gates: Gates) -> live.Done:
@@ -196,7 +219,7 @@ def _condition(question: Question, base: Side) -> Condition:
     )  # fmt: skip
 
 
-def _notes(question: Question, series: Series, base: Side, candidate: Side) -> tuple[str, ...]:
+def _notes(question: Question, base: Side, candidate: Side) -> tuple[str, ...]:
     found = []
     if question.pictures is None and question.saved is None:
         found.append("accuracy was not compared: give --pictures or --answers")
@@ -204,11 +227,26 @@ def _notes(question: Question, series: Series, base: Side, candidate: Side) -> t
         found.append("timed with noise; speed of some models depends on their input")
     if not _same_input(base, candidate):
         found.append("the inputs differ in shape or type, so outputs were not compared")
-    if len(series.turns) < FEWEST_TURNS and not series.failure:
-        found.append(
-            f"only {len(series.turns)} turns fitted into the time; {FEWEST_TURNS} are needed for any verdict"
-        )
     return tuple(found)
+
+
+def _timing_notes(series: Series, checks: Sequence[Check]) -> list[str]:
+    """Why what was timed is open, and what a green does not promise."""
+    timed, found = {c.name: c for c in checks if c.name in judge.TIMED}, []
+    still_open = any(check.verdict == "inconclusive" for check in timed.values())
+    if still_open and len(series.turns) < FEWEST_TURNS and not series.failure:
+        found.append(
+            f"only {text.plural(len(series.turns), 'turn')} fitted into the time; {FEWEST_TURNS} are needed before "
+            f"a ratio can be told from its bound"
+        )
+    typical = timed[judge.TYPICAL]
+    if typical.bound is not None and typical.verdict == "not judged":
+        found.append(
+            f"{judge.TYPICAL} is watched, not judged: inside its bound by its estimate, not for certain"
+        )
+    if judge.MEMORY not in timed:
+        found.append("memory was not compared: the kernel does not tell the peak of a process")
+    return found
 
 
 def _changes(base: BenchRecord, candidate: BenchRecord) -> list[str]:

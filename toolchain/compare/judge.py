@@ -16,6 +16,7 @@ from toolchain.compare.sequential import Estimate, estimate, typical_verdict
 from toolchain.runtime.bench_record import ModelFile
 
 UNKNOWN = Estimate(1.0, 0.0, math.inf)
+LATENCY, TYPICAL, COLD_START, MEMORY = TIMED = ("latency", "typical latency", "cold start", "memory")
 
 
 class Seen(NamedTuple):
@@ -37,8 +38,8 @@ class _Figure(NamedTuple):
     note: str
 
 
-_COLD_START = _Figure("cold start", "first_answer_ns", "ns", "process start to first answer")
-_MEMORY = _Figure("memory", "peak_bytes", "bytes", "peak of a fresh process")
+_COLD_START = _Figure(COLD_START, "first_answer_ns", "ns", "process start to first answer")
+_MEMORY = _Figure(MEMORY, "peak_bytes", "bytes", "peak of a fresh process")
 
 
 def ratio_check(name: str, seen: Seen, note: str = "") -> Check:
@@ -54,15 +55,16 @@ def ratio_check(name: str, seen: Seen, note: str = "") -> Check:
 
 
 def latency_checks(turns: Sequence[Turn], bound: float | None) -> tuple[Check, Check]:
-    """The candidate's time over the base's: of the fastest calls, judged; of the median calls, watched."""
+    """The candidate's time over the base's: of the fastest calls, judged; of the median calls, watched.
+
+    What is watched is "not judged" while neither its interval nor its point says more: see `typical_verdict`.
+    """
     fastest = np.median(np.stack([turn.fastest.min(axis=1) for turn in turns]), axis=0)
     medians = np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2))
     judged = estimate(np.array([turn.log_ratio for turn in turns]))
     watched = estimate(np.array([turn.typical_log_ratio for turn in turns]))
-    latency = ratio_check("latency", Seen(judged, bound, *_ns(fastest)), "fastest call of a turn")
-    typical = ratio_check(
-        "typical latency", Seen(watched, bound, *_ns(medians)), "median call of a block, watched"
-    )
+    latency = ratio_check(LATENCY, Seen(judged, bound, *_ns(fastest)), "fastest call of a turn")
+    typical = ratio_check(TYPICAL, Seen(watched, bound, *_ns(medians)), "median call of a block, watched")
     if bound is not None:
         verdict = typical_verdict(watched, 1 + bound / 100)
         typical = typical.model_copy(update={"verdict": verdict})
@@ -108,7 +110,9 @@ def exact(name: str, value: float, bound: float | None, note: str = "", *, least
 
 
 def settled(checks: Sequence[Check]) -> bool:
-    """Whether more turns would not change the outcome: all is decided, or latency is and something is a regression."""
+    """Whether no more turns are needed: nothing is open, latency or typical latency is a regression, or something
+    else is one and latency is decided."""
     undecided = [check.name for check in checks if check.verdict == "inconclusive"]
-    worse = any(check.verdict == "regression" for check in checks)
-    return not undecided or (worse and "latency" not in undecided)
+    worse = [check.name for check in checks if check.verdict == "regression"]
+    slower = LATENCY in worse or TYPICAL in worse
+    return not undecided or slower or (bool(worse) and LATENCY not in undecided)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Verdict = Literal["pass", "regression", "inconclusive"]
+Watched = Literal["pass", "regression", "inconclusive", "not judged"]
 Floats = NDArray[np.floating[Any]]
 
 ALPHA = 0.005  # of each of the two errors: refusing a ratio from above, and from below
@@ -76,15 +77,16 @@ def evidence(values: Floats, centre: float, side: Literal[1, -1]) -> NDArray[np.
 def estimate(log_ratios: Floats, alpha: float = ALPHA) -> Estimate:
     """The centre of log ratios [n] as a ratio, and the interval of all that were not refused. ValueError for n = 0.
 
-    The point is the Hodges-Lehmann estimator, the centre of symmetry's own (Hodges & Lehmann 1963). Each
-    end of the interval errs with a probability of at most `alpha`, over all looks at a growing series.
+    Refused once is refused for good: the interval is what is left of those of all looks, so it never widens
+    as turns are added. Each end errs with a probability of at most `alpha`, over all looks at a growing
+    series. (Ends that have passed each other, which noise as assumed does at most that often, are swapped:
+    nothing between them is said.) The point is the Hodges-Lehmann estimator, the centre of symmetry's own
+    (Hodges & Lehmann 1963), or the end of the interval that is nearest to it.
     """
     values = np.asarray(log_ratios, np.float64)
-    centre = hodges_lehmann(values)
-    low, high = _end(values, 1, alpha), _end(values, -1, alpha)
-    return Estimate(
-        math.exp(centre), min(math.exp(low), math.exp(centre)), max(math.exp(high), math.exp(centre))
-    )
+    low, high = sorted((_end(values, 1, alpha), _end(values, -1, alpha)))
+    centre = min(max(hodges_lehmann(values), low), high)
+    return Estimate(math.exp(centre), math.exp(low), math.exp(high))
 
 
 def hodges_lehmann(values: Floats) -> float:
@@ -95,42 +97,49 @@ def hodges_lehmann(values: Floats) -> float:
     return float(np.median((values[rows] + values[columns]) / 2))
 
 
-def typical_verdict(found: Estimate, bound: float) -> Verdict:
-    """What a watched ratio says: a regression when that is certain, open while it looks like one, else a pass."""
-    if found.low > bound:
-        return "regression"
-    return "inconclusive" if found.ratio > bound else "pass"
+def typical_verdict(found: Estimate, bound: float) -> Watched:
+    """What a watched ratio says: what is certain; else open while it looks too high, else nothing at all.
 
-
-def together(judged: Verdict, watched: Verdict) -> Verdict:
-    """The verdict of a judged ratio and of one that is watched beside it."""
-    if "regression" in (judged, watched):
-        return "regression"
-    return "inconclusive" if "inconclusive" in (judged, watched) else "pass"
+    "not judged" does not stand in the way of a green, and promises nothing: it is read off the point, at
+    every look, without control of its error.
+    """
+    certain = found.verdict(bound)
+    if certain != "inconclusive":
+        return certain
+    return "inconclusive" if found.ratio > bound else "not judged"
 
 
 def decide(log_ratios: Floats, typical: Floats, bound: float, alpha: float = ALPHA) -> tuple[Verdict, int]:
     """The verdict on two series [n] of log ratios, judged and watched, and the turn at which it fell.
 
-    The same as asking `estimate` of both after every turn and stopping at the first answer; for replays.
+    The same as asking `estimate` of both after every turn, and stopping as `compare` does where latency alone
+    has a bound (`judge.settled`): at a certain regression of either, or when the judged ratio passes and
+    `typical_verdict` is not open; for replays.
     """
-    goal, at, count = math.log(1 / alpha), math.log(bound), len(log_ratios)
-    slower = np.maximum(evidence(log_ratios, at, 1), evidence(typical, at, 1)) > goal
-    inside = evidence(log_ratios, at, -1) > goal
-    for turn in np.flatnonzero(slower | inside):
-        if slower[turn]:
+    at = math.log(bound)
+    (slower, inside), (drags, fine) = (_refused(series, at, alpha) for series in (log_ratios, typical))
+    regression = (slower & ~inside) | (drags & ~fine)
+    for turn in np.flatnonzero(regression | (inside & ~slower)):
+        if regression[turn]:
             return "regression", int(turn) + 1
-        if hodges_lehmann(typical[: turn + 1]) <= at:
+        if (fine[turn] and not drags[turn]) or hodges_lehmann(typical[: turn + 1]) <= at:
             return "pass", int(turn) + 1
-    return "inconclusive", count
+    return "inconclusive", len(log_ratios)
+
+
+def _refused(values: Floats, at: float, alpha: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether `at` was refused until each turn [n]: because values lie above it, because they lie below."""
+    goal = math.log(1 / alpha)
+    above, below = (np.logical_or.accumulate(evidence(values, at, side) > goal) for side in (1, -1))
+    return above, below
 
 
 def _end(values: NDArray[np.float64], side: Literal[1, -1], alpha: float) -> float:
-    """The last centre that betting on `side` refuses: the interval's low (1) or high (-1) end."""
+    """The last centre that betting on `side` ever refused: the interval's low (1) or high (-1) end."""
     goal = math.log(1 / alpha)
 
     def refused(centre: float) -> bool:
-        return bool(evidence(values, centre, side)[-1] > goal)
+        return bool(evidence(values, centre, side).max() > goal)
 
     centre = hodges_lehmann(values)
     far = centre - side * (2 + float(np.ptp(values)))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -32,15 +33,16 @@ class WorkerProcess:
 
     def __init__(self, name: str, file: Path, inputs: Path, setup: Setup, patience: float) -> None:
         self.name, self._file, self._patience = name, file, patience
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
         job = {"model": str(file.resolve()), "inputs": str(inputs), "setup": setup.as_json()}
-        started = time.monotonic_ns()
-        try:
-            self._process = self._start(path)
-        except OSError as error:
-            self._said.close()
-            raise HostError(f"no process can be started for the {name} ({error.strerror})") from error
+        with ExitStack() as held:
+            try:
+                self._said = held.enter_context(tempfile.TemporaryFile())
+                started = time.monotonic_ns()
+                self._process = self._start(path)
+            except OSError as error:
+                raise HostError(f"no process can be started for the {name} ({error.strerror})") from error
+            held.pop_all()  # closed with the worker
         self._read = b""
         self._write(job | {"started_ns": started})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -76,7 +77,7 @@ def history(folder: Folder) -> History:
             other[kind] = other.get(kind, 0) + 1
             continue
         try:
-            found = list(_READERS[kind](kept))
+            found = [(key, _drawable(point)) for key, point in _READERS[kind](kept)]
         except RecordError as error:
             damaged.append(str(error))
             continue
@@ -85,6 +86,14 @@ def history(folder: Folder) -> History:
             series.setdefault(key, []).append(point)
     ordered = sorted(series, key=lambda key: (*key[:3], _ORDER.index(key[3])))
     return History(tuple(_trend(key, series[key]) for key in ordered), used, tuple(damaged), other)
+
+
+def _drawable(point: Point) -> Point:
+    """The point, when it can be drawn and its logarithm taken. Raises RecordError."""
+    ends = [end for end in (point.low, point.high) if end is not None]
+    if not (math.isfinite(point.value) and point.value > 0 and all(map(math.isfinite, ends))):
+        raise RecordError(f"{point.file}: has a figure that is not finite and above nought ({point.value})")
+    return point
 
 
 def _trend(key: _Key, points: Sequence[Point]) -> Trend:
@@ -135,8 +144,8 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
         condition = bench_record.parse_condition(raw["condition"], name)
         base, candidate = raw["base"]["name"], raw["candidate"]
         latency = next((c for c in raw["checks"] if c["name"] == "latency"), None)
-        key = (
-            host.fingerprint(raw["host"]),
+        key: _Key = (
+            _machine(raw["host"], name),
             str(candidate["name"]),
             f"{condition.words}, against {base}",
             RATIO,
@@ -145,15 +154,19 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
         about = (
             f"{candidate['path']} {candidate['sha256'][:8]}, toolchain {raw['toolchain']}, {raw['verdict']}"
         )
-        if latency is not None and float(latency["value"]) > 0:
-            yield (
-                key,
-                Point(
-                    str(raw["started"]), float(latency["value"]), latency["low"], latency["high"], name, about
-                ),
-            )  # type: ignore[misc]
-    except (KeyError, TypeError, ValueError) as error:
+        if latency is None or latency["value"] is None:
+            return
+        low, high = (None if latency[end] is None else float(latency[end]) for end in ("low", "high"))
+        yield key, Point(str(raw["started"]), float(latency["value"]), low, high, name, about)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{name}: no readable comparison ({type(error).__name__}: {error})") from error
+
+
+def _machine(facts: Mapping[str, JSON], name: str) -> str:
+    try:
+        return host.fingerprint(facts)
+    except RecordError as error:
+        raise RecordError(f"{name}: {error}") from error
 
 
 _READERS = {"bench": _bench, "compare": _compare}

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from toolchain import __version__, stats
 from toolchain.errors import HostError, ModelError, ToolchainError
 from toolchain.loadgen.record import Accuracy, LoadgenRecord
@@ -17,7 +19,7 @@ from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summ
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
 from toolchain.runtime.bench import Asked, find, hashes, options_for, usable_provider
-from toolchain.runtime.bench_record import Condition
+from toolchain.runtime.bench_record import Condition, write
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
 
@@ -73,7 +75,10 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         read_summary(out / SUMMARY) if load.mode == "performance" else None, accuracy,
         tuple(sorted(path.name for path in out.iterdir())), (*told, *notes),
     )  # fmt: skip
-    (out / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n")
+    try:
+        write(out / RECORD, f"{json.dumps(record.as_json(), indent=1)}\n".encode())
+    except OSError as e:
+        raise HostError(f"{out / RECORD}: cannot be written ({e.strerror})") from e
     return record
 
 
@@ -91,10 +96,19 @@ def _make(out: Path) -> None:
 
 
 def _probe(session: Session, samples: Samples, batch: int) -> float:
-    """The median time of a call of `batch` copies of the first sample, in ns; refuses a model of fixed batch."""
+    """The median time of a call of `batch` copies of the first sample, in ns.
+
+    Raises ModelError for a model of fixed batch, and for answers that are not numbers by sample [batch, ...].
+    """
     samples.load([0])
     ((_, feed),) = samples.stacked([0] * batch)
     samples.unload([0])
+    answer = session.run(feed)[0]
+    if answer.ndim < 2 or len(answer) != batch or not np.issubdtype(answer.dtype, np.number):
+        raise ModelError(
+            f"{session.label}: output {session.outputs[0].name!r} gives {answer.dtype} {list(answer.shape)} for {batch} "
+            f"sample{'' if batch == 1 else 's'}; LoadGen needs one row of numbers a sample: put the batch first"
+        )
     return float(median(timing.time_calls(lambda: session.run(feed), _PROBES)))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import ToolchainError
 from toolchain.loadgen.samples import Samples
 from toolchain.runtime.session import Session
 
@@ -25,7 +24,8 @@ class System:
 
     LoadGen reads a response through a bare address, and copies it in accuracy mode: responses are kept
     referenced until thousands have come after them.
-    What fails is answered with nothing and raised by `close`, because an exception must not reach LoadGen.
+    What fails is answered with nothing and raised by `close`, whatever it is, because an exception must not reach
+    LoadGen: one ends the process, or in a thread leaves LoadGen waiting for ever.
     """
 
     def __init__(self, loadgen: Any, session: Session, samples: Samples, *, batch: int, queued: bool) -> None:
@@ -34,7 +34,7 @@ class System:
         self._samples = samples
         self._batch = batch
         self._kept: deque[NDArray[Any]] = deque(maxlen=max(_KEPT, batch))
-        self._failed: ToolchainError | None = None
+        self._failed: BaseException | None = None
         self._waiting: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._thread = Thread(target=self._work, daemon=True) if queued else None
         if self._thread is not None:
@@ -80,8 +80,9 @@ class System:
                 answers = np.ascontiguousarray(self._session.run(feed)[0])
                 for place, row in zip(places, answers, strict=True):
                     rows[place] = row
-        except ToolchainError as e:
+        except BaseException as e:  # noqa: BLE001  # raised by `close`
             self._failed = self._failed or e
+            rows = [_NOTHING] * len(queries)
         self._kept += rows
         response = self._loadgen.QuerySampleResponse
         self._loadgen.QuerySamplesComplete(

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -26,6 +26,8 @@ from toolchain.runtime.bench_record import BenchRecord, parse
 _SSH_FAILED = 255
 _NO_COMMAND = 127
 _CONNECT_SECONDS = 15
+# ssh asks the other side every so many seconds, and ends when as many questions in a row go unanswered.
+_ALIVE_SECONDS, _UNANSWERED = 15, 4
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Remote:
 
     def command(self, words: list[str]) -> list[str]:
         """The ssh command that runs `words` there. Raises ToolchainError for an address of another form."""
+        host: str | None
         try:
             parts = urlsplit(self.address)
-            host, port = parts.hostname, parts.port
+            host, port = _host(parts.netloc), parts.port
         except ValueError:
             host = port = None
             parts = None
@@ -58,11 +61,18 @@ class Remote:
         ):
             raise ToolchainError(f"--on {self.address}: give ssh://user@host or ssh://user@host:port")
         options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
+        options += ["-o", f"ServerAliveInterval={_ALIVE_SECONDS}", "-o", f"ServerAliveCountMax={_UNANSWERED}"]
         options += [] if port is None else ["-p", str(port)]
         if self.identity is not None:
             options += ["-i", str(self.identity), "-o", "IdentitiesOnly=yes"]
         user = [] if parts.username is None else ["-l", parts.username]
         return ["ssh", *options, *user, "--", host, shlex.join(words)]
+
+
+def _host(netloc: str) -> str:
+    """The host of [user@]host[:port] or [user@][IPv6]:port, in the letters that ssh's configuration may name."""
+    place = netloc.rpartition("@")[2]
+    return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
 
 
 def bench_on(remote: Remote, model: Path, asked: Asked) -> BenchRecord:
@@ -153,24 +163,41 @@ def _record(remote: Remote, code: int, output: str, errors: str) -> BenchRecord:
     where = remote.address
     said = [line for line in errors.splitlines() if line.strip() and not line.startswith("kept: ")]
     last = said[-1].strip() if said else f"exit code {code}"
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    if code == LACKING and lines:
-        raise HostError(_lacking(remote, json.loads(lines[-1])))
+    told = list(_objects(output))
+    if code == LACKING and (missing := [one for one in told if _is_lacking(one)]):
+        raise HostError(_lacking(remote, missing[-1]))
     if code == _SSH_FAILED:
         raise HostError(f"{where}: cannot be reached, or the connection broke ({last})")
     if code == _NO_COMMAND:
         raise HostError(
             f"{where}: has no {remote.python}; install python3 there, or name another with --python"
         )
-    if code > SIGNALLED:
+    if code - SIGNALLED in set(signal.Signals):
         name = signal.Signals(code - SIGNALLED).name
         raise HostError(f"{where}: the bench there was ended by {name}; it may have run out of memory")
     if code:
         kinds = {2: ToolchainError, 3: VerificationError}
         raise kinds.get(code, HostError)(f"{where}: {last.removeprefix('Error: ')}")
-    if not lines:
+    records = [one for one in told if "kind" in one]
+    if not records:
         raise HostError(f"{where}: sent no record home ({last})")
-    return parse(json.loads(lines[-1]), where)
+    return parse(records[-1], where)
+
+
+def _objects(output: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines; a shell's start-up files may have printed others."""
+    for line in output.splitlines():
+        if line.startswith("{"):
+            with suppress(ValueError, RecursionError):
+                yield json.loads(line)
+
+
+def _is_lacking(told: Mapping[str, Any]) -> bool:
+    """Whether this is what the driver says when something is missing."""
+    names = told.get("lacking")
+    return isinstance(names, list) and all(
+        isinstance(one, str) for one in (*names, told.get("python"), told.get("executable"))
+    )
 
 
 def _lacking(remote: Remote, told: Mapping[str, Any]) -> str:

@@ -93,6 +93,8 @@ def _cold(cold: ColdStart, memory: Memory) -> str:
 
 
 def _placed(case: Case) -> str:
+    if not case.placement:
+        return "placement is not known"
     where = ", ".join(f"{text.plural(n, 'node')} on {name}" for name, n in case.placement.items())
     most = ", ".join(f"{row.operator} {100 * row.share:.1f} %" for row in case.operators[:_OPERATORS])
     line = f"{where}; time: {most}"

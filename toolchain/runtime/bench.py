@@ -110,7 +110,7 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
 
     `told(condition, done, of)` is called before each condition. Raises ProviderError, ModelError, PictureError
     and BundleError: for what cannot be used as asked, answers that are not finite, a model whose file changed
-    meanwhile. A fresh process that fails costs its own figures only: the record's notes say why.
+    meanwhile. A fresh process or a trace that fails costs its own figures only: the record's notes say why.
     """
     found = find(model, asked.file)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -212,13 +212,17 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
     )
     timed = _timed(session, prepared, condition, sampling)
     del session
-    traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
+    traced = trace.Trace((), ())
+    try:
+        traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
+    except (HostError, ModelError) as e:  # what was timed before is worth keeping
+        notes.append(f"placement is not measured: {e}")
     cold: ColdStart | None = None
     memory: Memory | None = None
     if sampling.cold_starts:
         try:
             cold, memory = fresh.measure(model, setup, prepared.feed, sampling.cold_starts)
-        except HostError as e:  # what was timed before is worth keeping
+        except HostError as e:
             notes.append(f"cold start and memory are not measured: {e}")
     return [
         replace(

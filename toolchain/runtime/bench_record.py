@@ -20,12 +20,31 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from toolchain.runtime import host
 from toolchain.runtime.errors import RecordError
 
 SCHEMA = 1
 KIND = "bench"
 # Every percentile of a record, by its name there.
 PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+# Figures that are divided by or drawn on a logarithmic axis somewhere.
+_ABOVE_0 = frozenset(
+    {
+        "bytes",
+        "threads",
+        "batch",
+        "samples_ns",
+        "ns",
+        "ci95",
+        "throughput_per_s",
+        "peak_bytes",
+        "steady_bytes",
+        "session",
+        "first_answer",
+    }
+)
+_MOST = 2**63
 
 JSON = Any  # what json.dumps takes
 T = TypeVar("T")
@@ -170,7 +189,8 @@ class BenchRecord:
 
 
 def parse(raw: JSON, where: str) -> BenchRecord:
-    """A record from its plain values. Raises RecordError as "where: field …: …"."""
+    """A record from its plain values. Raises RecordError as "where: field …": also for figures that are not
+    finite, or not above 0 where they are times, bytes, threads, batches or pictures a second."""
     if not isinstance(raw, dict) or raw.get("kind") != KIND:
         raise RecordError(f"{where}: not a bench record (its field 'kind' must be '{KIND}')")
     if raw.get("schema") != SCHEMA:
@@ -178,11 +198,19 @@ def parse(raw: JSON, where: str) -> BenchRecord:
             f"{where}: is a record of schema {raw.get('schema')!r}; this toolchain reads {SCHEMA}"
         )
     record: BenchRecord = _read(BenchRecord, raw, where, "")
+    try:
+        host.fingerprint(record.host)
+    except RecordError as e:
+        raise RecordError(f"{where}: {e}") from e
     for number, case in enumerate(record.cases):
         lengths = {len(block) for block in case.samples_ns}
         if len(lengths) != 1 or 0 in lengths:
             raise RecordError(
                 f"{where}: cases.{number}.samples_ns: must be blocks of one length, of 1 or more"
+            )
+        for name, starts in asdict(case.cold_start_ns).items() if case.cold_start_ns else ():
+            _require(
+                len(starts) > 0, where, f"cases.{number}.cold_start_ns.{name}", "must have at least one value"
             )
     return record
 
@@ -196,12 +224,16 @@ def parse_condition(raw: JSON, where: str) -> Condition:
 def read(path: Path) -> BenchRecord:
     """Read a record's file. Raises RecordError when it is missing, no JSON, or no record."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes(), parse_constant=_no_number)
     except OSError as e:
         raise RecordError(f"{path}: cannot be read ({e.strerror})") from e
     except (ValueError, RecursionError) as e:
         raise RecordError(f"{path}: not JSON, or cut short ({e})") from e
     return parse(raw, str(path))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def canonical(raw: JSON) -> bytes:
@@ -219,7 +251,13 @@ def keep(raw: JSON, folder: Path) -> Path:
     content = canonical(raw)
     path = folder / f"{hashlib.sha256(content).hexdigest()}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=folder)
+    write(path, content)
+    return path
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a scratch file beside it is flushed, then renamed. Raises OSError."""
+    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -230,7 +268,6 @@ def keep(raw: JSON, folder: Path) -> Path:
     except OSError:
         os.unlink(scratch)
         raise
-    return path
 
 
 def _read(kind: Any, value: JSON, where: str, at: str) -> Any:
@@ -278,10 +315,16 @@ def _read_tuple(arguments: Sequence[Any], value: JSON, where: str, at: str) -> t
 def _read_scalar(kind: Any, value: JSON, where: str, at: str) -> Any:
     fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        fits, value = True, float(value)
+        fits = True
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     _require(fits, where, at, f"must be {names[kind]}")
-    return value
+    if kind not in (int, float):
+        return value
+    _require(abs(value) < _MOST, where, at, "must be finite, and smaller than 2^63")
+    _require(value >= 0, where, at, "must not be negative")
+    name = at.rstrip("0123456789.").rpartition(".")[2]
+    _require(value > 0 or name not in _ABOVE_0, where, at, "must be above 0")
+    return kind(value)
 
 
 def _require(fine: bool, where: str, at: str, what: str) -> None:

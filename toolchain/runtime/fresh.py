@@ -58,12 +58,15 @@ def measure(
 
     first_answer spans from before the process is started to its first answer, imports and session included;
     the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory.
-    Raises HostError when a process ends without its figures.
+    Raises HostError when a process ends without its figures, or cannot be started.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder, "feed.npz")
-        np.savez(inputs, **dict(feed))  # type: ignore[arg-type]
-        told = [_one(model, setup, inputs) for _ in range(repeats)]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = Path(folder, "feed.npz")
+            np.savez(inputs, **dict(feed))  # type: ignore[arg-type]
+            told = [_one(model, setup, inputs) for _ in range(repeats)]
+    except OSError as e:
+        raise HostError(f"{model}: no fresh process could be started ({e.strerror or e})") from e
     cold = ColdStart(tuple(one["session_ns"] for one in told), tuple(one["first_answer_ns"] for one in told))
     memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
     return cold, memory

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.runtime import providers
+from toolchain.runtime.errors import RecordError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _DEVICE_TREE = Path("/proc/device-tree/model")
@@ -72,8 +73,17 @@ def fingerprint(given: Mapping[str, Any]) -> str:
     """Which `facts` may be compared: those of one processor type, ISA, cores, memory (whole GiB) and GPUs.
 
     Versions of kernel, Python and libraries are not in it: a change of theirs is what a history shall show.
+    Raises RecordError for facts of other types.
     """
-    memory = round(int(given.get("memory_bytes") or 0) / 2**30)
+    if not isinstance(given, Mapping):
+        raise RecordError("host must be an object")
+    size = given.get("memory_bytes") or 0
+    if not isinstance(size, int) or not 0 <= size < 2**63:
+        raise RecordError(f"host.memory_bytes must be a whole number, not {size!r}")
+    for name in ("features", "gpus"):
+        if not isinstance(given.get(name) or [], list | tuple):
+            raise RecordError(f"host.{name} must be a list, not {given[name]!r}")
+    memory = round(size / 2**30)
     features = "".join(sorted(map(str, given.get("features") or ())))
     kind = hashlib.sha256(f"{features}\0{sorted(map(str, given.get('gpus') or ()))}".encode()).hexdigest()
     return f"{given.get('cpu')}, {given.get('isa')}, {given.get('cores')} cores, {memory} GiB, {kind[:8]}"

@@ -84,8 +84,16 @@ def ort_options(name: str, options: Mapping[str, str]) -> list[tuple[str, dict[s
 
 
 def device(name: str, options: Mapping[str, str]) -> tuple[str, int]:
-    """Where a provider's tensors lie, as IO binding names it: its memory and the device's number."""
-    return name, int(options.get("device_id", "0"))
+    """Where a provider's tensors lie, as IO binding names it: its memory and the device's number.
+
+    Raises ProviderError for a device_id that is no number.
+    """
+    number = options.get("device_id", "0")
+    if not (number.isascii() and number.isdigit()):
+        raise ProviderError(
+            f"provider {name!r} has the option device_id={number}: give a device's number, 0 or more"
+        )
+    return name, int(number)
 
 
 def has_own_memory(name: str) -> bool:

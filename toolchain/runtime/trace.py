@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from toolchain.runtime import providers
 from toolchain.runtime.bench_record import Operator
-from toolchain.runtime.errors import ModelError
+from toolchain.runtime.errors import HostError, ModelError
 from toolchain.runtime.session import Session
 
 _KERNEL = "_kernel_time"
@@ -105,9 +105,15 @@ class TracedSession(Session):
 
 
 def trace(model: Path, feed: Mapping[str, NDArray[Any]], runs: int = 10, **settings: Any) -> Trace:
-    """Trace a model with Session's settings in a scratch folder. Raises as Session does."""
-    with tempfile.TemporaryDirectory() as folder:
-        return TracedSession(model, Path(folder), **settings).trace(feed, runs)
+    """Trace a model with Session's settings in a scratch folder.
+
+    Raises as Session does, HostError when the folder cannot be written, ModelError for a profile cut short.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return TracedSession(model, Path(folder), **settings).trace(feed, runs)
+    except OSError as e:
+        raise HostError(f"{model}: its profile cannot be kept ({e.strerror or e})") from e
 
 
 def read(profile: Path, drop: int) -> Trace:

@@ -23,7 +23,8 @@ from toolchain.runtime.timing import Side, time_calls
 class Steadiness:
     """Steady: the medians of the last `windows` windows differ by at most `tolerance` of the smallest.
 
-    A window is as many calls as last `window_seconds`, 3 to 100 of them. seconds: the wait's limit.
+    A window is as many calls as last `window_seconds`, 3 to 100 of them, by the time of the second call (the
+    first one pays for what is made once). seconds: the wait's limit.
     """
 
     tolerance: float = 0.03
@@ -35,10 +36,10 @@ class Steadiness:
 def warm_up(side: Side, until: Steadiness) -> WarmUp:
     """Call `side` until it is steady or the time is up; at least one window is called."""
     start = perf_counter_ns()
-    (first,) = time_calls(side, 1)
-    size = min(100, max(3, math.ceil(until.window_seconds * 1e9 / max(first, 1))))
+    _, second = time_calls(side, 2)
+    size = min(100, max(3, math.ceil(until.window_seconds * 1e9 / max(second, 1))))
     medians: list[float] = []
-    calls = 1
+    calls = 2
     while True:
         medians.append(median(time_calls(side, size)))
         calls += size

@@ -5,7 +5,7 @@
     in   {"calls": n}
     out  {"samples_ns": [n times]}
     in   {}
-    out  {"peak_bytes", "steady_bytes"}                     and the process ends
+    out  {"peak_bytes", "steady_bytes"}                     and the process ends; 0 where the kernel does not say
 
 What cannot be done is answered by {"error": sentence, "kind": class}, and the process ends. Only one side of
 a comparison is asked at a time; between questions a worker waits on its pipe and uses no processor.
@@ -85,7 +85,7 @@ def serve(questions: TextIO, answers: TextIO) -> None:
             calls = json.loads(line).get("calls")
             if calls is None:
                 held = memory()
-                say({"peak_bytes": held["VmHWM"], "steady_bytes": held["VmRSS"]})
+                say({"peak_bytes": held.get("VmHWM", 0), "steady_bytes": held.get("VmRSS", 0)})
                 return
             say({"samples_ns": time_calls(worker.call, calls)})
             gc.collect(0)
