@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | test-gpu | test-root | bench-… | wheelhouse
+# make setup | demo | test | check | test-slow | test-gpu | test-root | bench | bench-… | wheelhouse
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -56,6 +56,20 @@ wheelhouse: pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist wheelhouse runs .toolchain
+
+# A minute or two: is this version as fast as the one that benchmarks/results/own.ISA.json was taken from? Writes
+# no record; bench-own-record takes a new one, which wants a quiet machine.
+.PHONY: bench bench-own-record
+bench: setup
+	mkdir -p build/bench
+	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.bench.explain_cases --by-hand --out build/bench/explain.json
+	$(BIN)/python -m benchmarks.bench.harness_cost --out build/bench/harness_cost.json
+	$(BIN)/python -m benchmarks.bench.own
+
+bench-own-record: setup
+	$(BIN)/python -m benchmarks.bench.own --write
+	$(BIN)/python benchmarks/table.py
 
 .PHONY: bench-kill bench-throughput bench-imagenet bench-transfer bench-table
 bench-kill: setup

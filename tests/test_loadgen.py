@@ -134,6 +134,18 @@ def test_answers_without_a_row_a_sample_are_refused(
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("scenario", ["single-stream", "server", "offline"])
+def test_a_broken_picture_is_told_after_the_test(tmp_path: Path, scenario: Any) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(4):
+        Image.fromarray(GOLDEN[0]).save(pictures / f"{index}.png")
+    (pictures / "2.png").write_bytes(b"no picture")
+    load = Load(scenario, seconds=SHORT, target_qps=500)
+    with pytest.raises(PictureError, match=r"2\.png: not a picture"):
+        run_loadgen(fused(tmp_path), Asked(pictures=pictures), load, tmp_path / "logs")
+
+
 @pytest.mark.parametrize("scenario", ["single-stream", "server"])
 @pytest.mark.parametrize("fault", ["an exception", "too few rows"])
 def test_whatever_fails_inside_loadgen_is_raised_after_it(

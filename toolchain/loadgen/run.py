@@ -119,7 +119,7 @@ def _run(loadgen: Any, settings: Any, system: System, samples: Samples, out: Pat
     logs.log_output = output
     logs.enable_trace = False
     sut = loadgen.ConstructSUT(system.issue, system.flush)
-    qsl = loadgen.ConstructQSL(samples.total, min(samples.total, MOST_LOADED), samples.load, samples.unload)
+    qsl = loadgen.ConstructQSL(samples.total, min(samples.total, MOST_LOADED), system.load, samples.unload)
     try:
         loadgen.StartTestWithLogSettings(sut, qsl, settings, logs, str(out / "audit.config"))
     finally:

@@ -40,6 +40,13 @@ class System:
         if self._thread is not None:
             self._thread.start()
 
+    def load(self, indices: Sequence[int]) -> None:
+        """Called by LoadGen before it asks for these samples."""
+        try:
+            self._samples.load(indices)
+        except BaseException as e:  # noqa: BLE001  # raised by `close`
+            self._failed = self._failed or e
+
     def issue(self, queries: list[Any]) -> None:
         """Called by LoadGen with a query's samples."""
         if self._thread is None:

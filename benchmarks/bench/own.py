@@ -1,0 +1,218 @@
+"""How fast this toolchain itself is, against the record of an earlier version on the same kind of machine.
+
+    python -m benchmarks.bench.own [--rounds 12] [--bound 15]    # measures, compares; writes nothing
+    python -m benchmarks.bench.own --write                       # keeps benchmarks/results/own.ISA.json instead
+
+Each round does every part once, in random order, on one thread: training a small network for two epochs on digits, its
+export, its quantization, loading the plain file, a call (the median of 200), and the start of the command line in a
+process of its own. A round before warms up. Compared are medians; the 95 % interval of their ratio draws rounds of both
+records. Regression: the whole interval lies above the bound (in %); pass: it lies below; else inconclusive. Two runs at
+different times also differ by what the machine did meanwhile, so the bound is wide: `toolchain compare` is for less.
+Records of other kinds of machines (`host.fingerprint`) are not compared. Exit 3: a regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolchain import __version__, graph
+from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import build, save
+from toolchain.backbones.settings import Backbone, PreprocessOverrides
+from toolchain.data.dataset import Data
+from toolchain.data.settings import DataSettings
+from toolchain.data.sources import load
+from toolchain.device import select
+from toolchain.learn.loop import fit
+from toolchain.learn.settings import Training
+from toolchain.progress import Silent
+from toolchain.record import Record
+from toolchain.runtime import host, timing
+from toolchain.runtime.session import Session
+from toolchain.step import Context, Step
+from toolchain.steps.export import Export
+from toolchain.steps.quantize import Quantize
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / f"own.{host.isa()}.json"
+REGRESSION = 3
+_CALLS = 200
+_BACKBONE = Backbone(
+    timm="resnet10t", weights="random", kwargs={"channels": [16, 32, 64, 128]},
+    preprocess=PreprocessOverrides(size=32, crop_pct=1.0),
+)  # fmt: skip
+_START = (sys.executable, "-c", "from toolchain.cli import main; main()", "--version")
+
+Parts = Mapping[str, Callable[[], float]]
+Seconds = Mapping[str, list[float]]
+
+
+class Bench:
+    """The parts, and what they need: digits, a network in a folder, its exported files."""
+
+    def __init__(self, folder: Path) -> None:
+        digits = load(DataSettings(source="digits"), Path())
+        self._data = Data(
+            "digits",
+            digits.labels,
+            digits.train.subset(range(320)),
+            digits.val.subset(range(64)),
+            digits.test,
+        )
+        self._device = select("cpu", 1)
+        self._network = folder / "network"
+        self._network.mkdir()
+        save(*build(_BACKBONE, self._data.labels), self._network)
+        self._exported = folder / "exported"
+        self._step(Export(), self._network, Form.TORCH, self._exported)
+        self._session = Session(self._exported / graph.PLAIN)
+        self._feed = {self._session.inputs[0].name: np.zeros((1, 3, 32, 32), np.float32)}
+
+    @property
+    def parts(self) -> Parts:
+        """{what: run it once and return its seconds}."""
+        return {
+            "train, 2 epochs of 320 pictures": self._train,
+            "export": partial(self._step, Export(), self._network, Form.TORCH),
+            "quantize": partial(self._step, Quantize().resolved(), self._exported, Form.ONNX),
+            "load a session": lambda: _seconds(partial(Session, self._exported / graph.PLAIN)),
+            "a call of a session": self._call,
+            "start of the command line": lambda: _seconds(
+                partial(subprocess.run, _START, check=True, capture_output=True)
+            ),
+        }
+
+    def _train(self) -> float:
+        model, network = build(_BACKBONE, self._data.labels)
+        training = Training(epochs=2, batch_size=32, lr=1e-3, workers=0)
+        with tempfile.TemporaryDirectory() as folder:
+            return _seconds(partial(fit, model, network, training, self._context(Path(folder, "out"))))
+
+    def _step(self, step: Step, source: Path, form: Form, out: Path | None = None) -> float:
+        about = Record(key="", step="", version=0, settings={}, parents={}, libraries={}, seconds=0.0)
+        inputs = {"model": Artifact(form, source, about)}
+        with tempfile.TemporaryDirectory() as folder:
+            return _seconds(partial(step.run, inputs, self._context(out or Path(folder, "out"))))
+
+    def _call(self) -> float:
+        return median(timing.time_calls(partial(self._session.run, self._feed), _CALLS)) / 1e9
+
+    def _context(self, out: Path) -> Context:
+        out.mkdir()
+        scratch = out.with_name(f"{out.name}.scratch")
+        scratch.mkdir()
+        return Context(out, scratch, self._data, self._device, 0, Silent())
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def measure(parts: Parts, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each part by round."""
+    chance = random.Random(0)
+    taken: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(-1, rounds):  # round -1 warms up
+        for name in chance.sample(list(parts), len(parts)):
+            seconds = parts[name]()
+            if number >= 0:
+                taken[name].append(seconds)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return taken
+
+
+def rows(now: Seconds) -> list[dict[str, Any]]:
+    """A line of the table a part."""
+    return [
+        {
+            "part": name,
+            "median, ms": _ms(median(taken)),
+            "quickest, ms": _ms(min(taken)),
+            "rounds": len(taken),
+        }
+        for name, taken in now.items()
+    ]
+
+
+def _ms(seconds: float) -> float:
+    return float(f"{1000 * seconds:.4g}")
+
+
+def against(now: Seconds, then: Seconds, bound: float) -> list[dict[str, Any]]:
+    """Median now over median then with its interval and verdict, for every part that both have; bound in %."""
+    found = []
+    for name in (name for name in now if name in then):
+        ratios = _medians(now[name], 1) / _medians(then[name], 2)
+        low, high = (float(end) for end in np.quantile(ratios, (0.025, 0.975)))
+        limit = 1 + bound / 100
+        found.append({
+            "part": name, "ratio": median(now[name]) / median(then[name]), "ci95": (low, high),
+            "verdict": "regression" if low > limit else "pass" if high < limit else "inconclusive",
+        })  # fmt: skip
+    return found
+
+
+def _medians(taken: list[float], seed: int) -> NDArray[np.float64]:
+    """Medians of rounds drawn with replacement [4000]."""
+    drawn = np.random.default_rng(seed).integers(0, len(taken), (4000, len(taken)))
+    medians: NDArray[np.float64] = np.median(np.array(taken)[drawn], axis=1)
+    return medians
+
+
+def judged(now: Seconds, record: Path, bound: float) -> int:
+    """Print the comparison with a committed record, or why there is none; the exit code."""
+    kept = json.loads(record.read_text()) if record.exists() else None
+    if kept is None or host.fingerprint(kept["host"]) != host.fingerprint(host.facts()):
+        print(f"{record.name}: no record of this kind of machine, so nothing is compared; --write keeps one")
+        return 0
+    compared = against(now, kept["seconds"], bound)
+    for row in compared:
+        low, high = row["ci95"]
+        print(
+            f"{row['verdict']:12} {row['part']}: {row['ratio']:.3f} [{low:.3f}, {high:.3f}] of {kept['toolchain']}"
+        )
+    for name in sorted(set(now) ^ set(kept["seconds"])):
+        print(f"{'not compared':12} {name}: only one of the two has it")
+    return REGRESSION if any(row["verdict"] == "regression" for row in compared) else 0
+
+
+def main() -> int:
+    """Measure, then compare or record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--bound", type=float, default=15.0, help="percent [default: %(default)s]")
+    parser.add_argument("--write", action="store_true", help="keep the record instead of comparing with it")
+    asked = parser.parse_args()
+    if asked.rounds < 2:
+        parser.error("--rounds must be at least 2: an interval is drawn from them")
+    with tempfile.TemporaryDirectory() as folder:
+        now = measure(Bench(Path(folder)).parts, asked.rounds)
+    for row in rows(now):
+        print(f"{row['median, ms']:10} ms  {row['part']}")
+    if not asked.write:
+        return judged(now, RESULT, asked.bound)
+    what = "This toolchain's own work, one thread: what `make bench` compares a new version with"
+    record = {"what": what, "toolchain": __version__, "rows": rows(now), "seconds": now, "host": host.facts()}
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

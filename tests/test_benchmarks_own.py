@@ -1,0 +1,63 @@
+"""`make bench`: a planted slowdown is called one, noise is not, and other machines are not compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.bench import own
+from toolchain.runtime import host
+
+
+def rounds(middle: float, seed: int) -> list[float]:
+    return np.random.default_rng(seed).normal(middle, 0.02 * middle, 8).tolist()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(1.0, "pass"), (0.5, "pass"), (1.15, "inconclusive"), (1.3, "regression")]
+)
+def test_verdicts_come_from_the_whole_interval(ratio: float, verdict: str) -> None:
+    (row,) = own.against({"a": rounds(ratio, 1), "new": [1.0]}, {"a": rounds(1.0, 2), "old": [1.0]}, 15.0)
+    low, high = row["ci95"]
+    assert low <= row["ratio"] <= high
+    assert row["verdict"] == verdict
+
+
+def test_the_record_of_this_kind_of_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, slow = tmp_path / "own.json", {"a": rounds(1.3, 1), "new": [1.0]}
+    assert own.judged(slow, record, 15.0) == 0
+    assert "no record of this kind of machine" in capsys.readouterr().out
+    kept = {"toolchain": "0.9", "seconds": {"a": rounds(1.0, 2)}, "host": host.facts()}
+    record.write_text(json.dumps(kept | {"host": host.facts() | {"cores": 999}}))
+    assert own.judged(slow, record, 15.0) == 0
+    assert "no record of this kind of machine" in capsys.readouterr().out
+    record.write_text(json.dumps(kept))
+    assert own.judged(slow, record, 15.0) == own.REGRESSION
+    said = capsys.readouterr().out
+    assert "regression   a: 1.3" in said
+    assert "of 0.9" in said
+    assert "not compared new: only one of the two has it" in said
+    assert own.judged({"a": rounds(1.0, 3)}, record, 15.0) == 0
+
+
+def test_a_round_has_every_part_once_and_the_first_does_not_count() -> None:
+    called: list[str] = []
+
+    def part(name: str) -> float:
+        called.append(name)
+        return float(len(called))
+
+    taken = own.measure({name: lambda name=name: part(name) for name in "abc"}, 2)
+    assert [sorted(called[k : k + 3]) for k in (0, 3, 6)] == [list("abc")] * 3
+    assert min(map(min, taken.values())) == 4.0
+    assert [row["rounds"] for row in own.rows(taken)] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_every_part_runs(tmp_path: Path) -> None:
+    taken = own.measure(own.Bench(tmp_path).parts, 1)
+    assert len(taken) == 6
+    assert all(seconds > 0 for (seconds,) in taken.values())
