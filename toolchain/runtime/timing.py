@@ -37,7 +37,7 @@ def interleave(
     order = np.random.default_rng(seed)
     names = list(sides)
     times = {name: np.empty((blocks, calls - drop), np.int64) for name in names}
-    with _quiet():
+    with quiet():
         for name in names:
             time_calls(sides[name], calls)
         for block in range(blocks):
@@ -67,7 +67,7 @@ def alternate(
     order = np.random.default_rng(seed)
     names = list(sides)
     times = {name: np.empty(calls, np.int64) for name in names}
-    with _quiet():
+    with quiet():
         for index in range(-drop, calls):
             for side in order.permutation(len(names)):
                 name = names[side]
@@ -87,7 +87,7 @@ def repeat(side: Side, calls: int, more: Callable[[int], bool]) -> list[list[int
     """
     _check({"": side}, calls, 1, 0)
     blocks: list[list[int]] = []
-    with _quiet():
+    with quiet():
         while not blocks or more(len(blocks)):
             gc.collect(0)
             blocks.append(time_calls(side, calls))
@@ -106,7 +106,7 @@ def time_calls(side: Side, calls: int) -> list[int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the garbage collector out of the samples."""
     enabled = gc.isenabled()
     gc.collect()

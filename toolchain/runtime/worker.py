@@ -27,7 +27,7 @@ import numpy as np
 from toolchain.runtime import providers
 from toolchain.runtime.errors import ModelError, ToolchainError
 from toolchain.runtime.fresh import Setup, memory
-from toolchain.runtime.timing import time_calls
+from toolchain.runtime.timing import quiet, time_calls
 from toolchain.runtime.warm_up import Steadiness, warm_up
 
 # Short, because many processes are started: what is still cold then is so for both sides, and is left out
@@ -73,22 +73,21 @@ def serve(questions: TextIO, answers: TextIO) -> None:
 
     try:
         worker = Worker(json.loads(questions.readline()))
-        gc.collect()
-        gc.disable()
-        warm_up(worker.call, WARM_UP)
-        call_ns = float(np.median(time_calls(worker.call, 3)))
-        say({
-            "session_ns": worker.session_ns, "first_answer_ns": worker.first_answer_ns, "call_ns": call_ns,
-            "state": worker.state,
-        })  # fmt: skip
-        for line in questions:
-            calls = json.loads(line).get("calls")
-            if calls is None:
-                held = memory()
-                say({"peak_bytes": held.get("VmHWM", 0), "steady_bytes": held.get("VmRSS", 0)})
-                return
-            say({"samples_ns": time_calls(worker.call, calls)})
-            gc.collect(0)
+        with quiet():
+            warm_up(worker.call, WARM_UP)
+            call_ns = float(np.median(time_calls(worker.call, 3)))
+            say({
+                "session_ns": worker.session_ns, "first_answer_ns": worker.first_answer_ns, "call_ns": call_ns,
+                "state": worker.state,
+            })  # fmt: skip
+            for line in questions:
+                calls = json.loads(line).get("calls")
+                if calls is None:
+                    held = memory()
+                    say({"peak_bytes": held.get("VmHWM", 0), "steady_bytes": held.get("VmRSS", 0)})
+                    return
+                say({"samples_ns": time_calls(worker.call, calls)})
+                gc.collect(0)
     except ToolchainError as error:
         say({"error": str(error), "kind": type(error).__name__})
 
