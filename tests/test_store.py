@@ -17,7 +17,8 @@ import pytest
 
 from toolchain.errors import HostError
 from toolchain.record import Measurement
-from toolchain.store import Job, Store, alone, hash_path, host_faults, write_whole
+from toolchain.runtime.whole import write_whole
+from toolchain.store import Job, Store, alone, hash_path, host_faults
 
 
 def job(**changes: object) -> Job:

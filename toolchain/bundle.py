@@ -23,7 +23,8 @@ from toolchain.record import JSON
 from toolchain.runtime import host
 from toolchain.runtime import manifest as names
 from toolchain.runtime.session import Session
-from toolchain.store import host_faults, sync_and_hash, write_whole
+from toolchain.runtime.whole import write_whole
+from toolchain.store import host_faults, sync_and_hash
 
 GOLDEN_PICTURES = 16
 

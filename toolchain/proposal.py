@@ -11,7 +11,7 @@ from toolchain.data.settings import Columns, DataSettings
 from toolchain.data.sources import load
 from toolchain.data.table import group_column
 from toolchain.errors import DataError
-from toolchain.store import write_whole
+from toolchain.runtime.whole import write_whole
 
 _FEW_A_CLASS = 200
 _UNEVEN = 3.0

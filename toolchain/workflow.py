@@ -33,7 +33,8 @@ from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
 from toolchain.runtime import providers
 from toolchain.runtime.session import Session
-from toolchain.store import Entry, Store, alone, host_faults, size_of, write_whole
+from toolchain.runtime.whole import write_whole
+from toolchain.store import Entry, Store, alone, host_faults, size_of
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
     python benchmarks/magnetic_tile/ours.py --row all        # every ablation too (hours on a small CPU)
     python benchmarks/magnetic_tile/ours.py --folds 0 2 4    # one of two processes that share the work
 
-Of each fold's four training fifths a sixth is held back as val, by tile: it picks the epoch, and settings were
-chosen by it. The held-out fifth is answered once. Each row changes one setting of the recipe.
+Of each fold's four training fifths a sixth is held back as val, by tile, for what the training decides by it. The
+held-out fifth is answered once. Each row changes one setting of the recipe.
 """
 
 from __future__ import annotations

@@ -240,7 +240,8 @@ def _require_writable(given: _Given) -> None:
 
 def _keep(raw: dict[str, Any], given: _Given) -> None:
     if given["as_json"] is not None:
-        from toolchain.store import host_faults, write_whole
+        from toolchain.runtime.whole import write_whole
+        from toolchain.store import host_faults
 
         with host_faults(given["as_json"]):
             write_whole(given["as_json"], f"{json.dumps(raw)}\n".encode())

@@ -128,7 +128,7 @@ def _question(base: Path, candidate: Path, given: _Given) -> Question:
 
 def _write(path: Path, content: str) -> HostError | None:
     """Write one form, whole or not at all, or say why not: the others shall be written all the same."""
-    from toolchain.store import write_whole
+    from toolchain.runtime.whole import write_whole
 
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):

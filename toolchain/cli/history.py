@@ -42,7 +42,8 @@ def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     from toolchain.history import read
     from toolchain.history.page import render
     from toolchain.history.trends import history as trends
-    from toolchain.store import host_faults, write_whole
+    from toolchain.runtime.whole import write_whole
+    from toolchain.store import host_faults
 
     found = trends(read(folder))
     with host_faults(out):

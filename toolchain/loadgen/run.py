@@ -19,9 +19,10 @@ from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summ
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
 from toolchain.runtime.bench import Asked, find, hashes, options_for, usable_provider
-from toolchain.runtime.bench_record import Condition, write
+from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
+from toolchain.runtime.whole import write_whole
 
 RECORD = "record.json"
 _PROBES = 20
@@ -76,7 +77,7 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         tuple(sorted(path.name for path in out.iterdir())), (*told, *notes),
     )  # fmt: skip
     try:
-        write(out / RECORD, f"{json.dumps(record.as_json(), indent=1)}\n".encode())
+        write_whole(out / RECORD, f"{json.dumps(record.as_json(), indent=1)}\n".encode())
     except OSError as e:
         raise HostError(f"{out / RECORD}: cannot be written ({e.strerror})") from e
     return record

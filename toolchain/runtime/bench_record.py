@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from toolchain.runtime import host
 from toolchain.runtime.errors import RecordError
+from toolchain.runtime.whole import write_whole
 
 SCHEMA = 1
 KIND = "bench"
@@ -250,24 +249,8 @@ def keep(raw: JSON, folder: Path) -> Path:
     """
     content = canonical(raw)
     path = folder / f"{hashlib.sha256(content).hexdigest()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write(path, content)
+    write_whole(path, content)
     return path
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a scratch file beside it is flushed, then renamed. Raises OSError."""
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except OSError:
-        os.unlink(scratch)
-        raise
 
 
 def _read(kind: Any, value: JSON, where: str, at: str) -> Any:
