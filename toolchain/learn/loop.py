@@ -24,6 +24,7 @@ from toolchain.learn import curves
 from toolchain.learn.checkpoint import Checkpoint, identity
 from toolchain.learn.curves import Curves, EpochRow
 from toolchain.learn.evaluate import Scores, evaluate
+from toolchain.learn.heap import kept_heap
 from toolchain.learn.losses import class_offsets, class_weights, cross_entropy, distilled
 from toolchain.learn.mixing import mix
 from toolchain.learn.optimizer import Scope, set_rate
@@ -65,7 +66,7 @@ def fit(
     }
     begun = identity(facts, [model] if teacher is None else [model, teacher])
     checkpoint = Checkpoint(context.scratch / "checkpoint", begun)
-    with _repeatable(), _memory(training, context):
+    with _repeatable(), _memory(training, context), kept_heap():
         return _Run(model, network, training, context, _Teaching(teacher, distill)).go(checkpoint)
 
 
@@ -207,15 +208,16 @@ class _Run:
         torch.manual_seed(int(generator.integers(1 << 63)))
         share = factor(training, state.position.step, self.steps) * state.plateau.scale
         set_rate(state.optimizer, training.lr * share)
-        for _ in range(group):
+        for number in range(group):
             loss = self._loss(self._next(source), generator)
+            if number == 0:  # not earlier: freed at the heap's end, their pages would be given back
+                state.optimizer.zero_grad(set_to_none=True)
             state.scaler.scale(loss / group).backward()  # type: ignore[no-untyped-call]
         if training.clip is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(self.trained, training.clip)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
         if state.average is not None:
             state.average.update()
 
