@@ -117,3 +117,15 @@ def test_a_level_that_is_not_there_is_told() -> None:
 def test_a_kept_classifier_reads_the_end_only() -> None:
     with pytest.raises(ValidationError, match="out_indices: needs head 'new'"):
         backbone(weights=Path("w.safetensors"), head="keep")
+
+
+def test_kept_statistics_spare_the_head_alone() -> None:
+    """Norms of the body normalise by what they came with; the levels' own norm learns what its inputs are like."""
+    model, _ = build(backbone(), LABELS)
+    Scope(model, "full", statistics_kept=True).train()
+    body = [module for module in model.body.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in body]
+    model(PICTURES)
+    assert all(torch.equal(old, norm.running_mean) for old, norm in zip(before, body, strict=True))
+    assert all(norm.weight.requires_grad for norm in body)
+    assert not torch.equal(model.norm.running_mean, torch.zeros_like(model.norm.running_mean))

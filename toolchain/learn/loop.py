@@ -120,7 +120,7 @@ class _Run:
         model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         if teaching.teacher is not None:
             teaching.teacher.to(self.device, memory_format=self.layout).eval()  # type: ignore[call-overload]
-        self.scope = Scope(model, training.train)
+        self.scope = Scope(model, training.train, statistics_kept=training.norm_statistics == "kept")
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.state = State.start(model, training, device)
         self.batches = self._batches(network)

@@ -15,10 +15,18 @@ from toolchain.learn.settings import Training
 class Scope:
     """The part of a network that is trained; the rest is frozen and stays in eval mode, batch norm included."""
 
-    def __init__(self, model: nn.Module, train: str | int) -> None:
-        """Freeze all else. Raises TrainingError for more blocks than there are."""
+    def __init__(self, model: nn.Module, train: str | int, *, statistics_kept: bool = False) -> None:
+        """Freeze all else. Raises TrainingError for more blocks than there are.
+
+        statistics_kept: batch norms before the head normalise by the statistics they came with.
+        """
         self._model = model
         self._parts = _parts(model, train)
+        own = {module for part in head(model) for module in part.modules()}
+        self._kept = [
+            module for module in model.modules()
+            if statistics_kept and isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in own
+        ]  # fmt: skip
         model.requires_grad_(False)
         for part in self._parts:
             part.requires_grad_(True)
@@ -30,6 +38,8 @@ class Scope:
         self._model.training = True
         for part in self._parts:
             part.train()
+        for norm in self._kept:
+            norm.eval()
 
 
 def make(model: nn.Module, training: Training) -> torch.optim.Optimizer:

@@ -35,6 +35,9 @@ class Training(BaseModel):
     `patience` epochs without a better `select` metric on val. warmup_epochs: linear rise, may be a fraction.
     train: "full", "head" (linear probe: everything but the classifier frozen, batch norm as well), or the
     number of last blocks to train beside the classifier.
+    norm_statistics: what batch norms that are trained normalise by: their "batch", or the mean and variance they came
+    with, "kept"; for few pictures that differ from those of pretraining, or whose classes are far from balanced.
+    The classifier's own norms always take the batch.
     accumulate: batches a step. clip: greatest norm of the gradient. amp: see `Device.amp_type`.
     balance: rare classes count more in the "loss", or come up more often ("sampler"): a class of n pictures is
     weighted by n ** -balance_power; or must be answered with a margin ("logits"), which still acts when the
@@ -61,6 +64,7 @@ class Training(BaseModel):
     patience: Annotated[int, Field(ge=0)] = 5
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     train: Literal["full", "head"] | Count = "full"
+    norm_statistics: Literal["batch", "kept"] = "batch"
     amp: AmpName = "auto"
     channels_last: bool = True
     accumulate: Count = 1
