@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,10 @@ _UNREADABLE = (
     zlib.error,
     struct.error,
 )
+
+
+# Sixteen pictures of 20 megapixels; numpy reads no more of a member than its header says.
+GOLDEN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,27 @@ def check_golden(golden: Golden, session: Session, declared: Manifest) -> Verifi
 
 
 def read_golden(path: Path) -> Golden:
-    """Read `golden.npz`: count, picture_0 …, probabilities. Raises BundleError when it is not of that form."""
+    """Read `golden.npz`: count, picture_0 …, probabilities.
+
+    Raises BundleError when it is not of that form, or unpacks to more than GOLDEN_BYTES.
+    """
+    return _golden(path, str(path))
+
+
+def read_golden_bytes(content: bytes, label: str) -> Golden:
+    """As `read_golden`, of a file's content; `label` names it in errors."""
+    return _golden(BytesIO(content), label)
+
+
+def _golden(source: Path | BytesIO, path: str) -> Golden:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(source) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > GOLDEN_BYTES:
+            raise BundleError(f"{path}: unpacks to {size} bytes, more than the {GOLDEN_BYTES} allowed")
+        if isinstance(source, BytesIO):
+            source.seek(0)
+        with np.load(source, allow_pickle=False) as arrays:
             count = int(arrays["count"])
             pictures = tuple(arrays[f"picture_{index}"] for index in range(count))
             probabilities = arrays["probabilities"]
