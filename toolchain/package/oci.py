@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import tarfile
 import zlib
@@ -23,6 +22,7 @@ from toolchain.errors import PackageError
 from toolchain.package import archive
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
 from toolchain.record import JSON
+from toolchain.runtime.verification import sha256_of
 
 FOLDER = "/opt/toolchain"
 USER = "10001:10001"
@@ -59,7 +59,7 @@ def as_json(value: JSON) -> bytes:
 
 def write(payload: Payload, out: Path) -> None:
     """Write the archive. Raises PackageError for a base that is missing, not pinned, another, or unfit."""
-    base = _base(payload)
+    base = pinned_base(payload).read_bytes()
     ours = archive.tar(payload.tree(), payload.wish.epoch, prefix=FOLDER[1:] + "/")
     zipped = [base if base.startswith(b"\x1f\x8b") else archive.gzipped(base), archive.gzipped(ours)]
     unpacked = [_plain(base), ours]
@@ -112,28 +112,31 @@ def _config(payload: Payload, layers: list[bytes]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _base(payload: Payload) -> bytes:
+def pinned_base(payload: Payload) -> Path:
+    """The base's file, once its sha256 is the pinned one and it holds the Python that the wheels need.
+
+    Raises PackageError otherwise.
+    """
     wish = payload.wish
     if wish.base is None or wish.base_sha256 is None:
         raise PackageError(
-            "an image needs a root file system: give --base FILE.tar and --base-sha256 HEX ('make base' makes one)"
+            "a root file system is needed: give --base FILE.tar and --base-sha256 HEX ('make base')"
         )
     try:
-        content = wish.base.read_bytes()
+        found = sha256_of(wish.base)
     except OSError as e:
         raise PackageError(f"{wish.base}: cannot be read ({e.strerror})") from e
-    found = hashlib.sha256(content).hexdigest()
     if found != wish.base_sha256.lower():
         raise PackageError(f"{wish.base}: its sha256 is {found}, not the pinned {wish.base_sha256}; refused")
     python = "usr/bin/python{}.{}".format(*payload.python)
     try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive_of:
-            names = {member.name.removeprefix("./") for member in archive_of}
+        with tarfile.open(wish.base) as base:
+            names = {member.name.removeprefix("./") for member in base}
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise PackageError(f"{wish.base}: not a tar or tar.gz ({e})") from e
     if python not in names:
         raise PackageError(f"{wish.base}: has no /{python}, which the wheels are built for")
-    return content
+    return wish.base
 
 
 def _plain(base: bytes) -> bytes:

@@ -124,6 +124,11 @@ def load(wish: Wish) -> Payload:
     if wish.accelerator == "jetson" and wish.arch != "arm64":
         raise PackageError("--accelerator jetson: those are arm64 devices; give --arch arm64")
     declared = Bundle.load(wish.bundle).manifest
+    families = "arm64" if wish.arch == "arm64" else "x86-"
+    if not any(family.startswith(families) for family in declared.tolerances):
+        raise PackageError(
+            f"{wish.bundle}: promises answers on {', '.join(sorted(declared.tolerances))} only, not on {wish.arch}"
+        )
     verification.check_files(wish.bundle, declared)
     names = [MANIFEST, *declared.files]
     return Payload(wish, declared, {name: (wish.bundle / name).read_bytes() for name in sorted(names)})

@@ -16,10 +16,11 @@ from pathlib import Path
 from toolchain.errors import PackageError
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-# What no answer needs: tests, headers, conversion tools of onnxruntime.
+# What no answer needs: tests, headers, conversion tools of onnxruntime, and its C library, which its Python
+# module holds a second time.
 _NEEDLESS = re.compile(
     r"(^|/)tests?/|^onnxruntime/(tools|transformers|quantization|datasets|backend)/|^numpy/(f2py|_core/include)/"
-    r"|^numpy/_core/lib/|\.(pyi|c|h|pxd)$|^[^/]+\.data/"
+    r"|^onnxruntime/capi/libonnxruntime\.so|^numpy/_core/lib/|\.(pyi|c|h|pxd)$|^[^/]+\.data/"
 )
 _LICENCE = re.compile(r"licen[cs]e|copying|notice", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.runtime import host, manifest
+from toolchain.runtime import external, host, manifest
 from toolchain.runtime.errors import BundleError, VerificationError
 from toolchain.runtime.manifest import Manifest
 from toolchain.runtime.session import Session
@@ -88,13 +88,15 @@ def check_file(folder: Path, name: str, declared: Manifest) -> None:
         raise VerificationError(f"{path}: {problem}")
 
 
-def check_golden(golden: Golden, session: Session, declared: Manifest) -> Verification:
-    """Ask for the golden pictures one by one, and compare.
+def check_golden(
+    golden: Golden, session: Session, declared: Manifest, isa: str | None = None
+) -> Verification:
+    """Ask for the golden pictures one by one, and compare; `isa` as in `Bundle.verify`.
 
     Raises VerificationError naming each picture whose probabilities differ by more than this ISA family's
     tolerance (or are not finite), and when the manifest states no tolerance for it.
     """
-    isa = host.isa()
+    isa = isa or host.isa()
     if isa not in declared.tolerances:
         known = ", ".join(sorted(declared.tolerances))
         raise VerificationError(
@@ -181,9 +183,12 @@ def _below(folder: Path, prefix: str) -> Iterator[str]:
 def _problem(path: Path, digest: str) -> str | None:
     """What is wrong with a listed file, or None."""
     try:
-        kind = path.lstat().st_mode
+        found = path.lstat()
+        kind = found.st_mode
         if not stat.S_ISREG(kind):
             return "is a link" if stat.S_ISLNK(kind) else "is no plain file"
+        if found.st_size > external.MODEL_BYTES:  # told before it is hashed
+            return f"has {found.st_size} bytes, more than the {external.MODEL_BYTES} allowed"
         return None if sha256_of(path) == digest else "its content differs from its sha256"
     except FileNotFoundError:
         return "is missing"
