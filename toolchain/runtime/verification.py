@@ -27,6 +27,7 @@ _UNREADABLE = (
     TypeError,
     KeyError,
     EOFError,
+    MemoryError,  # an array that claims more than there is
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
