@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | test-gpu | test-root | bench | bench-… | wheelhouse
+# make setup | demo | test | check | test-slow | test-gpu | test-root | test-images | parity | bench | bench-… | wheelhouse
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv

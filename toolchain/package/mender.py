@@ -6,6 +6,7 @@ in it is reproducible; the artifact around it carries mender-artifact's own time
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def write(payload: Payload, out: Path) -> None:
     tools.find("mender-artifact")
     name = deb.package_name(payload)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        package = Path(scratch, f"{name}_{payload.version}_{payload.wish.arch}.deb")
+        # Mender takes letters, digits and . , _ - in file names.
+        version = re.sub(r"[+~]", "-", payload.version)
+        package = Path(scratch, f"{name}_{version}_{payload.wish.arch}.deb")
         deb.write(payload, package)
         artifact = Path(scratch, "out.mender")
         words: list[str | Path] = ["mender-artifact", "write", "module-image", "-T", "deb", "-f", package]
