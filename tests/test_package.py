@@ -141,6 +141,31 @@ def test_the_image_is_an_oci_layout_and_a_docker_archive(tmp_path: Path) -> None
     assert json.loads(files["manifest.json"])[0]["Layers"][0] in files
 
 
+def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:
+    status = (
+        b"Package: libc6\nStatus: install ok unpacked\nArchitecture: amd64\nVersion: 2.36-9+deb12u14\n"
+        b"Description: libraries\n Version: none of this\n\n"
+        b"Package: gone\nStatus: deinstall ok not-installed\nVersion: 1\n"
+    )
+    root = tmp_path / "debian.tar"
+    root.write_bytes(archive.tar({"usr/bin/python3.11": b"", "var/lib/dpkg/status": status}, 0, prefix="./"))
+    given = wish(tmp_path, base=root, base_sha256=hashlib.sha256(root.read_bytes()).hexdigest())
+    package(given, "oci", tmp_path / "image.tar")
+    layers = [c for n, c in unpacked(tmp_path / "image.tar").items() if c.startswith(b"\x1f\x8b")]
+    (ours,) = [one for one in map(gzip.decompress, layers) if b"sbom.cdx.json" in one]
+    with tarfile.open(fileobj=io.BytesIO(ours)) as layer:
+        bom = json.load(layer.extractfile("opt/toolchain/sbom.cdx.json"))  # type: ignore[arg-type]
+    system = [part for part in bom["components"] if part["bom-ref"].startswith("system/")]
+    assert [part["purl"] for part in system] == ["pkg:deb/debian/libc6@2.36-9%2Bdeb12u14?arch=amd64"]
+
+
+@pytest.mark.parametrize("text", ["yesterday", "-1", "99999999999", "1.5"])
+def test_a_time_that_is_none_is_told(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+    with pytest.raises(PackageError, match="SOURCE_DATE_EPOCH"):
+        distribution.epoch()
+
+
 def test_the_base_must_be_the_pinned_one_and_hold_python(tmp_path: Path) -> None:
     given = wish(tmp_path)
     with pytest.raises(PackageError, match="not the pinned"):

@@ -116,14 +116,15 @@ def test_docker_archive_form_is_taken_too(tmp_path: Path, device: Path) -> None:
 
 
 @needs("buildah", "podman", "runc")
-@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda", "jetson"])
 def test_docker_contexts_build_without_a_daemon(
     accelerator: str, tmp_path: Path, device: Path, image: str
 ) -> None:
-    """On a stand-in for the base; with cuda the image is built and verified on the CPU, and not run on a GPU."""
-    given = wish(tmp_path, device, accelerator=accelerator)
-    if accelerator == "cuda":  # the stand-in: the CPU's wheel under the other name
-        folder = Path(shutil.copytree(device / "wheels-amd64", tmp_path / "wheels"))
+    """On a stand-in for the base. cuda: built, verified on the CPU, not run on a GPU. jetson: built, not run."""
+    arch = "arm64" if accelerator == "jetson" else "amd64"
+    given = wish(tmp_path, device, arch, accelerator=accelerator)
+    if accelerator != "cpu":  # the stand-in: the CPU's wheel under the other name
+        folder = Path(shutil.copytree(device / f"wheels-{arch}", tmp_path / "wheels"))
         path = next(folder.glob("onnxruntime-*"))
         path.rename(path.with_name(path.name.replace("onnxruntime-", "onnxruntime_gpu-", 1)))
         given = replace(given, wheels=folder)
@@ -131,11 +132,13 @@ def test_docker_contexts_build_without_a_daemon(
     with tarfile.open(tmp_path / "context.tar") as context:
         context.extractall(tmp_path / "context", filter="data")
     base = "localhost/toolchain-test-base:1"
-    call("podman", "import", given.base, base)
-    words = ["buildah", "bud", "--isolation", "chroot", "--pull=never", "--build-arg", f"BASE={base}"]
-    call(*words, "--format", "docker", "-t", image, tmp_path / "context")
-    said = call(*RUN, "--entrypoint", "/usr/bin/python3", image, *VERIFY)
-    assert "3 golden pictures" in said
+    call("podman", "import", "--arch", arch, given.base, base)
+    words = ["buildah", "bud", "--isolation", "chroot", "--pull=never", "--arch", arch]
+    words += ["--build-arg", f"BASE={base}", "--format", "docker", "-t", image]
+    call(*words, tmp_path / "context")
+    if arch == "amd64":
+        said = call(*RUN, "--entrypoint", "/usr/bin/python3", image, *VERIFY)
+        assert "3 golden pictures" in said
     call("podman", "rmi", "-f", image)
     call("podman", "rmi", "-f", base)
 

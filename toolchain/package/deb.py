@@ -130,7 +130,7 @@ def _control(payload: Payload, tree: dict[str, bytes]) -> bytes:
         f"Package: {package}",
         f"Version: {payload.version}",
         f"Architecture: {payload.wish.arch}",
-        "Maintainer: whoever built it <root@localhost>",
+        "Maintainer: toolchain <root@localhost>",
         f"Installed-Size: {size}",
         f"Depends: python3 (>= {major}.{minor}), python3 (<< {major}.{minor + 1}), libc6 (>= 2.28), libstdc++6",
         "Section: misc",

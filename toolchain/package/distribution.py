@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from toolchain import __version__
+from toolchain.errors import PackageError
 from toolchain.package.archive import zipped
 from toolchain.runtime.manifest import MINIMUM_ONNXRUNTIME
 from toolchain.runtime.whole import write_whole
@@ -33,8 +35,14 @@ _LEFT_OUT = ("__pycache__", ".pyc")
 
 
 def epoch() -> int:
-    """SOURCE_DATE_EPOCH in seconds, or 1980: the time that everything built here carries."""
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or REPRODUCIBLE_EPOCH)
+    """SOURCE_DATE_EPOCH in seconds, or 1980: the time that everything built here carries.
+
+    Raises PackageError when it is no whole number of this and the next century.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH") or str(REPRODUCIBLE_EPOCH)
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= 1 << 32:
+        raise PackageError(f"SOURCE_DATE_EPOCH={text}: must be whole seconds since 1970")
+    return int(text)
 
 
 def sources() -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import tarfile
 import zlib
@@ -21,6 +22,7 @@ from typing import Any
 from toolchain.errors import PackageError
 from toolchain.package import archive
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
+from toolchain.package.sbom import DebianPackage, installed
 from toolchain.record import JSON
 from toolchain.runtime.verification import sha256_of
 
@@ -60,7 +62,7 @@ def as_json(value: JSON) -> bytes:
 def write(payload: Payload, out: Path) -> None:
     """Write the archive. Raises PackageError for a base that is missing, not pinned, another, or unfit."""
     base = pinned_base(payload).read_bytes()
-    ours = archive.tar(payload.tree(), payload.wish.epoch, prefix=FOLDER[1:] + "/")
+    ours = archive.tar(payload.tree(system=_system(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
     zipped = [base if base.startswith(b"\x1f\x8b") else archive.gzipped(base), archive.gzipped(ours)]
     unpacked = [_plain(base), ours]
     layout = Layout()
@@ -137,6 +139,15 @@ def pinned_base(payload: Payload) -> Path:
     if python not in names:
         raise PackageError(f"{wish.base}: has no /{python}, which the wheels are built for")
     return wish.base
+
+
+def _system(base: bytes) -> tuple[DebianPackage, ...]:
+    """The base's packages; none where it is no Debian."""
+    with tarfile.open(fileobj=io.BytesIO(base)) as root:
+        for member in root:
+            if member.name.removeprefix("./") == "var/lib/dpkg/status" and (file := root.extractfile(member)):
+                return installed(file.read())
+    return ()
 
 
 def _plain(base: bytes) -> bytes:

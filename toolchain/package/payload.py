@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,8 +106,13 @@ class Payload:
             )
         return wheels.python_of(self.wish.wheels, self.wish.arch)
 
-    def tree(self, *, libraries: bool = True) -> dict[str, bytes]:
-        """bundle/…, sbom.cdx.json, licences/…, and with `libraries` lib/… (runtime and libraries)."""
+    def tree(
+        self, *, libraries: bool = True, system: tuple[sbom.DebianPackage, ...] = ()
+    ) -> dict[str, bytes]:
+        """bundle/…, sbom.cdx.json, licences/…, and with `libraries` lib/… (runtime and libraries).
+
+        system: what lies below in an image, for the bill of materials.
+        """
         carried = self.libraries if libraries else ()
         found = {f"bundle/{name}": content for name, content in self.bundle.items()}
         for library in carried:
@@ -115,7 +121,7 @@ class Payload:
         if libraries:
             found |= {f"lib/{name}": content for name, content in distribution.sources().items()}
         found["licences/toolchain/LICENSE"] = _licence()
-        found["sbom.cdx.json"] = sbom.write(self.manifest, self.version, self.wish.epoch, carried)
+        found["sbom.cdx.json"] = sbom.write(self.manifest, self.version, self.wish.epoch, carried, system)
         return found
 
 
@@ -131,7 +137,11 @@ def load(wish: Wish) -> Payload:
         )
     verification.check_files(wish.bundle, declared)
     names = [MANIFEST, *declared.files]
-    return Payload(wish, declared, {name: (wish.bundle / name).read_bytes() for name in sorted(names)})
+    content = {name: (wish.bundle / name).read_bytes() for name in sorted(names)}
+    for name, digest in declared.files.items():  # what was read is what is carried
+        if hashlib.sha256(content[name]).hexdigest() != digest:
+            raise PackageError(f"{wish.bundle / name}: changed while it was read; try again")
+    return Payload(wish, declared, content)
 
 
 def command(folder: str, *, host: str, extra: tuple[str, ...] = ()) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from toolchain import __version__
 from toolchain.package.distribution import DISTRIBUTION
@@ -18,10 +20,16 @@ from toolchain.record import JSON
 from toolchain.runtime.manifest import MODEL, Manifest
 
 
-def write(manifest: Manifest, version: str, epoch: int, libraries: Sequence[Library]) -> bytes:
-    """The BOM as JSON: the application, the model, the runtime, and each library with its wheel's sha256."""
-    model = _model(manifest)
-    parts = [model, _runtime(), *(_library(one) for one in libraries)]
+def write(
+    manifest: Manifest,
+    version: str,
+    epoch: int,
+    libraries: Sequence[Library],
+    system: Sequence[DebianPackage] = (),
+) -> bytes:
+    """The BOM as JSON: the application, the model, the runtime, each library with its wheel's sha256, and the
+    packages of the `system` below them."""
+    parts = [_model(manifest), _runtime(), *map(_library, libraries), *map(_debian, system)]
     serial = uuid.uuid5(uuid.NAMESPACE_OID, f"{manifest.identity} {version} {[p['bom-ref'] for p in parts]}")
     content: dict[str, JSON] = {
         "bomFormat": "CycloneDX",
@@ -41,6 +49,39 @@ def write(manifest: Manifest, version: str, epoch: int, libraries: Sequence[Libr
         ],
     }  # fmt: skip
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A package of a Debian root file system, as its dpkg database says."""
+
+    name: str
+    version: str
+    arch: str
+
+
+def installed(status: bytes) -> tuple[DebianPackage, ...]:
+    """The packages that a dpkg database (`var/lib/dpkg/status`) names as installed or unpacked, by name."""
+    found = []
+    for paragraph in status.decode(errors="replace").split("\n\n"):
+        lines = (line.partition(": ") for line in paragraph.splitlines() if not line.startswith(" "))
+        fields = {key: value for key, _, value in lines}
+        if "Version" in fields and "not-installed" not in fields.get("Status", ""):
+            found.append(
+                DebianPackage(fields["Package"], fields["Version"], fields.get("Architecture", "all"))
+            )
+    return tuple(sorted(found, key=lambda one: (one.name, one.arch)))
+
+
+def _debian(package: DebianPackage) -> dict[str, Any]:
+    version = quote(package.version, safe="")
+    return {
+        "type": "library",
+        "bom-ref": f"system/{package.name}:{package.arch}",
+        "name": package.name,
+        "version": package.version,
+        "purl": f"pkg:deb/debian/{quote(package.name, safe='')}@{version}?arch={package.arch}",
+    }
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
