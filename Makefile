@@ -1,4 +1,4 @@
-# make setup | demo | test | check | test-slow | test-gpu | test-root | bench | bench-… | wheelhouse
+# make setup | demo | test | check | test-slow | test-gpu | test-root | test-images | parity | bench | bench-… | wheelhouse
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -106,3 +106,42 @@ bench-ab: setup
 
 bench-accuracy: setup
 	$(BIN)/python benchmarks/compare/accuracy.py
+
+# What packages are made from: wheels for devices, and a root file system (Debian 12, Python 3.11) for images.
+DEVICE ?= build/device
+EPOCH ?= 1700000000
+PLATFORMS_amd64 := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux2014_x86_64
+PLATFORMS_arm64 := manylinux_2_28_aarch64 manylinux_2_27_aarch64 manylinux2014_aarch64
+.PHONY: runtime-wheel device-wheels base parity test-images
+runtime-wheel: setup
+	$(BIN)/python -m toolchain.package.distribution dist
+
+device-wheels: setup
+	for arch in amd64 arm64; do \
+	  $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
+	    $$(for p in $$(test $$arch = amd64 && echo $(PLATFORMS_amd64) || echo $(PLATFORMS_arm64)); do echo --platform $$p; done) \
+	    --dest $(DEVICE)/wheels-$$arch -r docker/device.txt || exit 1; \
+	done
+
+base: $(DEVICE)/base-amd64.tar $(DEVICE)/base-arm64.tar
+$(DEVICE)/base-%.tar:
+	@command -v mmdebstrap >/dev/null || { echo "mmdebstrap is missing: apt-get install mmdebstrap"; exit 1; }
+	mkdir -p $(DEVICE)
+	SOURCE_DATE_EPOCH=$(EPOCH) mmdebstrap --quiet --architectures=$* --variant=extract \
+	  --include=python3-minimal,libpython3.11-stdlib,libstdc++6 --dpkgopt='path-exclude=/usr/share/man/*' \
+	  --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+	  --dpkgopt='path-include=/usr/share/doc/*/copyright' bookworm $@
+	sha256sum $@
+
+# The golden pictures of BUNDLES on emulated AVX2-only x86 and arm64 (qemu-user 10): minutes.
+BUNDLES ?= runs/quickstart/bundle
+parity: setup base device-wheels
+	for bundle in $(BUNDLES); do for isa in x86-avx2 arm64; do \
+	  arch=$$(test $$isa = arm64 && echo arm64 || echo amd64); base=$(DEVICE)/base-$$arch.tar; \
+	  $(BIN)/python -m toolchain.package.emulate $$bundle --isa $$isa --wheels $(DEVICE)/wheels-$$arch \
+	    --base $$base --base-sha256 $$(sha256sum $$base | cut -d' ' -f1) || exit $$?; \
+	done; done
+
+# Builds and runs each target; wants root, podman, runc, buildah, skopeo, qemu-user, rauc, mender-artifact.
+test-images: setup base device-wheels
+	TOOLCHAIN_DEVICE=$(abspath $(DEVICE)) $(BIN)/python -m pytest -m root tests/test_package_images.py

@@ -6,6 +6,8 @@ ToolchainError           exit 2   see toolchain/runtime/errors.py for the part t
 ├── BackboneError        exit 2   an architecture or weights file
 ├── DeviceError          exit 2   a GPU asked for that is not there
 ├── TrainingError        exit 2   a loss that is not finite, settings that cannot work together
+├── PackageError         exit 2   what a package is made from, or an outside tool for it, is missing or wrong
+│   └── SignatureError   exit 3   a signature that is not there, or not by the one who is trusted
 ├── ModelError, PictureError, ProviderError, BundleError, HostError, RecordError (runtime)
 └── GateError            exit 3   a promise was measured and is not kept
     ├── ParityError      exit 3   the exported file does not answer as the trained network did
@@ -35,11 +37,13 @@ __all__ = [
     "GateError",
     "HostError",
     "ModelError",
+    "PackageError",
     "ParityError",
     "PictureError",
     "ProviderError",
     "RecipeError",
     "RecordError",
+    "SignatureError",
     "ToolchainError",
     "TrainingError",
     "VerificationError",
@@ -64,6 +68,16 @@ class DeviceError(ToolchainError):
 
 class TrainingError(ToolchainError):
     """Training that cannot go on: the loss is not finite, or settings exclude each other."""
+
+
+class PackageError(ToolchainError):
+    """Wheels, a base, a key or an outside tool that a package needs is missing or wrong."""
+
+
+class SignatureError(PackageError):
+    """A file without a valid signature of the one who is trusted."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class GateError(ToolchainError):

@@ -24,6 +24,8 @@ _COMMANDS = {
     "bench": "toolchain.cli.bench",
     "compare": "toolchain.cli.compare",
     "history": "toolchain.cli.history",
+    "package": "toolchain.cli.package",
+    "trust": "toolchain.cli.package",
     "store": "toolchain.cli.store",
     "doctor": "toolchain.cli.doctor",
 }

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolchain.runtime import answers, bench_arguments, providers
+from toolchain.runtime import answers, bench_arguments, limits, providers
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
@@ -28,13 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolchainError as e:
         print(f"Error: {e}", file=sys.stderr)
         return e.exit_code
+    except MemoryError:
+        print(
+            "Error: this needs more memory than it may have; raise --memory-limit if you trust it",
+            file=sys.stderr,
+        )
+        return _HOST_FAILED
     except BrokenPipeError:  # nobody reads any more; Python flushes once more when it ends
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return _HOST_FAILED
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    found = Bundle.load(arguments.bundle).verify()
+    _limit(arguments)
+    found = Bundle.load(arguments.bundle).verify(arguments.isa)
     print(f"verified: {arguments.bundle}")
     print(f"  identity  {found.identity}")
     print(f"  files     {found.files} unchanged")
@@ -45,7 +52,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _limit(arguments: argparse.Namespace) -> None:
+    if arguments.memory_limit is not None:
+        limits.limit_memory(arguments.memory_limit)
+
+
 def _predict(arguments: argparse.Namespace) -> int:
+    _limit(arguments)
     paths = find_pictures(arguments.pictures)
     if not paths:
         raise PictureError(f"no pictures in {', '.join(map(str, arguments.pictures))}")
@@ -84,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="recheck a bundle's hashes and golden answers on this machine"
     )
     verify.add_argument("bundle", type=Path)
+    verify.add_argument(
+        "--isa",
+        metavar="FAMILY",
+        help="judge by this family's tolerance: an emulated processor shows the host's name",
+    )
     verify.set_defaults(work=_verify)
     predict = commands.add_parser("predict", help="classify pictures, or folders of them")
     predict.add_argument("bundle", type=Path)
@@ -93,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--provider", choices=providers.NAMES, default="cpu")
     predict.add_argument("--threads", type=int, default=1)
     predict.set_defaults(work=_predict)
+    for asked in (verify, predict):
+        asked.add_argument(
+            "--memory-limit", type=int, metavar="MB", help="refuse what would need more memory than this"
+        )
     timed = commands.add_parser("bench", help="time a bundle or an ONNX file; prints its record as JSON")
     timed.add_argument("model", type=Path, metavar="MODEL|BUNDLE")
     bench_arguments.add_to(timed)

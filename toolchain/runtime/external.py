@@ -25,6 +25,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "Tensor": {13: "Entry"},  # external_data
     "Entry": {},
 }
+# What a device may be asked to load, weights in other files included.
+MODEL_BYTES = 4 << 30
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _Span = tuple[int, int]
 
@@ -33,25 +35,36 @@ def check(model: Path | bytes) -> None:
     """Refuse an ONNX model whose external data is not an ordinary file of its own inside the model's folder.
 
     Refused are absolute paths, `..`, links (symbolic or hard: `st_nlink` above 1), missing files, and any
-    external data of a model given as bytes. Raises ModelError, also when the file is no protobuf.
+    external data of a model given as bytes; so is a model of more than MODEL_BYTES. Raises ModelError, also
+    when the file is no protobuf.
     """
     if isinstance(model, bytes):
         if places := _locations(model, "model"):
             raise ModelError(f"model: keeps weights in another file ({places[0]!r}); give it as a file")
         return
-    for place in sorted(set(locations(model))):
+    places = sorted(set(locations(model)))
+    for place in places:
         _check_place(model, place)
+    size = sum((model.parent / place).stat().st_size for place in places) + model.stat().st_size
+    if size > MODEL_BYTES:
+        raise _too_large(model, size)
 
 
 def locations(model: Path) -> list[str]:
     """The `location` of every tensor with external data in an ONNX file. Raises ModelError as `check`."""
     try:
+        if (size := model.stat().st_size) > MODEL_BYTES:  # told before it is walked
+            raise _too_large(model, size)
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _locations(data, str(model))
     except FileNotFoundError as e:
         raise ModelError(f"{model}: no such file") from e
     except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
         raise ModelError(f"{model}: not an ONNX file ({e})") from e
+
+
+def _too_large(model: Path, size: int) -> ModelError:
+    return ModelError(f"{model}: {size} bytes with its weights, more than the {MODEL_BYTES} allowed")
 
 
 def _check_place(model: Path, place: str) -> None:

@@ -33,6 +33,7 @@ BESIDE = frozenset({MEASURED, CARD, NOTICE})
 _SEMANTIC = (
     "task", "labels", "input", "output", "preprocessing", "temperature", "thresholds", "tolerances", "golden",
 )  # fmt: skip
+_MOST_BYTES = 16 << 20  # of manifest.json
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUGE = 1e300
 
@@ -92,6 +93,8 @@ def read(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
     try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise BundleError(f"{path}: {size} bytes, more than the {_MOST_BYTES} allowed")
         raw = json.loads(path.read_bytes(), parse_constant=_no_number)
     except FileNotFoundError as e:
         raise BundleError(f"{folder}: not a bundle, it has no {MANIFEST}") from e

@@ -10,12 +10,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.runtime import host, manifest
+from toolchain.runtime import external, host, manifest
 from toolchain.runtime.errors import BundleError, VerificationError
 from toolchain.runtime.manifest import Manifest
 from toolchain.runtime.session import Session
@@ -26,10 +27,15 @@ _UNREADABLE = (
     TypeError,
     KeyError,
     EOFError,
+    MemoryError,  # an array that claims more than there is
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
 )
+
+
+# Sixteen pictures of 20 megapixels; numpy reads no more of a member than its header says.
+GOLDEN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,15 @@ def check_file(folder: Path, name: str, declared: Manifest) -> None:
         raise VerificationError(f"{path}: {problem}")
 
 
-def check_golden(golden: Golden, session: Session, declared: Manifest) -> Verification:
-    """Ask for the golden pictures one by one, and compare.
+def check_golden(
+    golden: Golden, session: Session, declared: Manifest, isa: str | None = None
+) -> Verification:
+    """Ask for the golden pictures one by one, and compare; `isa` as in `Bundle.verify`.
 
     Raises VerificationError naming each picture whose probabilities differ by more than this ISA family's
     tolerance (or are not finite), and when the manifest states no tolerance for it.
     """
-    isa = host.isa()
+    isa = isa or host.isa()
     if isa not in declared.tolerances:
         known = ", ".join(sorted(declared.tolerances))
         raise VerificationError(
@@ -117,9 +125,27 @@ def check_golden(golden: Golden, session: Session, declared: Manifest) -> Verifi
 
 
 def read_golden(path: Path) -> Golden:
-    """Read `golden.npz`: count, picture_0 …, probabilities. Raises BundleError when it is not of that form."""
+    """Read `golden.npz`: count, picture_0 …, probabilities.
+
+    Raises BundleError when it is not of that form, or unpacks to more than GOLDEN_BYTES.
+    """
+    return _golden(path, str(path))
+
+
+def read_golden_bytes(content: bytes, label: str) -> Golden:
+    """As `read_golden`, of a file's content; `label` names it in errors."""
+    return _golden(BytesIO(content), label)
+
+
+def _golden(source: Path | BytesIO, path: str) -> Golden:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(source) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > GOLDEN_BYTES:
+            raise BundleError(f"{path}: unpacks to {size} bytes, more than the {GOLDEN_BYTES} allowed")
+        if isinstance(source, BytesIO):
+            source.seek(0)
+        with np.load(source, allow_pickle=False) as arrays:
             count = int(arrays["count"])
             pictures = tuple(arrays[f"picture_{index}"] for index in range(count))
             probabilities = arrays["probabilities"]
@@ -158,9 +184,12 @@ def _below(folder: Path, prefix: str) -> Iterator[str]:
 def _problem(path: Path, digest: str) -> str | None:
     """What is wrong with a listed file, or None."""
     try:
-        kind = path.lstat().st_mode
+        found = path.lstat()
+        kind = found.st_mode
         if not stat.S_ISREG(kind):
             return "is a link" if stat.S_ISLNK(kind) else "is no plain file"
+        if found.st_size > external.MODEL_BYTES:  # told before it is hashed
+            return f"has {found.st_size} bytes, more than the {external.MODEL_BYTES} allowed"
         return None if sha256_of(path) == digest else "its content differs from its sha256"
     except FileNotFoundError:
         return "is missing"
