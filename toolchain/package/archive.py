@@ -48,8 +48,8 @@ def gzipped(data: bytes) -> bytes:
 
 
 def xzipped(data: bytes) -> bytes:
-    """xz with CRC32, which dpkg and kernels read; level 6 needs 9 MB of memory to unpack."""
-    return lzma.compress(data, check=lzma.CHECK_CRC32, preset=6)
+    """xz with CRC32, which dpkg and kernels read; level 2 is a third of the time of 6 for a few percent more bytes."""
+    return lzma.compress(data, check=lzma.CHECK_CRC32, preset=2)
 
 
 def ar(members: Mapping[str, bytes], epoch: int) -> bytes:

@@ -64,7 +64,7 @@ WantedBy=multi-user.target
 _POSTINST = """\
 #!/bin/sh
 set -e
-if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
+if [ "$1" = configure ] && [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     systemctl enable {package}.service
     systemctl restart {package}.service
@@ -73,7 +73,7 @@ fi
 _PRERM = """\
 #!/bin/sh
 set -e
-if [ -d /run/systemd/system ]; then
+if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
     if [ "$1" = remove ]; then
         systemctl disable --now {package}.service
     else
