@@ -21,6 +21,7 @@ _COMMANDS = {
     "report": "toolchain.cli.report",
     "verify": "toolchain.cli.bundles",
     "predict": "toolchain.cli.bundles",
+    "serve": "toolchain.cli.serve",
     "bench": "toolchain.cli.bench",
     "compare": "toolchain.cli.compare",
     "history": "toolchain.cli.history",

@@ -1,4 +1,4 @@
-"""`python -m toolchain.runtime verify|predict|bench`: models on a device, with numpy, pillow and onnxruntime only."""
+"""`python -m toolchain.runtime verify|predict|bench|serve`: models on a device, with numpy, pillow and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from toolchain.runtime.bench import bench
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
+from toolchain.runtime.server import arguments as server_arguments
 
 _HOST_FAILED = 1
 
@@ -89,8 +90,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    from toolchain.runtime.server.serve import serve
+
+    serve(server_arguments.asked(arguments))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    what = "Verify, ask and time a bundle on a device; needs numpy, pillow and onnxruntime only."
+    what = "Verify, ask, time and serve a bundle on a device; needs numpy, pillow and onnxruntime only."
     parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=what)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser(
@@ -119,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     timed.add_argument("model", type=Path, metavar="MODEL|BUNDLE")
     bench_arguments.add_to(timed)
     timed.set_defaults(work=_bench)
+    served = commands.add_parser("serve", help="answer over HTTP: Open Inference Protocol v2 and pictures")
+    server_arguments.add_to(served)
+    served.set_defaults(work=_serve)
     return parser
 
 

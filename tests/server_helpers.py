@@ -1,0 +1,67 @@
+"""A server in a process of its own, as a device runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from toolchain.runtime.bundle import Bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+    folder: Path
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False)
+
+    def raw(self, array: np.ndarray) -> np.ndarray:
+        """What a session of the bundle answers without a server."""
+        return Bundle.load(self.folder).session().run({"pictures": array})[0]
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "toolchain.runtime", "serve", str(folder), "--port", "0", *options]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Server]:
+    """Start, wait for the line that tells the address, yield, and stop."""
+    log = folder.parent / f"{folder.name}.log"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command(folder, *options), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"on (https?://\S+)", line)
+        assert found, f"{line}{log.read_text()}"
+        yield Server(process, found[1], folder, log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            process.stdout.close()

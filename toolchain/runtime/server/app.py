@@ -1,0 +1,255 @@
+"""The ASGI application: which path is answered by what, and how refusals are told."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from typing import Any
+
+import numpy as np
+
+from toolchain.runtime.errors import ModelError, PictureError, ToolchainError
+from toolchain.runtime.pictures import decode
+from toolchain.runtime.server import body, openapi, protocol
+from toolchain.runtime.server.engine import Engine, Loaded
+from toolchain.runtime.server.metrics import CONTENT_TYPE, Metrics
+from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.settings import Settings
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_JSON, _HTML = "application/json", "text/html; charset=utf-8"
+_MODEL = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
+_OPEN = frozenset({"page", "live", "ready"})  # answered without a token: they tell nothing of the model
+_PLAIN = {
+    "/": "page", "/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "ready", "/metrics": "metrics",
+    "/openapi.json": "openapi", "/predict": "predict",
+}  # fmt: skip
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src blob:; connect-src 'self'; frame-ancestors 'none'"
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: the route's name, the model it names if any, its headers, and where its body comes from."""
+
+    route: str
+    model: str | None
+    version: str | None
+    headers: Mapping[bytes, bytes]
+    receive: body.Receive
+
+    def header(self, name: bytes) -> str | None:
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+
+@dataclass(frozen=True)
+class Response:
+    """What goes back."""
+
+    content: bytes
+    kind: str = _JSON
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class App:
+    """Answers requests with an engine; every request is counted in `metrics`."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.metrics = Metrics()
+        self._engine = engine
+        self._limits = settings.limits
+        self._reader = body.Reader(settings.limits)
+        self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._page = (resources.files(__package__) / "page.html").read_bytes()
+        self._routes = {
+            "page": self._show_page, "live": self._live, "ready": self._ready, "server": self._server,
+            "metrics": self._show_metrics, "openapi": self._openapi, "model": self._model,
+            "model_ready": self._ready, "infer": self._infer, "predict": self._predict,
+        }  # fmt: skip
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: body.Receive, send: Send) -> None:
+        """ASGI 3, http only."""
+        start = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        route = "other"
+        try:
+            request = _request(scope, headers, receive)
+            route = request.route
+            response = await self._answer(request)
+        except body.GoneError:
+            self.metrics.aborted += 1
+            return
+        except RefusedError as e:
+            response = _refusal(e)
+        self.metrics.answered(route, response.status, time.perf_counter() - start)
+        await _send(send, response, head=scope["method"] == "HEAD")
+
+    async def _answer(self, request: Request) -> Response:
+        if request.route not in _OPEN:
+            self._check_token(request)
+        served = self._engine.current
+        if request.model is not None:
+            _check_model(request, served)
+        return await self._routes[request.route](request, served)
+
+    def _check_token(self, request: Request) -> None:
+        given = request.headers.get(b"authorization", b"")
+        if self._token is not None and not hmac.compare_digest(given, self._token):
+            raise RefusedError(401, "this server wants the header 'Authorization: Bearer TOKEN'")
+
+    async def _show_page(self, request: Request, served: Loaded) -> Response:
+        return Response(self._page, _HTML, headers=_PAGE_HEADERS)
+
+    async def _live(self, request: Request, served: Loaded) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: Request, served: Loaded) -> Response:
+        if self._engine.draining:
+            raise RefusedError(503, "the server is stopping", 1)
+        return _json({"ready": True})
+
+    async def _server(self, request: Request, served: Loaded) -> Response:
+        return _json({"name": "toolchain", "version": _version(), "extensions": ["binary_tensor_data"]})
+
+    async def _show_metrics(self, request: Request, served: Loaded) -> Response:
+        engine = self._engine
+        gauges = {"held_requests": engine.held, "workers": engine.workers, "session_threads": engine.threads}
+        return Response(self.metrics.text(gauges, served.name, served.version).encode(), CONTENT_TYPE)
+
+    async def _openapi(self, request: Request, served: Loaded) -> Response:
+        return _json(openapi.description(served, self._token is not None))
+
+    async def _model(self, request: Request, served: Loaded) -> Response:
+        declared = served.bundle.manifest
+        ports = {"inputs": declared.input, "outputs": declared.output}
+        rows = {
+            key: [{"name": p.name, "datatype": protocol.datatype(p), "shape": protocol.shape(p)}]
+            for key, p in ports.items()
+        }
+        about = {"name": served.name, "versions": [served.version], "platform": "onnxruntime_onnx"}
+        return _json({**about, **rows})
+
+    async def _infer(self, request: Request, served: Loaded) -> Response:
+        return await self._with_body(request, lambda content: self._ask(request, served, content))
+
+    async def _predict(self, request: Request, served: Loaded) -> Response:
+        if (request.header(b"content-type") or "").startswith("multipart/"):
+            raise RefusedError(415, "post the picture's bytes as the body: curl --data-binary @picture.jpg")
+        return await self._with_body(request, lambda content: self._classify(served, bytes(content)))
+
+    async def _with_body(self, request: Request, work: Callable[[bytes | bytearray], Response]) -> Response:
+        """Read the body, then unpack it and work on it in a worker, so that the event loop stays free."""
+        raw = await self._reader.read(request.receive, request.headers)
+        encoding = request.header(b"content-encoding") or ""
+        try:
+            return await self._engine.do(lambda: work(body.unpack(raw, encoding, self._limits.unpacked)))
+        except ModelError as e:
+            print(f"Error: {e}", file=sys.stderr, flush=True)
+            raise RefusedError(400, "the model cannot answer for an input of this shape") from e
+        finally:
+            self._reader.release(raw)
+
+    def _ask(self, request: Request, served: Loaded, content: bytes | bytearray) -> Response:
+        declared = served.bundle.manifest
+        length = request.header(b"inference-header-content-length")
+        asked = protocol.parse(content, length, declared, self._limits.pixels)
+        output = served.session.run({declared.input.name: asked.array})[0]
+        about = {"model_name": served.name, "model_version": served.version}
+        content, length_back = protocol.answer(asked, output, declared.output, about)
+        if length_back is None:
+            return Response(content)
+        headers = {"inference-header-content-length": str(length_back)}
+        return Response(content, "application/octet-stream", headers=headers)
+
+    def _classify(self, served: Loaded, content: bytes) -> Response:
+        start = time.perf_counter()
+        try:
+            picture = decode(content, name="the picture", max_pixels=self._limits.pixels)
+        except PictureError as e:
+            raise RefusedError(400, str(e)) from e
+        decoded = time.perf_counter()
+        found = served.bundle.predict([np.ascontiguousarray(picture)], served.session)[0]
+        end = time.perf_counter()
+        took = {"decode": decoded - start, "model": end - decoded, "total": end - start}
+        return _json({
+            "label": found.label, "probability": found.probability, "certain": found.certain,
+            "probabilities": found.probabilities, "model": served.name, "version": served.version,
+            "milliseconds": {name: round(1000 * seconds, 4) for name, seconds in took.items()},
+        })  # fmt: skip
+
+    async def swap(self, *, back: bool) -> None:
+        """Take the bundle that lies at the path now, or go back to the one before; told on standard error."""
+        try:
+            loaded = await asyncio.to_thread(self._engine.roll_back if back else self._engine.swap)
+        except ToolchainError as e:
+            self.metrics.swapped("refused")
+            print(f"Error: {e}; {self._engine.current.version} goes on", file=sys.stderr, flush=True)
+            return
+        self.metrics.swapped("rolled_back" if back else "swapped")
+        print(f"now serving {loaded.name} {loaded.version}", file=sys.stderr, flush=True)
+
+
+def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], receive: body.Receive) -> Request:
+    """Find the route. Raises RefusedError 404 and 405."""
+    path, method = str(scope["path"]), str(scope["method"])
+    route, model, version = _PLAIN.get(path), None, None
+    if route is None and (found := _MODEL.fullmatch(path)):
+        model, version, tail = found.groups()
+        route = {None: "model", "/ready": "model_ready", "/infer": "infer"}[tail]
+    if route is None:
+        raise RefusedError(404, "there is nothing at this path; /openapi.json lists what there is")
+    allowed = ("POST",) if route in ("infer", "predict") else ("GET", "HEAD")
+    if method not in allowed:
+        raise RefusedError(405, f"this path takes {allowed[0]}")
+    return Request(route, model, version, headers, receive)
+
+
+def _check_model(request: Request, served: Loaded) -> None:
+    if request.model != served.name:
+        raise RefusedError(404, f"the only model here is {served.name!r}")
+    if request.version not in (None, served.version):
+        raise RefusedError(404, f"the only version here is {served.version!r}")
+
+
+def _refusal(error: RefusedError) -> Response:
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if error.status == 405:
+        headers["allow"] = error.sentence.rsplit(" ", 1)[1]
+    if error.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return Response(json.dumps({"error": error.sentence}).encode(), status=error.status, headers=headers)
+
+
+def _json(content: object) -> Response:
+    return Response(json.dumps(content).encode())
+
+
+async def _send(send: Send, response: Response, *, head: bool) -> None:
+    named = {
+        "content-type": response.kind, "content-length": str(len(response.content)),
+        "x-content-type-options": "nosniff", **response.headers,
+    }  # fmt: skip
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in named.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else response.content})
+
+
+def _version() -> str:
+    """The installed distribution's version; "unknown" where the folder was only copied."""
+    try:
+        return metadata.version("toolchain")
+    except metadata.PackageNotFoundError:
+        return "unknown"

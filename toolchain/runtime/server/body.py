@@ -1,0 +1,93 @@
+"""A request's body, read under limits of size, time and memory, and unpacked under a cap."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.settings import Limits
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_ENCODINGS = ("identity", "", "gzip", "x-gzip", "deflate")
+
+
+class GoneError(Exception):
+    """The client closed the connection before its request was whole."""
+
+
+class Reader:
+    """Reads bodies; all that are held at once share `limits.buffered`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytearray:
+        """The body as sent; call `release` with it when it is answered.
+
+        Raises RefusedError 413 (too large), 408 (too slow) or 503 (too much in flight), and GoneError.
+        """
+        declared = int(headers.get(b"content-length", b"0") or b"0")
+        if declared > self._limits.body:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while (part := await receive())["type"] == "http.request":
+                    self._take(body, part.get("body", b""))
+                    if not part.get("more_body", False):
+                        return body
+            raise GoneError
+        except TimeoutError as e:
+            self.release(body)
+            raise RefusedError(
+                408, f"the body did not arrive within {self._limits.body_seconds:g} seconds"
+            ) from e
+        except (GoneError, RefusedError):
+            self.release(body)
+            raise
+
+    def release(self, body: bytearray) -> None:
+        """Give back what `read` took."""
+        self._held -= len(body)
+
+    def _take(self, body: bytearray, part: bytes) -> None:
+        if len(body) + len(part) > self._limits.body:
+            raise self._too_large()
+        if self._held + len(part) > self._limits.buffered:
+            raise RefusedError(503, "too many large requests are in flight; try again", 1)
+        self._held += len(part)
+        body += part
+
+    def _too_large(self) -> RefusedError:
+        return RefusedError(413, f"the body is larger than the {self._limits.body} bytes allowed")
+
+
+def unpack(body: bytearray, encoding: str, cap: int) -> bytes | bytearray:
+    """Undo a body's content encoding: gzip or deflate (RFC 9110, 8.4.1), or none.
+
+    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out.
+    """
+    kind = encoding.strip().lower()
+    if kind not in _ENCODINGS:
+        raise RefusedError(415, f"the content encoding {kind!r} is not known; use gzip, deflate or none")
+    if kind in _ENCODINGS[:2]:
+        return body
+    out = bytearray()
+    rest = bytes(body)
+    try:
+        while rest:  # a gzip file may have several members
+            member = zlib.decompressobj(_GZIP_OR_ZLIB)
+            out += member.decompress(rest, cap + 1 - len(out))
+            if len(out) > cap:
+                raise RefusedError(413, f"the body unpacks to more than the {cap} bytes allowed")
+            if not member.eof:
+                raise RefusedError(400, f"the body is not whole as {kind}")
+            rest = member.unused_data
+    except zlib.error as e:
+        raise RefusedError(400, f"the body is not {kind}, though its content encoding says so ({e})") from e
+    return out

@@ -1,0 +1,120 @@
+"""Start a server, keep it until it is told to stop, and drain it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+
+from toolchain.runtime.errors import HostError, ToolchainError
+from toolchain.runtime.server.settings import Settings
+
+try:
+    import httptools  # noqa: F401  (uvicorn's quick parser; it would fall back to a slower one in silence)
+    import uvicorn
+except ModuleNotFoundError as error:
+    raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools") from error
+
+from toolchain.runtime.server.app import App
+from toolchain.runtime.server.connection import connection_type
+from toolchain.runtime.server.engine import Engine
+
+
+def serve(settings: Settings) -> None:
+    """Verify the bundle, answer until SIGTERM or SIGINT, finish what is in flight, return.
+
+    SIGHUP reads the bundle's path again and swaps to it when it verifies; SIGUSR1 goes back to the one before.
+    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files, HostError when the
+    address cannot be listened on.
+    """
+    _check_tls(settings)
+    listening = _listen(settings)
+    with contextlib.closing(listening):
+        engine = Engine(settings)
+        app = App(engine, settings)
+        scheme = "http" if settings.certificate is None else "https"
+        port = listening.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(
+            f"serving {engine.current.name} {engine.current.version} on {scheme}://{host}:{port} "
+            f"({engine.workers} calls at once, {engine.threads} threads each)",
+            flush=True,
+        )
+        if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+            print("Warning: no --token-file, so everybody who reaches this port can ask", file=sys.stderr)
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
+        _Server(_config(app, settings), app, engine).run(sockets=[listening])
+        engine.close()
+
+
+def _config(app: App, settings: Settings) -> uvicorn.Config:
+    limits = settings.limits
+    return uvicorn.Config(
+        app,
+        http=connection_type(limits),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=int(max(1, limits.idle_seconds)),
+        timeout_graceful_shutdown=int(max(1, limits.drain_seconds)),
+        ssl_certfile=None if settings.certificate is None else str(settings.certificate),
+        ssl_keyfile=None if settings.key is None else str(settings.key),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our signals: it ends by itself after draining, with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App, engine: Engine) -> None:
+        super().__init__(config)
+        self._app = app
+        self._engine = engine
+        self._swaps: set[asyncio.Task[None]] = set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._swap, False)
+        loop.add_signal_handler(signal.SIGUSR1, self._swap, True)
+        yield
+
+    def _stop(self) -> None:
+        self._engine.draining = True
+        self.should_exit = True
+
+    def _swap(self, back: bool) -> None:
+        task = asyncio.get_running_loop().create_task(self._app.swap(back=back))
+        self._swaps.add(task)
+        task.add_done_callback(self._swaps.discard)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as e:
+        raise HostError(
+            f"cannot listen on {settings.host} port {settings.port} ({e.strerror}); choose another --port"
+        ) from e
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.certificate is not None and settings.key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.key)
+        except (OSError, ValueError) as e:
+            raise ToolchainError(
+                f"{settings.certificate}, {settings.key}: no certificate with its key ({e})"
+            ) from e
