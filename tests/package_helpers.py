@@ -11,6 +11,7 @@ from runtime_helpers import make_bundle
 from toolchain.package import Wish, archive
 
 VERSIONS = {"numpy": "2.4.6", "onnxruntime": "1.32.0", "pillow": "12.3.0"}
+PURE = ("click", "h11", "uvicorn")
 
 
 def wheel(folder: Path, name: str, machine: str = "x86_64", python: str = "cp311", **more: bytes) -> Path:
@@ -27,7 +28,8 @@ def wheel(folder: Path, name: str, machine: str = "x86_64", python: str = "cp311
     lines = [f"{path},sha256={digest(content)},{len(content)}\n" for path, content in tree.items()]
     tree[f"{about}/RECORD"] = "".join([*lines, f"{about}/RECORD,,\n"]).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-{python}-{python}-manylinux_2_28_{machine}.whl"
+    tag = "py3-none-any" if name in PURE else f"{python}-{python}-manylinux_2_28_{machine}"
+    path = folder / f"{name}-{version}-{tag}.whl"
     path.write_bytes(archive.zipped(tree, 0))
     return path
 
@@ -37,7 +39,7 @@ def digest(content: bytes) -> str:
 
 
 def wheels(folder: Path, machine: str = "x86_64") -> Path:
-    for name in VERSIONS:
+    for name in (*VERSIONS, *PURE, "httptools"):
         wheel(folder, name, machine)
     return folder
 

@@ -16,6 +16,13 @@ from pathlib import Path
 from toolchain.errors import PackageError
 
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+SERVER = (
+    "click",
+    "h11",
+    "httptools",
+    "uvicorn",
+)  # what `serve` needs: uvicorn and httptools, with their needs
+_PURE = "-none-any"
 # What no answer needs: tests, headers, conversion tools of onnxruntime, and its C library, which its Python
 # module holds a second time.
 _NEEDLESS = re.compile(
@@ -38,14 +45,14 @@ class Library:
 
 
 def libraries(folder: Path, arch: str, runtime: str) -> tuple[Library, ...]:
-    """numpy, pillow and `runtime` ("onnxruntime" or "onnxruntime-gpu") for `arch`, from wheels in `folder`.
+    """What a device needs with `runtime` ("onnxruntime" or "onnxruntime-gpu") on `arch`, from wheels in `folder`.
 
     Raises PackageError when one is missing or there twice, is damaged, or is for different Pythons.
     """
     if not folder.is_dir():
         raise PackageError(f"{folder}: no such folder of wheels; 'make device-wheels' fetches them")
-    paths = [_one(folder, name, MACHINES[arch]) for name in ("numpy", runtime, "pillow")]
-    if len({_python(path) for path in paths}) > 1:
+    paths = [_one(folder, name, MACHINES[arch]) for name in ("numpy", runtime, "pillow", *SERVER)]
+    if len({_python(path) for path in paths if not path.stem.endswith(_PURE)}) > 1:
         raise PackageError(f"{folder}: the wheels are for different Pythons: {', '.join(map(str, paths))}")
     return tuple(_unpacked(path) for path in paths)
 
@@ -57,7 +64,7 @@ def python_of(folder: Path, arch: str) -> tuple[int, int]:
 
 def _one(folder: Path, name: str, machine: str) -> Path:
     stem = name.replace("-", "_")
-    found = sorted(p for p in folder.glob(f"{stem}-*.whl") if p.stem.endswith(machine))
+    found = sorted(p for p in folder.glob(f"{stem}-*.whl") if p.stem.endswith((machine, _PURE)))
     if len(found) != 1:
         what = "no wheel" if not found else f"{len(found)} wheels"
         raise PackageError(
