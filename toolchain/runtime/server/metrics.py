@@ -6,6 +6,7 @@ import os
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,7 +34,7 @@ class Metrics:
         """Count a hot swap: "swapped", "rolled_back" or "refused"."""
         self._swaps[result] += 1
 
-    def text(self, gauges: dict[str, float], model: str, version: str) -> str:
+    def text(self, gauges: Mapping[str, float], model: str, version: str) -> str:
         """All series; `gauges` ({name after "toolchain_": value}) are what the server is at now."""
         lines = ["# TYPE toolchain_requests_total counter"]
         for (route, status), count in sorted(self._requests.items()):

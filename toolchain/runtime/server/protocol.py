@@ -123,8 +123,11 @@ def _shape(given: dict[str, Any], port: Port) -> list[int]:
     if given.get("datatype") != datatype(port):
         raise RefusedError(400, f"the input's datatype must be {datatype(port)}")
     sizes = given.get("shape")
-    whole = isinstance(sizes, list) and len(sizes) <= _MOST_DIMENSIONS
-    if not whole or not all(type(n) is int and 0 < n < 2**31 for n in sizes or ()):
+    if (
+        not isinstance(sizes, list)
+        or len(sizes) > _MOST_DIMENSIONS
+        or not all(type(n) is int and 0 < n < 2**31 for n in sizes)
+    ):
         raise RefusedError(400, "the input's shape must be a list of whole numbers above 0")
     wanted = port.shape
     fits = len(sizes) == len(wanted) and all(
