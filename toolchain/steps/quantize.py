@@ -27,6 +27,7 @@ from toolchain.runtime import host
 from toolchain.step import Context, Step
 
 Bits = Literal["auto", 8, 7, "pairwise"]
+Target = Literal["x86-vnni", "x86-avx2", "arm64"]
 _TYPES = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
 _TRANSFORMER_OPERATORS = ("Conv", "Gemm", "MatMul")
 _DYNAMIC_OPERATORS = ("MatMul",)  # a Gemm becomes a MatMul and an Add on the way
@@ -40,7 +41,8 @@ class Quantize(Step):
     activation, weight: u8 and s8 suit x86, s8 and s8 Arm. per_channel: of weights.
     weight_bits: how signed weights keep clear of the 16-bit saturation of x86 processors without VNNI (see
     calibration/weights.py): 8 ignores it, "pairwise" and 7 cannot saturate. "auto" is 8 where this host has
-    VNNI or is no x86, else "pairwise" (7 with "dynamic"). Name the value when the device is another machine.
+    VNNI or is no x86, else "pairwise" (7 with "dynamic").
+    targets: the processors that the file must be right on; "auto" then looks at these and not at this host.
     calibration, percentile: how ranges are cut, see calibration/ranges.py. pictures: of the training split.
     float_stem: leave the first, shallow convolutions in float. exclude: patterns of further node names.
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
@@ -60,6 +62,7 @@ class Quantize(Step):
     weight: Literal["s8", "u8"] = "s8"
     per_channel: bool = True
     weight_bits: Bits = "auto"
+    targets: tuple[Target, ...] = ()
     calibration: ranges.Method = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     pictures: Annotated[int, Field(ge=1)] = 256
@@ -74,13 +77,15 @@ class Quantize(Step):
             raise ValueError("activation s8 needs weight s8: onnxruntime has no kernel for s8 times u8")
         if self.scheme == "dynamic" and self.activation == "s8":
             raise ValueError("scheme 'dynamic' needs activation u8")
+        if "x86-avx2" in self.targets and self.weight == "s8" and self.weight_bits == 8:
+            raise ValueError("weight_bits 8 saturates on target x86-avx2: use 'auto', 'pairwise' or 7")
         return self
 
     def resolved(self) -> Self:
-        """Fix weight_bits "auto" for this host's processor."""
+        """Fix weight_bits "auto" for the targets, or else for this host's processor."""
         if self.weight_bits != "auto":
             return self
-        saturates = host.isa() in ("x86-avx2", "x86-other")
+        saturates = not {"x86-avx2", "x86-other"}.isdisjoint(self.targets or (host.isa(),))
         return self.model_copy(update={"weight_bits": "pairwise" if saturates else 8})
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
@@ -90,22 +95,28 @@ class Quantize(Step):
         """
         settings, source = self.resolved(), inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
-        graph.require_float(model)
         entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
         about = graph.extended(graph.metadata(model), entry)
-        kept = selection.matching(model, settings.exclude)
         layers = len(list(weights.layers(model)))
-        if settings.scheme == "dynamic" or (settings.scheme == "auto" and selection.attention(model)):
-            quantized = settings._dynamic(model, kept)
-        else:
-            quantized = settings._static(model, kept, source / graph.PREPROCESS, context)
+        quantized = settings.integers(model, source / graph.PREPROCESS, context)
         graph.write_all(context.out, graph.read(source / graph.PREPROCESS), quantized, about)
         shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
         return (
             Measurement(name="layers", value=layers),
-            Measurement(name="layers_int8", value=_integer_layers(quantized)),
+            Measurement(name="layers_int8", value=integer_weights(quantized)),
             *graph.sizes(context.out),
         )
+
+    def integers(self, model: ModelProto, preprocess: Path, context: Context) -> ModelProto:
+        """The plain float network with integers; `model` itself may be changed on the way.
+
+        Raises DataError without calibration pictures, ModelError when the network cannot be quantized.
+        """
+        graph.require_float(model)
+        kept = selection.matching(model, self.exclude)
+        if self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model)):
+            return self._dynamic(model, kept)
+        return self._static(model, kept, preprocess, context)
 
     def _static(self, model: ModelProto, kept: list[str], preprocess: Path, context: Context) -> ModelProto:
         """Calibrate, choose the weights' steps, correct biases, and let onnxruntime insert the integers."""
@@ -194,7 +205,7 @@ def _override(layer: weights.Layer, steps: NDArray[np.float32]) -> list[dict[str
     return entries
 
 
-def _integer_layers(model: ModelProto) -> int:
+def integer_weights(model: ModelProto) -> int:
     """How many weights of at least two axes are stored in 8 bits."""
     eight = (TensorProto.INT8, TensorProto.UINT8)
     return sum(tensor.data_type in eight and len(tensor.dims) > 1 for tensor in model.graph.initializer)

@@ -1,0 +1,116 @@
+"""Falling back to float: what is given back is float in the session that ships, and the gate decides how much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from learn_helpers import context, data
+from onnx import ModelProto
+from onnx_helpers import SQUARE, exported, mobile, noise_ratio, run, values
+from pydantic import ValidationError
+
+from toolchain import graph
+from toolchain.artifact import Artifact
+from toolchain.calibration import float_layers, sensitivity
+from toolchain.calibration.pictures import prepared
+from toolchain.errors import DataError
+from toolchain.steps.fall_back import FallBack
+from toolchain.steps.quantize import Quantize
+
+COARSE = Quantize(weight_bits=7, per_channel=False, correct_bias=False, float_stem=False)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A network with one convolution whose weights for a dead input are so great that all others round to zero."""
+    plain = mobile(side=16)
+    for tensor in plain.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name == "widen.bias":
+            value[0] = -100
+        if tensor.name == "dense.weight":
+            value[:, 0] = 100
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    first = exported(tmp_path_factory.mktemp("biased"), plain, SQUARE)
+    logits = run(plain, np.concatenate(inputs(first)))
+    # Every class is the answer to some pictures, so that noise changes answers.
+    bias = next(tensor for tensor in plain.graph.initializer if tensor.name == "fc.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(-logits.mean(axis=0), "fc.bias"))
+    return exported(tmp_path_factory.mktemp("mobile"), plain, SQUARE)
+
+
+@pytest.fixture(scope="module")
+def both(network: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProto, ModelProto]:
+    """The float network and its int8 form."""
+    lent = context(tmp_path_factory.mktemp("int8"))
+    COARSE.run({"model": network}, lent)
+    return graph.read(network.folder / graph.PLAIN), graph.read(lent.out / graph.PLAIN)
+
+
+def inputs(network: Artifact) -> list[np.ndarray]:
+    val = data().val
+    return list(prepared(network.folder / graph.PREPROCESS, val, list(range(len(val)))))
+
+
+def test_a_layer_given_back_stays_in_float_with_default_optimizations(
+    network: Artifact, both: tuple[ModelProto, ModelProto]
+) -> None:
+    original, quantized = both
+    feed = np.concatenate(inputs(network))
+    names = float_layers.integer_layers(quantized)
+    assert names == ["stem", "dw", "narrow", "widen", "dense", "fc"]
+    for name in names:
+        mixed = float_layers.in_float(quantized, original, {name})
+        onnx.checker.check_model(mixed)
+        assert float_layers.integer_layers(mixed) == [other for other in names if other != name]
+        plain, optimized = run(mixed, feed, optimize=False), run(mixed, feed)
+        # An integer more or less may round another way, no more: a weight that was rounded again would be far off.
+        assert noise_ratio(plain, optimized) > 30, name
+
+
+def test_all_layers_given_back_answer_as_float(
+    network: Artifact, both: tuple[ModelProto, ModelProto]
+) -> None:
+    original, quantized = both
+    feed = np.concatenate(inputs(network))
+    everything = float_layers.in_float(quantized, original, set(float_layers.integer_layers(quantized)))
+    before, after = (noise_ratio(run(original, feed), run(model, feed)) for model in (quantized, everything))
+    assert after > before + 20
+    assert after > 25
+
+
+def test_the_layer_that_breaks_int8_is_found(network: Artifact, both: tuple[ModelProto, ModelProto]) -> None:
+    original, quantized = both
+    found = sensitivity.measure(quantized, original, inputs(network))
+    assert found[0].name == "dense"
+    assert found[0].gain > found[1].gain + 10
+    assert len(found) == 6
+
+
+def test_layers_fall_back_until_the_gate_holds(network: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path)
+    measured = FallBack(quantize=COARSE, min_agreement=100).run({"model": network}, lent)
+    agreements = [m for m in measured if m.name == "agreement"]
+    assert agreements[0].value < 1, "the plain int8 file must not keep the gate"
+    assert agreements[-1].value == 1
+    assert all(m.value < 1 for m in agreements[:-1])
+    assert values(measured)["layers_int8"] == 6 - (len(agreements) - 1)
+    assert len([m for m in measured if m.name == "price"]) == len(agreements) - 1
+    feed = np.concatenate(inputs(network))
+    fp32, int8 = run(network.folder / graph.PLAIN, feed), run(lent.out / graph.PLAIN, feed)
+    assert (fp32.argmax(axis=1) == int8.argmax(axis=1)).all()
+
+
+def test_nothing_falls_back_where_the_gate_holds(network: Artifact, tmp_path: Path) -> None:
+    measured = FallBack(quantize=COARSE, min_agreement=1).run({"model": network}, context(tmp_path))
+    assert values(measured)["layers_int8"] == 6
+
+
+def test_what_cannot_fall_back_is_told(network: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="layer by layer"):
+        FallBack(quantize=Quantize(scheme="dynamic"))
+    with pytest.raises(DataError, match="validation pictures"):
+        FallBack().run({"model": network}, context(tmp_path, data(val=(0, 0, 0))))
