@@ -109,6 +109,13 @@ def test_nothing_falls_back_where_the_gate_holds(network: Artifact, tmp_path: Pa
     assert values(measured)["layers_int8"] == 6
 
 
+def test_parts_are_layers_or_modules() -> None:
+    names = ["stem", "blocks.1.0.conv_pw", "blocks.1.0.conv_dw", "fc"]
+    assert sensitivity.parts(names, "layer") == {name: (name,) for name in names}
+    together = {"stem": ("stem",), "blocks.1.0": ("blocks.1.0.conv_pw", "blocks.1.0.conv_dw"), "fc": ("fc",)}
+    assert sensitivity.parts(names, "block") == together
+
+
 def test_what_cannot_fall_back_is_told(network: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="layer by layer"):
         FallBack(quantize=Quantize(scheme="dynamic"))

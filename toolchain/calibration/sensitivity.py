@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from toolchain.graph import INPUT
 from toolchain.runtime.session import Session
 
 Floats = NDArray[np.float32]
+Unit = Literal["layer", "block"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """What the int8 network gains (dB of the logits' signal over noise) with this layer in float, and then reaches."""
+class Part:
+    """What the int8 network gains (dB of the logits' signal over noise) with these layers in float, then reaches."""
 
     name: str
+    layers: tuple[str, ...]
     gain: float
     reached: Fidelity
 
@@ -48,18 +51,28 @@ def fidelity(reference: Floats, given: Floats) -> Fidelity:
     return Fidelity(float(sqnr), float(np.mean(reference.argmax(axis=1) == given.argmax(axis=1))))
 
 
+def parts(names: Sequence[str], by: Unit) -> dict[str, tuple[str, ...]]:
+    """Layers by the part that falls back as one: each alone, or those of one module (`blocks.1.0`) together."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        part = name if by == "layer" else (name.rpartition(".")[0] or name)
+        found[part] = (*found.get(part, ()), name)
+    return found
+
+
 def measure(
-    quantized: ModelProto, original: ModelProto, inputs: Sequence[Floats], advance: Callable[[], None] = lambda: None
-) -> list[Layer]:  # fmt: skip
-    """Every int8 layer, the one that gains most first; `advance` is called after each.
+    quantized: ModelProto, original: ModelProto, inputs: Sequence[Floats], by: Unit = "layer",
+    advance: Callable[[], None] = lambda: None,
+) -> list[Part]:  # fmt: skip
+    """Every int8 part, the one that gains most first; `advance` is called after each.
 
     Gains within 0.1 dB can't be told apart by so few pictures: there the agreement decides.
     """
     reference = answers(original, inputs)
     base = fidelity(reference, answers(quantized, inputs))
     found = []
-    for name in integer_layers(quantized):
-        reached = fidelity(reference, answers(in_float(quantized, original, {name}), inputs))
-        found.append(Layer(name, reached.sqnr - base.sqnr, reached))
+    for name, layers in parts(integer_layers(quantized), by).items():
+        reached = fidelity(reference, answers(in_float(quantized, original, layers), inputs))
+        found.append(Part(name, layers, reached.sqnr - base.sqnr, reached))
         advance()
-    return sorted(found, key=lambda layer: (-round(layer.gain, 1), -layer.reached.agreement, layer.name))
+    return sorted(found, key=lambda part: (-round(part.gain, 1), -part.reached.agreement, part.name))

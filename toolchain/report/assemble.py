@@ -46,6 +46,7 @@ from toolchain.report.parts import (
     TransferRow,
     Weights,
 )
+from toolchain.report.sensitivity import sensitivities
 from toolchain.report.thumbnail import thumbnail
 
 
@@ -65,6 +66,7 @@ def assemble(found: Findings, recipe_text: str) -> RunReport:
         calibration=_calibration(found, chosen, first) if chosen else (),
         thresholds=_thresholds(found, chosen, first) if chosen else {},
         mistakes=tuple(_mistakes(found, chosen or BASE, first)),
+        sensitivity=tuple(sensitivities(found)),
         transfer=_transfer(found),
         not_measured=tuple(NotMeasured(what=what, why=why) for what, why in found.unavailable.items()),
         steps=tuple(_steps(found)),

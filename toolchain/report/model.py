@@ -23,6 +23,7 @@ from toolchain.report.parts import (
     Parity,
     Picture,
     RunInfo,
+    Sensitivity,
     StepTime,
     Transfer,
 )
@@ -143,6 +144,9 @@ class RunReport(Model):
     calibration: tuple[Calibration, ...] = Field(default=(), description="of the chosen file, by split")
     thresholds: Mapping[Text, Threshold] = {}
     mistakes: tuple[Picture, ...] = Field(default=(), description="surest wrong answers of the chosen file")
+    sensitivity: tuple[Sensitivity, ...] = Field(
+        default=(), description="of files whose parts could fall back"
+    )
     transfer: Transfer | None = None
     not_measured: tuple[NotMeasured, ...] = ()
     steps: tuple[StepTime, ...] = ()

@@ -12,7 +12,7 @@ from toolchain.measure.metrics import Accuracy
 from toolchain.record import JSON
 from toolchain.report import charts, summary, text
 from toolchain.report.model import Agreement, Gate, Latency, RunReport, Variant
-from toolchain.report.parts import Parity
+from toolchain.report.parts import Parity, Sensitivity
 from toolchain.report.rows import (
     SHOWN_CLASSES,
     ClassRow,
@@ -26,6 +26,7 @@ from toolchain.report.rows import (
     matrices,
     variant_row,
 )
+from toolchain.report.sensitivity import drawing
 
 MATRIX_CLASSES = 40  # the most classes whose confusion matrix can be read as a table
 SHOWN_MISTAKES = 24
@@ -70,6 +71,7 @@ class Page:
     data_labels: list[str]
     data_labels_left_out: int
     curves: list[tuple[Markup, object]]
+    sensitivity: list[tuple[Markup, Sensitivity]]
     transfer: list[Gain]
     run_facts: list[tuple[str, str]]
     host_facts: list[tuple[str, str]]
@@ -110,6 +112,7 @@ def page(report: RunReport) -> Page:
         data_labels=list(report.data.labels[:SHOWN_CLASSES]),
         data_labels_left_out=max(0, len(report.data.labels) - SHOWN_CLASSES),
         curves=[(drawing, curve) for drawing, curve in drawn if drawing is not None],
+        sensitivity=[(drawing(found), found) for found in report.sensitivity],
         transfer=[gain(row) for row in report.transfer.rows] if report.transfer else [],
         run_facts=_run_facts(report),
         host_facts=[(name, words(value)) for name, value in report.host.items()],
@@ -159,6 +162,7 @@ def _sections(report: RunReport, classes: bool) -> list[tuple[str, str]]:
         "calibration": ("Calibration", bool(report.calibration)),
         "latency": ("Latency", any(v.latency for v in report.variants)),
         "parity": ("Parity", any(v.parity or v.placement or v.agreement for v in report.variants)),
+        "sensitivity": ("Sensitivity", bool(report.sensitivity)),
         "data": ("Data", True),
         "training": ("Training", bool(report.curves or report.transfer)),
         "reproduce": ("Reproduce", True),

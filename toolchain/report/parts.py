@@ -88,6 +88,24 @@ class Curve(Model):
     seconds: float | None = None
 
 
+class SensitivePart(Model):
+    """A part of an int8 network. gain: dB of the logits' signal over noise with it alone in float; agreement:
+    with fp32, a fraction of val, once it was given back; price: by how many times that made the file slower."""
+
+    name: Text
+    gain: float
+    agreement: float | None = None
+    price: float | None = None
+
+
+class Sensitivity(Model):
+    """What int8 costs, part by part, the worst first. agreement: of int8 before anything was given back."""
+
+    variant: Text
+    agreement: float
+    parts: tuple[SensitivePart, ...]
+
+
 class Picture(Model):
     """A wrong answer with its picture. png: a thumbnail, base64."""
 

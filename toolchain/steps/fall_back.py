@@ -29,8 +29,10 @@ class FallBack(Step):
     quantize: the settings of the quantization; only what is made static can fall back.
     min_agreement: percent of val pictures whose top-1 must be fp32's. No label is used.
     pictures: at most so many of val, for the gate; probe: so many of them for each layer's sensitivity.
-    Measures `sensitivity` (dB gained with that layer alone in float), `agreement` and `price` (how many times the
-    latency of the file before) after each layer that fell back.
+    by: what falls back at once. Within a "block" (the layers of one module, `blocks.1.0`) nothing is rounded any
+    more, while a single "layer" still reads and writes integers.
+    Measures `sensitivity` (dB gained with that part alone in float), `agreement` and `price` (how many times the
+    latency of the file before) after each part that fell back.
     """
 
     step: Literal["fall_back"] = "fall_back"
@@ -42,6 +44,7 @@ class FallBack(Step):
     min_agreement: Annotated[float, Field(gt=0, le=100)] = 98.0
     pictures: Annotated[int, Field(ge=1)] = 1024
     probe: Annotated[int, Field(ge=1)] = 64
+    by: sensitivity.Unit = "block"
 
     @field_validator("quantize")
     @classmethod
@@ -88,9 +91,11 @@ class FallBack(Step):
     ) -> tuple[ModelProto, list[Measurement]]:  # fmt: skip
         """The first network of growing float share that keeps the gate, and what was measured on the way."""
         spread = np.linspace(0, len(inputs) - 1, min(self.probe, len(inputs))).astype(int)
-        names = float_layers.integer_layers(quantized)
+        names = sensitivity.parts(float_layers.integer_layers(quantized), self.by)
         with context.progress.task("sensitivity", len(names)) as task:
-            found = sensitivity.measure(quantized, original, [inputs[i] for i in spread], task.advance)
+            found = sensitivity.measure(
+                quantized, original, [inputs[i] for i in spread], self.by, task.advance
+            )
         measured = [
             Measurement(name="sensitivity", value=round(one.gain, 2), unit="dB", where={"layer": one.name})
             for one in found
@@ -102,7 +107,7 @@ class FallBack(Step):
         for one in found:
             if 100 * reached.agreement >= self.min_agreement:
                 return current, measured
-            given_back.add(one.name)
+            given_back |= set(one.layers)
             candidate = float_layers.in_float(quantized, original, given_back)
             reached = sensitivity.fidelity(reference, sensitivity.answers(candidate, inputs))
             measured += _reached(reached, one.name, len(given_back))
