@@ -244,11 +244,12 @@ def test_hot_swap_under_load_loses_nothing_and_goes_back(tmp_path: Path) -> None
         for client in clients:
             client.start()
         try:
+            wait_for(lambda: bool(replies))
             _turn(link, second)
             server.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: _version(server) == two)
+            wait_for(lambda: replies[-1].json()["model_version"] == two)
             server.process.send_signal(signal.SIGUSR1)
-            wait_for(lambda: _version(server) == one)
+            wait_for(lambda: replies[-1].json()["model_version"] == one)
         finally:
             stop.set()
             for client in clients:

@@ -113,7 +113,8 @@ def _needed(asked: Asked) -> dict[str, tuple[str, tuple[int, ...]]]:
 def _files(model: Path, path: Path, hashes: Mapping[str, str]) -> dict[str, Path]:
     """{name in the package: file}: the runtime's sources, and the model with its external weights."""
     runtime = Path(str(resources.files("toolchain.runtime")))
-    sent = {f"toolchain/runtime/{source.name}": source for source in sorted(runtime.glob("*.py"))}
+    sources = sorted(runtime.rglob("*.py"))
+    sent = {f"toolchain/runtime/{source.relative_to(runtime).as_posix()}": source for source in sources}
     parts = list(hashes)
     if model.is_dir():
         declared = manifest.read(model)
