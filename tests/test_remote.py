@@ -134,7 +134,7 @@ def test_a_bundle_goes_with_its_golden_pictures_and_only_they(
     sent = {
         p.parent.relative_to(folder / "toolchain").as_posix() for p in (folder / "toolchain").rglob("*.py")
     }
-    assert sent == {".", "runtime"}
+    assert sent == {".", "runtime", "runtime/server"}
     assert (folder / "toolchain" / "__init__.py").read_bytes() == b""
     shutil.rmtree(folder)
 
