@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import pickle
 from argparse import Namespace
@@ -186,7 +187,8 @@ def test_checkpoints_without_weights_are_told(content: object, tmp_path: Path) -
 
 def test_relative_paths_start_from_the_recipe(model: nn.Module, tmp_path: Path) -> None:
     pth(tmp_path / "w.pth", model.state_dict())
-    build(backbone(Path("w.pth")), ["a", "b"], tmp_path)
+    _, network = build(backbone(Path("w.pth")), ["a", "b"], tmp_path)
+    assert network.provenance.sha256 == hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
 
 
 def test_real_weights_classify_real_pictures() -> None:

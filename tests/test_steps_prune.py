@@ -111,6 +111,9 @@ def test_taylor_without_pictures_is_told(network: Artifact, tmp_path: Path) -> N
 
 def test_pruning_needs_no_pictures_otherwise(network: Artifact, tmp_path: Path) -> None:
     run(Prune(), tmp_path / "out", network, pictures=0)
+    assert (tmp_path / "out" / "weights.safetensors").stat().st_size < (
+        network.folder / "weights.safetensors"
+    ).stat().st_size
 
 
 def test_settings_of_both_parents_are_checked() -> None:
