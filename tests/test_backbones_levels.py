@@ -129,3 +129,13 @@ def test_kept_statistics_spare_the_head_alone() -> None:
     assert all(torch.equal(old, norm.running_mean) for old, norm in zip(before, body, strict=True))
     assert all(norm.weight.requires_grad for norm in body)
     assert not torch.equal(model.norm.running_mean, torch.zeros_like(model.norm.running_mean))
+
+
+@pytest.mark.parametrize("train", ["head", 2, "full"])
+def test_dropout_acts_whatever_is_trained(train: str | int) -> None:
+    model, _ = build(backbone(drop_rate=0.5), LABELS)
+    Scope(model, train, statistics_kept=True).train()
+    model.norm.eval()
+    assert not torch.equal(model(PICTURES), model(PICTURES))
+    model.eval()
+    assert torch.equal(model(PICTURES), model(PICTURES))

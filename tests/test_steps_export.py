@@ -19,7 +19,8 @@ from onnx_helpers import artifact, operators, run, values
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.counts import macs, parameters
-from toolchain.backbones.network import Network, read, save
+from toolchain.backbones.network import Network, build, read, save
+from toolchain.backbones.settings import Backbone
 from toolchain.data.preprocess import Preprocessing
 from toolchain.errors import DataError, ModelError, ParityError
 from toolchain.record import Measurement
@@ -57,6 +58,18 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def answers(model: torch.nn.Module, network: Network, pictures: np.ndarray) -> np.ndarray:
     prepared = Preprocessing(network.preprocess)(torch.from_numpy(pictures))
     return torch.softmax(model(prepared), dim=1).numpy()
+
+
+def test_branches_of_training_are_folded(tmp_path: Path) -> None:
+    """RepVGG trains three branches a block and ships one convolution."""
+    kinds = {"timm": "repvgg_a0", "weights": "random", "preprocess": {"size": 32}}
+    model, network = build(Backbone.model_validate(kinds), LABELS)
+    save(model, network, tmp_path / "in")
+    lent = context(tmp_path / "out")
+    Export(parity_pictures=2).run({"model": artifact(tmp_path / "in", Form.TORCH)}, lent)
+    nodes = [node.op_type for node in graph.read(lent.out / graph.PLAIN).graph.node]
+    assert nodes.count("Conv") == 22
+    assert not {"Add", "BatchNormalization"}.intersection(nodes)
 
 
 def test_the_artifact_is_complete(source: Artifact, exported: Exported) -> None:

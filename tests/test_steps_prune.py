@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import build, load, save
@@ -114,6 +115,28 @@ def test_pruning_needs_no_pictures_otherwise(network: Artifact, tmp_path: Path) 
     assert (tmp_path / "out" / "weights.safetensors").stat().st_size < (
         network.folder / "weights.safetensors"
     ).stat().st_size
+
+
+def test_measured_statistics_are_those_of_the_pruned_networks_inputs(
+    network: Artifact, tmp_path: Path
+) -> None:
+    step = Prune(norm_statistics="measured", batch_size=12)
+    run(step, tmp_path / "out", network)
+    model, described = load(tmp_path / "out")
+    seen: list[Tensor] = []
+    model.conv1[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    lent = context(tmp_path / "again")
+    pictures, _ = next(step._batches(described, lent))
+    with torch.no_grad():
+        model(pictures)
+    torch.testing.assert_close(model.conv1[1].running_mean, seen[0].mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(model.conv1[1].running_var, seen[0].var(dim=(0, 2, 3)))
+    assert model.conv1[1].momentum == 0.1
+
+
+def test_measured_statistics_need_pictures(network: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="norm_statistics 'measured' needs training pictures"):
+        run(Prune(norm_statistics="measured"), tmp_path / "out", network, pictures=0)
 
 
 def test_settings_of_both_parents_are_checked() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from toolchain.errors import BackboneError
 
@@ -36,14 +37,16 @@ class MultiLevel(nn.Module):
         body.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
         width = 2 * sum(int(info[level]["num_chs"]) for level in self.levels)
         self.norm: nn.Module = nn.BatchNorm1d(width)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop_rate = drop_rate
         self.fc = nn.Linear(width, classes)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of a batch."""
         levels = self.body.forward_intermediates(pictures, indices=self.levels, intermediates_only=True)
         pooled = [part for level in levels for part in (level.mean((2, 3)), level.amax((2, 3)))]
-        logits: Tensor = self.fc(self.drop(self.norm(torch.cat(pooled, dim=1))))
+        features = self.norm(torch.cat(pooled, dim=1))
+        # By a function, as timm does: whoever trains only the head switches this module's flag and the head's.
+        logits: Tensor = self.fc(F.dropout(features, self.drop_rate, self.training))
         return logits
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from torch.export import Dim
 
 from toolchain import graph, parity
 from toolchain.artifact import Artifact, Form
+from toolchain.backbones.architecture import deployable
 from toolchain.backbones.counts import macs, parameters
 from toolchain.backbones.network import DESCRIPTION, Network, load
 from toolchain.calibration.pictures import choose
@@ -31,6 +32,8 @@ from toolchain.step import Context, Step
 class Export(Step):
     """torch.onnx (dynamo): the plain network, its preprocessing, and both with a softmax in one graph.
 
+    Branches of training are folded first (see backbones/architecture.py, deployable).
+
     opset: of the standard operators; 18 is the first that can resize as the preprocessing does.
     parity_pictures, parity_tolerance: how many validation pictures the files must answer as the network
     does, and how closely (see toolchain/parity.py).
@@ -39,6 +42,7 @@ class Export(Step):
     step: Literal["export"] = "export"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.TORCH}
     gives: ClassVar[Form] = Form.ONNX
+    version: ClassVar[int] = 2
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
     libraries: ClassVar[tuple[str, ...]] = (
         "torch", "timm", "onnx", "onnxscript",
@@ -56,7 +60,8 @@ class Export(Step):
         source = inputs["model"]
         model, network = load(source.folder)
         with context.progress.task("export", 3) as task:
-            plain = export_network(model, network, self.opset)
+            shipped = deployable(model)
+            plain = export_network(shipped, network, self.opset)
             task.advance()
             preprocess = export_preprocessing(network.preprocess, self.opset)
             task.advance()
@@ -65,8 +70,8 @@ class Export(Step):
             found = self._check(model, network, context)
             task.advance()
         return (
-            Measurement(name="macs", value=macs(model, network.preprocess), unit="MAC"),
-            Measurement(name="parameters", value=parameters(model)),
+            Measurement(name="macs", value=macs(shipped, network.preprocess), unit="MAC"),
+            Measurement(name="parameters", value=parameters(shipped)),
             *graph.sizes(context.out),
             *found,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,8 +23,10 @@ from toolchain.step import Context, Step
 class Prune(Pruning, Step):
     """Structural pruning (see backbones/pruning.py for the settings it shares with the check before training).
 
-    pictures, batch_size: how many training pictures importance "taylor" computes gradients on, and how many
-    at a time.
+    norm_statistics: the mean and variance of batch norms, "kept" as they were before, or "measured" anew on the
+    pruned network, for a recovery that is to keep them (see learn/settings.py, norm_statistics).
+    pictures, batch_size: how many training pictures importance "taylor" computes gradients on and statistics are
+    measured on, and how many at a time.
     """
 
     step: Literal["prune"] = "prune"
@@ -32,6 +34,7 @@ class Prune(Pruning, Step):
     gives: ClassVar[Form] = Form.TORCH
     uses: ClassVar[frozenset[str]] = frozenset({"train", "seed", "device"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "timm", "torch-pruning")
+    norm_statistics: Literal["kept", "measured"] = "kept"
     pictures: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
 
@@ -45,27 +48,62 @@ class Prune(Pruning, Step):
                 model, network, self,
                 seed=context.seed, gradients=self._gradients(network, context), advance=task.advance,
             )  # fmt: skip
+        if self.norm_statistics == "measured":
+            measure_statistics(model, list(self._batches(network, context)))
         save(model, pruned, context.out)
         return _measurements(before, cost(model, pruned))
 
     def _gradients(self, network: Network, context: Context) -> Gradients:
         """Gradients of the mean cross-entropy over some training pictures, batch statistics untouched."""
-        train, device = context.data.train, context.device.torch
-        if self.importance == "taylor" and not len(train):
+        if self.importance == "taylor" and not len(context.data.train):
             raise BackboneError("importance 'taylor' needs training pictures, and there are none")
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))
-        chosen = order[: self.pictures].tolist()
-        preprocessing = Preprocessing(network.preprocess)
 
         def compute(model: nn.Module) -> None:
-            for start in range(0, len(chosen), self.batch_size):
-                batch = chosen[start : start + self.batch_size]
-                pictures = _tensors(train, batch, preprocessing).to(device)
-                labels = torch.from_numpy(train.labels[batch]).to(device)
-                loss = F.cross_entropy(model(pictures), labels, reduction="sum") / len(chosen)
+            count = len(self._chosen(context))
+            for pictures, labels in self._batches(network, context):
+                loss = F.cross_entropy(model(pictures), labels, reduction="sum") / count
                 loss.backward()  # type: ignore[no-untyped-call]
 
         return compute
+
+    def _chosen(self, context: Context) -> list[int]:
+        """The training pictures that are looked at, in a random order."""
+        order = torch.randperm(len(context.data.train), generator=torch.Generator().manual_seed(context.seed))
+        return order[: self.pictures].tolist()
+
+    def _batches(self, network: Network, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prepared pictures [n, 3, h, w] and their labels [n], on the device."""
+        train, device, chosen = context.data.train, context.device.torch, self._chosen(context)
+        preprocessing = Preprocessing(network.preprocess)
+        for start in range(0, len(chosen), self.batch_size):
+            batch = chosen[start : start + self.batch_size]
+            pictures = _tensors(train, batch, preprocessing).to(device)
+            yield pictures, torch.from_numpy(train.labels[batch]).to(device)
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Replace the running mean and variance of every batch norm by those over `batches`, in place.
+
+    Pruning takes channels away from what a batch norm sees, so that its old statistics are wrong: L. Li et al.,
+    EagleEye (arXiv:2007.02491), call it adaptive batch normalization. The model is in eval mode afterwards.
+    Raises BackboneError without pictures.
+    """
+    norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not batches:
+        raise BackboneError("norm_statistics 'measured' needs training pictures, and there are none")
+    device = batches[0][0].device
+    model.to(device)
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    for pictures, _ in batches:
+        model(pictures)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    model.eval().cpu()
 
 
 def _tensors(pictures: PictureSet, indices: list[int], preprocessing: Preprocessing) -> Tensor:
