@@ -15,7 +15,7 @@ PACKAGE = ROOT / "toolchain"
 # A file may import only from rooms to its left (or its own).
 ORDER = [
     "runtime", "errors", "record", "progress", "stats", "device", "artifact", "data", "step", "backbones",
-    "learn", "graph", "calibration", "parity", "steps", "measure", "explain", "loadgen", "remote", "store",
+    "learn", "graph", "calibration", "parity", "simulate", "steps", "measure", "explain", "loadgen", "remote", "store",
     "recipe_problems", "recipe_text", "recipe",
     "recipe_editors",
     "pipeline", "choose", "bundle", "package", "report", "history", "compare", "workflow", "proposal", "doctor", "cli",

@@ -12,11 +12,24 @@ from toolchain.steps.fall_back import FallBack
 from toolchain.steps.half import Half
 from toolchain.steps.load import Load
 from toolchain.steps.prune import Prune
+from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.tune import Tune
 
-AnyStep = Annotated[Prune | Recover | Export | Quantize | FallBack | Half, Field(discriminator="step")]
+AnyStep = Annotated[Prune | Recover | Export | Quantize | FallBack | Qat | Half, Field(discriminator="step")]
 """What may stand in a variant's `steps`."""
 
-__all__ = ["Adopt", "AnyStep", "Export", "FallBack", "Half", "Load", "Prune", "Quantize", "Recover", "Tune"]
+__all__ = [
+    "Adopt",
+    "AnyStep",
+    "Export",
+    "FallBack",
+    "Half",
+    "Load",
+    "Prune",
+    "Qat",
+    "Quantize",
+    "Recover",
+    "Tune",
+]

@@ -1,0 +1,173 @@
+"""Simulated networks answer as onnxruntime does, in float and in integers, and give their weights back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from learn_helpers import context
+from onnx import ModelProto, numpy_helper
+from onnx.helper import make_node
+from onnx_helpers import SQUARE, exported, mobile, model, run
+
+from toolchain import graph
+from toolchain.backbones.network import build
+from toolchain.backbones.settings import Backbone
+from toolchain.errors import ModelError
+from toolchain.simulate.network import Simulated, trained
+from toolchain.simulate.operators import operator
+from toolchain.steps.export import export_network
+from toolchain.steps.quantize import Quantize
+
+PICTURES = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
+EIGHT = Quantize(weight_bits=8, float_stem=False)
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelProto, ModelProto]:
+    """A small network in float, its biases corrected, and in integers."""
+    folder = tmp_path_factory.mktemp("mobile")
+    source = exported(folder / "float", mobile(side=16), SQUARE)
+    plain = graph.read(source.folder / graph.PLAIN)
+    quantized = EIGHT.integers(plain, source.folder / graph.PREPROCESS, context(folder / "int8"))
+    return plain, quantized
+
+
+def simulated(source: ModelProto, pictures: np.ndarray, floats: ModelProto | None = None) -> np.ndarray:
+    network = Simulated(source, graph.weights(floats) if floats else None).eval()
+    with torch.inference_mode():
+        return np.asarray(network(torch.from_numpy(pictures)).numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet10t", {"channels": [8, 8, 16, 16], "stem_width": 8}),
+        ("mobilenetv2_035", {}),
+        pytest.param("mobilenetv3_small_050", {}, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite0", {}, marks=pytest.mark.slow),
+        pytest.param("regnety_002", {}, marks=pytest.mark.slow),
+        pytest.param("densenet121", {"growth_rate": 8, "block_config": [2, 2]}, marks=pytest.mark.slow),
+    ],
+)
+def test_float_networks_answer_alike(name: str, options: dict[str, object]) -> None:
+    kinds = {"timm": name, "weights": "random", "kwargs": options, "preprocess": {"size": 32}}
+    source = export_network(*build(Backbone.model_validate(kinds), ("a", "b", "c")))
+    pictures = np.random.default_rng(1).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    expected = run(source, pictures)
+    np.testing.assert_allclose(
+        simulated(source, pictures), expected, atol=1e-4 * float(np.abs(expected).max())
+    )
+
+
+def test_integers_answer_as_without_onnxruntimes_optimizations(
+    integers: tuple[ModelProto, ModelProto],
+) -> None:
+    plain, quantized = integers
+    expected = run(quantized, PICTURES, optimize=False)
+    assert np.abs(expected - run(plain, PICTURES)).max() > 1e-3  # it does round
+    np.testing.assert_allclose(simulated(quantized, PICTURES, plain), expected, atol=1e-5)
+
+
+def test_untrained_weights_go_back_as_the_same_integers(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, quantized = integers
+    written = trained(Simulated(quantized, graph.weights(plain)), quantized)
+    assert written.SerializeToString(deterministic=True) == quantized.SerializeToString(deterministic=True)
+
+
+def test_trained_weights_go_back_and_saturate(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, quantized = integers
+    network = Simulated(quantized, graph.weights(plain)).eval()
+    one = next(one for one in network.rounded if one.integers.startswith("dense.weight"))
+    with torch.no_grad():
+        network.values[one.index] *= 1.5
+    written = trained(network, quantized)
+    before, after = (graph.weights(m)[one.integers].astype(int) for m in (quantized, written))
+    assert after.max() == 127
+    assert after.min() == -127
+    small = np.abs(before) < 60
+    assert np.abs(after[small] - 1.5 * before[small]).max() <= 1.25
+    with torch.inference_mode():
+        answers = network(torch.from_numpy(PICTURES)).numpy()
+    np.testing.assert_allclose(answers, run(written, PICTURES, optimize=False), atol=1e-5)
+
+
+def test_what_saturates_gets_no_gradient(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, quantized = integers
+    network = Simulated(quantized, graph.weights(plain))
+    one = next(one for one in network.rounded if one.integers.startswith("dense.weight"))
+    weight = network.values[one.index]
+    with torch.no_grad():
+        weight[0, 0] *= 100
+    network(torch.from_numpy(PICTURES)).sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad[0, 0].any()
+    assert weight.grad[1:].any()
+
+
+def test_without_float_values_the_integers_are_dequantized(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, quantized = integers
+    np.testing.assert_allclose(
+        simulated(quantized, PICTURES), simulated(quantized, PICTURES, plain), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("node", "constants", "sentence"),
+    [
+        (make_node("LSTM", ["input"], ["logits"], name="memory"), {}, "'memory': the operator LSTM cannot be"),
+        (make_node("Conv", ["input", "w"], ["logits"], name="c", kernel_shape=[1, 1], auto_pad="SAME_UPPER"),
+         {"w": np.zeros((3, 3, 1, 1), np.float32)}, "'c': auto_pad b'SAME_UPPER'"),
+        (make_node("Reshape", ["input", "shape"], ["logits"], name="r"), {}, "'r': Reshape to a computed shape"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_told(
+    node: onnx.NodeProto, constants: dict[str, np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        Simulated(model([node], constants))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "inputs"),
+    [
+        ("MaxPool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}, 1),
+        ("AveragePool", {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}, 1),
+        ("HardSigmoid", {"alpha": 0.25}, 1),
+        ("HardSwish", {}, 1),
+        ("Transpose", {"perm": [0, 2, 3, 1]}, 1),
+        ("Concat", {"axis": 1}, 2),
+        ("Softmax", {"axis": 1}, 1),
+        ("Flatten", {"axis": 2}, 1),
+    ],
+)
+def test_operators_follow_onnx(kind: str, options: dict[str, object], inputs: int, tmp_path: Path) -> None:
+    node = make_node(kind, ["input"] * inputs, ["logits"], name="it", **options)
+    single = model([node], {}, shape=(4, 3, 16, 16))
+    del single.graph.output[0].type.tensor_type.shape.dim[:]
+    single.graph.output[0].type.tensor_type.ClearField("shape")
+    given = [torch.from_numpy(PICTURES)] * inputs
+    np.testing.assert_allclose(operator(node, {})(*given).numpy(), run(single, PICTURES), atol=1e-5)
+
+
+def test_reductions_take_axes_as_attribute_or_tensor() -> None:
+    axes = {"axes": np.array([2, 3], np.int64)}
+    node = make_node("ReduceMax", ["input", "axes"], ["logits"], name="it", keepdims=0)
+    single = model([node], axes, shape=(4, 3, 16, 16))
+    x = torch.from_numpy(PICTURES)
+    np.testing.assert_allclose(operator(node, axes)(x).numpy(), run(single, PICTURES), atol=1e-6)
+    old = make_node("ReduceMean", ["input"], ["logits"], name="it", keepdims=1, axes=[2, 3])
+    torch.testing.assert_close(operator(old, {})(x), x.mean((2, 3), keepdim=True))
+
+
+def test_constants_are_kept_as_they_are(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, _ = integers
+    network = Simulated(plain)
+    names = {tensor.name for tensor in plain.graph.initializer}
+    assert set(network.plain) <= names
+    weight = next(t for t in plain.graph.initializer if t.name == "fc.weight")
+    found = network.values[network.plain["fc.weight"]].detach().numpy()
+    np.testing.assert_array_equal(found, numpy_helper.to_array(weight))

@@ -1,0 +1,86 @@
+"""Quantization-aware training brings an int8 network back towards float, in the graph that fuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from learn_helpers import context, data
+from onnx_helpers import SQUARE, exported, mobile, operators, run
+from pydantic import ValidationError
+
+from toolchain import graph
+from toolchain.artifact import Artifact
+from toolchain.calibration.pictures import prepared
+from toolchain.record import Measurement
+from toolchain.steps.qat import Qat
+from toolchain.steps.quantize import Quantize
+
+COARSE = Quantize(weight_bits=7, per_channel=False, correct_bias=False, float_stem=False)
+STEP = Qat(quantize=COARSE, epochs=20, batch_size=8, lr=1e-4, amp="off", workers=0)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A network whose classes are all answers to some pictures, and with channels of very different weights."""
+    plain = mobile(side=16)
+    tensors = {tensor.name: tensor for tensor in plain.graph.initializer}
+    wide = onnx.numpy_helper.to_array(tensors["narrow.weight"]) * np.linspace(0.05, 4, 8).reshape(8, 1, 1, 1)
+    tensors["narrow.weight"].CopyFrom(onnx.numpy_helper.from_array(wide.astype(np.float32), "narrow.weight"))
+    first = exported(tmp_path_factory.mktemp("biased"), plain, SQUARE)
+    val = data().val
+    pictures = list(prepared(first.folder / graph.PREPROCESS, val, list(range(len(val)))))
+    logits = run(plain, np.concatenate(pictures))
+    tensors["fc.bias"].CopyFrom(onnx.numpy_helper.from_array(-logits.mean(axis=0), "fc.bias"))
+    return exported(tmp_path_factory.mktemp("mobile"), plain, SQUARE)
+
+
+def found(measured: tuple[Measurement, ...], name: str, **where: str) -> float:
+    return next(m.value for m in measured if m.name == name and m.where == where)
+
+
+def test_it_answers_closer_to_float_than_before(network: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path / "qat")
+    measured = STEP.run({"model": network}, lent)
+    before, after = (found(measured, "sqnr", when=when) for when in ("before", "after"))
+    assert after > before + 3
+    assert found(measured, "agreement", when="after") >= found(measured, "agreement", when="before")
+    assert found(measured, "simulated_agreement") == 1
+    plain = context(tmp_path / "ptq")
+    COARSE.run({"model": network}, plain)
+    assert operators(lent.out / graph.PLAIN) == operators(plain.out / graph.PLAIN)
+    sizes = [(folder / graph.PLAIN).stat().st_size for folder in (lent.out, plain.out)]
+    assert abs(sizes[0] - sizes[1]) < 2000  # the same tensors; the lineage differs
+    lineage = json.loads(graph.metadata(graph.read(lent.out / graph.FUSED))["lineage"])
+    assert [entry["step"] for entry in lineage] == ["export", "qat"]
+
+
+def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Path) -> None:
+    short = STEP.model_copy(update={"epochs": 1})
+    for name in ("a", "b"):
+        short.run({"model": network}, context(tmp_path / name))
+    files = [(tmp_path / name / "out" / graph.PLAIN).read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"quantize": {"scheme": "dynamic"}}, "qat trains static quantization with weight s8"),
+        ({"quantize": {"weight": "u8"}}, "qat trains static quantization with weight s8"),
+        ({"train": "head"}, "Input should be 'full'"),
+        ({"epochs": 0}, "epochs"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Qat.model_validate(settings)
+
+
+def test_weights_that_would_saturate_get_seven_bits() -> None:
+    old = Qat(quantize=Quantize(targets=("x86-avx2",))).resolved()
+    new = Qat(quantize=Quantize(targets=("x86-vnni",))).resolved()
+    assert (old.quantize.weight_bits, new.quantize.weight_bits) == (7, 8)

@@ -1,0 +1,1 @@
+"""ONNX graphs as trainable torch networks: what quantization-aware training trains."""
