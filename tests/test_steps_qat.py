@@ -11,16 +11,19 @@ import pytest
 from learn_helpers import context, data
 from onnx_helpers import SQUARE, exported, mobile, operators, run
 from pydantic import ValidationError
+from tiny import tiny_run
 
 from toolchain import graph
 from toolchain.artifact import Artifact
+from toolchain.backbones.network import DESCRIPTION, read
 from toolchain.calibration.pictures import prepared
+from toolchain.errors import TrainingError
 from toolchain.record import Measurement
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 
 COARSE = Quantize(weight_bits=7, per_channel=False, correct_bias=False, float_stem=False)
-STEP = Qat(quantize=COARSE, epochs=20, batch_size=8, lr=1e-4, amp="off", workers=0)
+STEP = Qat(teacher="fp32", quantize=COARSE, epochs=20, batch_size=8, lr=1e-4, amp="off", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def found(measured: tuple[Measurement, ...], name: str, **where: str) -> float:
 
 def test_it_answers_closer_to_float_than_before(network: Artifact, tmp_path: Path) -> None:
     lent = context(tmp_path / "qat")
-    measured = STEP.run({"model": network}, lent)
+    measured = STEP.run({"model": network, "teacher": network}, lent)
     before, after = (found(measured, "sqnr", when=when) for when in ("before", "after"))
     assert after > before + 3
     assert found(measured, "agreement", when="after") >= found(measured, "agreement", when="before")
@@ -61,7 +64,7 @@ def test_it_answers_closer_to_float_than_before(network: Artifact, tmp_path: Pat
 def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Path) -> None:
     short = STEP.model_copy(update={"epochs": 1})
     for name in ("a", "b"):
-        short.run({"model": network}, context(tmp_path / name))
+        short.run({"model": network, "teacher": network}, context(tmp_path / name))
     files = [(tmp_path / name / "out" / graph.PLAIN).read_bytes() for name in ("a", "b")]
     assert files[0] == files[1]
 
@@ -77,10 +80,30 @@ def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Pat
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
-        Qat.model_validate(settings)
+        Qat.model_validate({"teacher": "fp32", **settings})
 
 
 def test_weights_that_would_saturate_get_seven_bits() -> None:
-    old = Qat(quantize=Quantize(targets=("x86-avx2",))).resolved()
-    new = Qat(quantize=Quantize(targets=("x86-vnni",))).resolved()
+    old = Qat(teacher="fp32", quantize=Quantize(targets=("x86-avx2",))).resolved()
+    new = Qat(teacher="fp32", quantize=Quantize(targets=("x86-vnni",))).resolved()
     assert (old.quantize.weight_bits, new.quantize.weight_bits) == (7, 8)
+
+
+def test_a_teacher_of_other_labels_is_refused(network: Artifact, tmp_path: Path) -> None:
+    other = exported(tmp_path / "other", mobile(side=16), SQUARE)
+    described = read(other.folder).model_copy(update={"labels": ("red", "green", "pink")})
+    (other.folder / DESCRIPTION).write_text(described.model_dump_json())
+    with pytest.raises(TrainingError, match="teacher 'fp32' has other labels"):
+        STEP.run({"model": network, "teacher": other}, context(tmp_path / "out"))
+
+
+def test_a_recipe_can_name_it(tmp_path: Path) -> None:
+    """The whole trip: exported, trained in integers, measured, chosen and bundled."""
+    variants = {
+        "fp32": {"from": "tuned", "steps": ["export"]},
+        "int8": {"from": "fp32", "steps": [{"qat": {"teacher": "fp32", "epochs": 1, "batch_size": 8}}]},
+    }
+    run = tiny_run(tmp_path, variants=variants)
+    report = json.loads((run.out / "report.json").read_text())
+    assert [variant["name"] for variant in report["variants"]] == ["fp32", "int8"]
+    assert report["variants"][1]["accuracy"]

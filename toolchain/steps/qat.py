@@ -16,6 +16,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION, read
 from toolchain.calibration import pictures, sensitivity
+from toolchain.errors import TrainingError
 from toolchain.learn.loop import fit
 from toolchain.learn.settings import Count, Distillation, Keep, NotNegative, Positive, Share, Training
 from toolchain.record import Measurement
@@ -30,18 +31,20 @@ _COMPARED = 1024  # val pictures
 class Qat(Distillation, Training, Step):
     """Static quantization, then training with what the integers do to it (see simulate/network.py).
 
+    teacher: the artifact whose answers are learnt, in float: the network itself, or what it was made smaller from.
     quantize: the settings of the quantization that is trained on; its ranges and steps stay as calibrated, weights
-    and biases are trained. The other settings are training's and distillation's (see learn/settings.py); the
-    teacher is the network in float, and alpha 1 needs no label.
-    Measures how many of val's top-1 answers are fp32's, and the logits' signal over noise, before and after; and
-    how many are the simulation's.
+    and biases are trained. The other settings are training's and distillation's (see learn/settings.py); alpha 1
+    needs no label.
+    Measures how many of val's top-1 answers are the teacher's, and the logits' signal over noise, before and after;
+    and how many are the simulation's.
     """
 
     step: Literal["qat"] = "qat"
-    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX, "teacher": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "numpy", "pillow", *Quantize.libraries)
+    teacher: str
     quantize: Quantize = Quantize()
     epochs: Count = 5
     lr: Positive = 1e-5
@@ -73,9 +76,15 @@ class Qat(Distillation, Training, Step):
         """Quantize inputs["model"]'s plain network and train it on.
 
         Raises DataError without pictures, ModelError for what cannot be quantized statically or simulated,
-        TrainingError when training fails.
+        TrainingError when training fails or the teacher has not the same labels and preprocessing.
         """
-        settings, source = self.resolved(), inputs["model"].folder
+        settings, source, taught = self.resolved(), inputs["model"].folder, inputs["teacher"].folder
+        network = read(source)
+        for name in ("labels", "preprocess"):
+            if getattr(network, name) != getattr(read(taught), name):
+                raise TrainingError(
+                    f"qat: the teacher '{self.teacher}' has other {name} than the network that learns"
+                )
         original = graph.read(source / graph.PLAIN)
         entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
         about = graph.extended(graph.metadata(original), entry)
@@ -83,8 +92,10 @@ class Qat(Distillation, Training, Step):
         corrected.CopyFrom(original)
         static = settings.quantize.model_copy(update={"scheme": "static"})
         quantized = static.integers(corrected, source / graph.PREPROCESS, context)
-        pupil, teacher = Simulated(quantized, graph.weights(corrected)), Simulated(original)
-        fitted, rows = fit(pupil, read(source), settings, context, teacher=teacher, distill=settings)
+        reference = graph.read(taught / graph.PLAIN)
+        graph.require_float(reference)
+        pupil, teacher = Simulated(quantized, graph.weights(corrected)), Simulated(reference)
+        fitted, rows = fit(pupil, network, settings, context, teacher=teacher, distill=settings)
         if not isinstance(fitted, Simulated):  # fit trains in place
             raise TypeError(type(fitted))
         kept = trained(fitted, quantized)
@@ -93,18 +104,18 @@ class Qat(Distillation, Training, Step):
         return (
             Measurement(name="layers_int8", value=integer_weights(kept)),
             *measurements(rows),
-            *_fidelity(original, {"before": quantized, "after": kept}, fitted, source, context),
+            *_fidelity(reference, {"before": quantized, "after": kept}, fitted, source, context),
             *graph.sizes(context.out),
         )
 
 
 def _fidelity(
-    original: ModelProto, files: Mapping[str, ModelProto], simulated: Simulated, source: Path, context: Context
+    teacher: ModelProto, files: Mapping[str, ModelProto], simulated: Simulated, source: Path, context: Context
 ) -> Iterator[Measurement]:  # fmt: skip
-    """How close files answer to float on val pictures, and how close the last one to its simulation."""
+    """How close files answer to the teacher on val pictures, and how close the last one to its simulation."""
     val = context.data.val
     prepared = list(pictures.prepared(source / graph.PREPROCESS, val, pictures.choose(val, _COMPARED)))
-    reference = sensitivity.answers(original, prepared)
+    reference = sensitivity.answers(teacher, prepared)
     for when, model in files.items():
         answers = sensitivity.answers(model, prepared)
         found = sensitivity.fidelity(reference, answers)
