@@ -10,13 +10,30 @@ from toolchain.steps.adopt import Adopt
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.half import Half
+from toolchain.steps.join import Join
 from toolchain.steps.load import Load
+from toolchain.steps.narrow import Narrow
 from toolchain.steps.prune import Prune
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.tune import Tune
 
-AnyStep = Annotated[Prune | Recover | Export | Quantize | FallBack | Half, Field(discriminator="step")]
+AnyStep = Annotated[
+    Prune | Recover | Export | Narrow | Join | Quantize | FallBack | Half, Field(discriminator="step")
+]
 """What may stand in a variant's `steps`."""
 
-__all__ = ["Adopt", "AnyStep", "Export", "FallBack", "Half", "Load", "Prune", "Quantize", "Recover", "Tune"]
+__all__ = [
+    "Adopt",
+    "AnyStep",
+    "Export",
+    "FallBack",
+    "Half",
+    "Join",
+    "Load",
+    "Narrow",
+    "Prune",
+    "Quantize",
+    "Recover",
+    "Tune",
+]
