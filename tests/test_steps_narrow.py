@@ -160,6 +160,21 @@ def test_a_narrowed_network_can_be_quantized(tmp_path: Path) -> None:
     )
 
 
+def test_a_reader_can_be_the_next_chains_writer(tmp_path: Path) -> None:
+    """`narrow` reads `dw` and writes `widen`; both of its sides lose what is dead."""
+
+    def dead(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows[::2] = 0
+        return rows
+
+    plain = edited(mobile(side=16), stem_bias=halved, narrow_weight=dead)
+    found, lent = source(tmp_path / "in", plain), context(tmp_path)
+    Narrow(multiple=4, min_sqnr=60).run({"model": found}, lent)
+    assert shapes(lent.out / graph.PLAIN)["narrow.weight"] == (4, 8, 1, 1)
+    assert shapes(lent.out / graph.PLAIN)["widen.weight"] == (32, 4, 1, 1)
+    assert noise_ratio(run(plain, inputs(found)), run(lent.out / graph.PLAIN, inputs(found))) > 60
+
+
 def test_narrow_says_what_it_lacks(tmp_path: Path) -> None:
     found = source(tmp_path / "in", mobile(side=16))
     with pytest.raises(DataError, match="fits on training pictures"):

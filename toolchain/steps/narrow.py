@@ -154,7 +154,7 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
     """A copy of the network with `counts` channels left in each chain named (by its hidden tensor)."""
     changed = ModelProto()
     changed.CopyFrom(model)
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    known = graph.weights(model)
     values: dict[str, Floats] = {}
     groups: dict[str, int] = {}
     for candidate in candidates:
@@ -164,7 +164,8 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
         kept = sorted(candidate.order.order[chain.channels - count :])
         for layer in (chain.writer, *chain.depthwise):
             for name in layer.node.input[1:]:
-                values[name] = np.ascontiguousarray(numpy_helper.to_array(known[name])[kept])
+                # What another chain's reader is may be this one's writer: its weights are new already.
+                values[name] = np.ascontiguousarray(values.get(name, known[name])[kept])
         groups |= {layer.node.name: count for layer in chain.depthwise}
         weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)
         _refitted(changed, chain, weight, shift, values)
