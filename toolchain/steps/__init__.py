@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from toolchain.steps.adopt import Adopt
+from toolchain.steps.equalize import Equalize
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.half import Half
@@ -19,13 +20,15 @@ from toolchain.steps.recover import Recover
 from toolchain.steps.tune import Tune
 
 AnyStep = Annotated[
-    Prune | Recover | Export | Narrow | Join | Quantize | FallBack | Half, Field(discriminator="step")
+    Prune | Recover | Export | Narrow | Join | Equalize | Quantize | FallBack | Half,
+    Field(discriminator="step"),
 ]
 """What may stand in a variant's `steps`."""
 
 __all__ = [
     "Adopt",
     "AnyStep",
+    "Equalize",
     "Export",
     "FallBack",
     "Half",
