@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from toolchain.recipe import Recipe
-from toolchain.steps import Equalize, Export, FallBack, Half, Join, Narrow, Prune, Quantize, Recover
+from toolchain.steps import (
+    Equalize,
+    Export,
+    FallBack,
+    Half,
+    Join,
+    Narrow,
+    Prune,
+    Quantize,
+    Recover,
+    WeightOnly,
+)
 
-_STEPS = (Prune, Recover, Export, Narrow, Join, Equalize, Quantize, FallBack, Half)
+_STEPS = (Prune, Recover, Export, Narrow, Join, Equalize, Quantize, FallBack, WeightOnly, Half)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -18,9 +18,10 @@ from toolchain.steps.prune import Prune
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.tune import Tune
+from toolchain.steps.weight_only import WeightOnly
 
 AnyStep = Annotated[
-    Prune | Recover | Export | Narrow | Join | Equalize | Quantize | FallBack | Half,
+    Prune | Recover | Export | Narrow | Join | Equalize | Quantize | FallBack | WeightOnly | Half,
     Field(discriminator="step"),
 ]
 """What may stand in a variant's `steps`."""
@@ -39,4 +40,5 @@ __all__ = [
     "Quantize",
     "Recover",
     "Tune",
+    "WeightOnly",
 ]
