@@ -96,7 +96,7 @@ def test_what_a_clip_cuts_is_left_alone() -> None:
     """Of three channels one is cut by the Clip, one stays just below, one far below."""
     constants: dict[str, Any] = {"zero": np.float32(0), "six": np.float32(6)}
     weight = np.zeros((3, 3, 1, 1), np.float32)
-    weight[[0, 1, 2], [0, 1, 2]] = np.array([10.0, 5.0, 0.1], np.float32)[:, None, None]
+    weight[[0, 1, 2], [0, 1, 2]] = np.array([10.0, 4.0, 0.1], np.float32)[:, None, None]
     second = np.array([[[[0.1]], [[2.0]], [[90.0]]]], np.float32) * np.ones((4, 1, 1, 1), np.float32)
     nodes = [
         *convolution("input", "a", weight, constants, activation=None),
@@ -113,10 +113,10 @@ def test_what_a_clip_cuts_is_left_alone() -> None:
     found = list(equalization.pairs(plain))
     assert [pair.limit for pair in found] == [6.0]
     tops = equalization.greatest(plain, found, [picture[None] for picture in feed])
-    np.testing.assert_allclose(tops["cut"], [6, 5, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(tops["cut"], [6, 4, 0.1], rtol=1e-5)
     scales = equalization.equalize(plain, found, tops)["cut"]
     assert scales[0] == 1
-    assert 5 * scales[1] <= 6
+    assert 4 * scales[1] <= 0.8 * 6 + 1e-6
     assert scales[2] > 5
     np.testing.assert_allclose(run(plain, feed), before, rtol=1e-4, atol=1e-5)
 

@@ -15,10 +15,11 @@ from toolchain.steps import (
     Prune,
     Quantize,
     Recover,
+    Smooth,
     WeightOnly,
 )
 
-_STEPS = (Prune, Recover, Export, Narrow, Join, Equalize, Quantize, FallBack, WeightOnly, Half)
+_STEPS = (Prune, Recover, Export, Narrow, Join, Equalize, Smooth, Quantize, FallBack, WeightOnly, Half)
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from toolchain.graph import INPUT, consumers, weights
 from toolchain.runtime.session import Session
 
 _ROUNDS, _SETTLED = 30, 1e-3
+_HEADROOM = 0.8  # of a Clip's limit, on the pictures seen; others may go further
 _LEAST = 1e-8  # of a range, below which a channel is left alone
 
 
@@ -126,8 +127,10 @@ class _Scales:
             wanted[usable] /= np.exp(np.log(wanted[usable]).mean())
         if np.isfinite(pair.limit) and tops is not None:
             reached = tops * scaled
-            cut = tops >= 0.999 * pair.limit
-            wanted = np.where(cut, 1.0, np.minimum(wanted, 0.99 * pair.limit / np.maximum(reached, 1e-12)))
+            near = tops >= _HEADROOM * pair.limit
+            wanted = np.where(
+                near, 1.0, np.minimum(wanted, _HEADROOM * pair.limit / np.maximum(reached, 1e-12))
+            )
         return wanted
 
     def scale(self, pair: Pair, factor: NDArray[np.float64]) -> None:

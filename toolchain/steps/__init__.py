@@ -17,11 +17,12 @@ from toolchain.steps.narrow import Narrow
 from toolchain.steps.prune import Prune
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
+from toolchain.steps.smooth import Smooth
 from toolchain.steps.tune import Tune
 from toolchain.steps.weight_only import WeightOnly
 
 AnyStep = Annotated[
-    Prune | Recover | Export | Narrow | Join | Equalize | Quantize | FallBack | WeightOnly | Half,
+    Prune | Recover | Export | Narrow | Join | Equalize | Smooth | Quantize | FallBack | WeightOnly | Half,
     Field(discriminator="step"),
 ]
 """What may stand in a variant's `steps`."""
@@ -39,6 +40,7 @@ __all__ = [
     "Prune",
     "Quantize",
     "Recover",
+    "Smooth",
     "Tune",
     "WeightOnly",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +71,8 @@ class WeightOnly(Step):
             if _convertible(layer) and any(fnmatchcase(layer.node.name, pattern) for pattern in self.layers):
                 place = list(model.graph.node).index(layer.node)
                 integers, steps = quantize_blocks(layer.rows, self.bits, self.block)
-                constants = {
-                    f"{layer.node.name}.nbits": integers,
-                    f"{layer.node.name}.steps": steps.reshape(-1),
-                }
+                constants: dict[str, NDArray[Any]] = {f"{layer.node.name}.nbits": integers}
+                constants[f"{layer.node.name}.steps"] = steps.reshape(-1)
                 bias = self._bias(layer.node, known)
                 model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
                 made = self._node(layer, list(constants), bias)
