@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from learn_helpers import context, data, tiny
 from numpy.typing import NDArray
 from onnx.helper import make_node
 from onnx_helpers import SQUARE, artifact, exported, mobile, model, noise_ratio, operators, run, values
+from tiny import tiny_run
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
@@ -21,6 +23,7 @@ from toolchain.errors import ModelError
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.weight_only import WeightOnly, quantize_blocks
+from toolchain.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +131,26 @@ def test_nothing_to_do_is_told(tmp_path: Path) -> None:
         ModelError, match=r"weight_only: no product with constant float weights matches blocks\.\*"
     ):
         WeightOnly(layers=("blocks.*",)).run({"model": source}, context(tmp_path))
+
+
+def test_the_techniques_make_a_variant_of_a_run(tmp_path: Path) -> None:
+    """Every step of the page docs/quantization.md, from the recipe to a bundle's report."""
+    steps = [
+        "narrow", "join", "equalize",
+        {"quantize": {"calibration": "mse", "rounding": "adaptive", "exclude": ["fc"]}},
+        {"weight_only": {"layers": ["fc"], "bits": 8}},
+    ]  # fmt: skip
+    variants = {"fp32": {"from": "tuned", "steps": ["export"]}, "int8": {"from": "fp32", "steps": steps}}
+    made = tiny_run(tmp_path, variants=variants)
+    records = [entry.record for entry in Store(made.store).entries()]
+    assert {"narrow", "join", "equalize", "quantize", "weight_only"} <= {record.step for record in records}
+    last = next(entry for entry in Store(made.store).entries() if entry.record.step == "weight_only")
+    assert {"MatMulNBits", "QuantizeLinear"} <= operators(last.folder / graph.PLAIN)
+    lineage = json.loads(graph.metadata(onnx.load(last.folder / graph.PLAIN))["lineage"])
+    assert [entry["step"] for entry in lineage[-5:]] == [
+        "narrow",
+        "join",
+        "equalize",
+        "quantize",
+        "weight_only",
+    ]

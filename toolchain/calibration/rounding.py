@@ -24,6 +24,7 @@ from toolchain.runtime.session import Session
 
 Doubles = NDArray[np.float64]
 _POSITIONS = 64  # of each picture
+_LONGEST = 2400  # weights a row, whose covariance takes 46 MB
 _RIDGE = 1e-3  # of the mean power: weights whose inputs say the same, or nothing, are still rounded nearby
 
 
@@ -35,9 +36,13 @@ def covariances(
 ) -> dict[str, Doubles]:
     """Covariance of what each row of a layer's weight is multiplied by, [groups, K, K] by the weight's name.
 
-    Convolutions that pad by name (auto_pad) are left out. Of each picture the same _POSITIONS places are taken.
+    Convolutions that pad by name (auto_pad) and rows longer than _LONGEST are left out. Of each picture the same
+    _POSITIONS places are taken.
     """
-    usable = [layer for layer in found if attribute(layer.node, "auto_pad", b"NOTSET") == b"NOTSET"]
+    usable = [
+        layer for layer in found
+        if attribute(layer.node, "auto_pad", b"NOTSET") == b"NOTSET" and layer.rows[0].size <= _LONGEST
+    ]  # fmt: skip
     shown = ModelProto()
     shown.CopyFrom(model)
     present = {value.name for value in (*model.graph.output, *model.graph.input)}
