@@ -53,10 +53,10 @@ FILES: dict[str, list[Step]] = {
     "mse": [Quantize(calibration="mse")],
     "narrow, join, mse": [Narrow(), Join(), Quantize(calibration="mse")],
     FASTEST: [
-        Narrow(), Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER),
+        Narrow(), Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
     ],
     "mse, classifier weight-only": [
-        Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER),
+        Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
     ],
     "7 bits": [Quantize(weight_bits=7)],
     "7 bits, adaptive": [Quantize(weight_bits=7, rounding="adaptive")],
