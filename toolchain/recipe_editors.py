@@ -12,6 +12,7 @@ from toolchain.steps import (
     Half,
     Join,
     Narrow,
+    PadStem,
     Prune,
     Quantize,
     Recover,
@@ -19,7 +20,20 @@ from toolchain.steps import (
     WeightOnly,
 )
 
-_STEPS = (Prune, Recover, Export, Narrow, Join, Equalize, Smooth, Quantize, FallBack, WeightOnly, Half)
+_STEPS = (
+    Prune,
+    Recover,
+    Export,
+    Narrow,
+    Join,
+    PadStem,
+    Equalize,
+    Smooth,
+    Quantize,
+    FallBack,
+    WeightOnly,
+    Half,
+)
 
 
 def recipe_schema() -> dict[str, Any]:

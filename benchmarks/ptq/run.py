@@ -42,6 +42,7 @@ from toolchain.step import Step
 from toolchain.steps.equalize import Equalize
 from toolchain.steps.join import Join
 from toolchain.steps.narrow import Narrow
+from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.weight_only import WeightOnly
 
@@ -51,6 +52,8 @@ FASTEST = "narrow, join, mse, classifier weight-only"
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
+    "all in int8": [Quantize(float_stem=False)],
+    "pad_stem, all in int8": [PadStem(), Quantize(float_stem=False)],
     "narrow, join, mse": [Narrow(), Join(), Quantize(calibration="mse")],
     FASTEST: [
         Narrow(), Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
@@ -69,7 +72,7 @@ FILES: dict[str, list[Step]] = {
     "equalize, per channel": [Equalize(), Quantize()],
     "no bias correction, per tensor": [Quantize(per_channel=False, correct_bias=False)],
 }  # fmt: skip
-TIMED = ("int8", "mse", "narrow, join, mse", FASTEST)
+TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", FASTEST)
 
 
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:

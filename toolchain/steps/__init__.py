@@ -14,6 +14,7 @@ from toolchain.steps.half import Half
 from toolchain.steps.join import Join
 from toolchain.steps.load import Load
 from toolchain.steps.narrow import Narrow
+from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.prune import Prune
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
@@ -22,7 +23,18 @@ from toolchain.steps.tune import Tune
 from toolchain.steps.weight_only import WeightOnly
 
 AnyStep = Annotated[
-    Prune | Recover | Export | Narrow | Join | Equalize | Smooth | Quantize | FallBack | WeightOnly | Half,
+    Prune
+    | Recover
+    | Export
+    | Narrow
+    | Join
+    | PadStem
+    | Equalize
+    | Smooth
+    | Quantize
+    | FallBack
+    | WeightOnly
+    | Half,
     Field(discriminator="step"),
 ]
 """What may stand in a variant's `steps`."""
@@ -37,6 +49,7 @@ __all__ = [
     "Join",
     "Load",
     "Narrow",
+    "PadStem",
     "Prune",
     "Quantize",
     "Recover",

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
-from toolchain.calibration import chains, pictures, ranges, rounding, selection, weights
+from toolchain.calibration import chains, padding, pictures, ranges, rounding, selection, weights
 from toolchain.errors import DataError
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
@@ -185,6 +185,7 @@ class Quantize(Step):
             )  # fmt: skip
             quantized = onnx.load(after)
         graph.float_logits(quantized)
+        padding.round_first(quantized)
         return quantized
 
     def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:
