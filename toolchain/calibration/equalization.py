@@ -40,9 +40,9 @@ class Pair:
 
 
 def pairs(model: ModelProto) -> Iterator[Pair]:
-    """Convolutions in a row with a ReLU, a Clip from 0 or nothing between, in the graph's order."""
+    """Convolutions of pictures in a row with a ReLU, a Clip from 0 or nothing between, in the graph's order."""
     readers, known = consumers(model.graph), weights(model)
-    found = {layer.node.name: layer for layer in layers(model) if layer.node.op_type == "Conv"}
+    found = {layer.node.name: layer for layer in layers(model) if layer.rows.ndim == 4}
     outputs = {value.name for value in model.graph.output}
     for layer in found.values():
         tensor, limit = layer.node.output[0], np.inf

@@ -18,7 +18,7 @@ def pad(model: ModelProto) -> int:
     stem = next((layer for layer in layers(model) if len(reading) == 1 and layer.node == reading[0]), None)
     if stem is None or stem.node.op_type != "Conv" or stem.groups != 1 or stem.rows.ndim != 4:
         return 0
-    missing = -stem.rows.shape[1] % _FOUR
+    missing = int(-stem.rows.shape[1] % _FOUR)
     if not missing:
         return 0
     name = stem.node.name
