@@ -71,7 +71,7 @@ bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write
 	$(BIN)/python benchmarks/table.py
 
-.PHONY: bench-kill bench-throughput bench-imagenet bench-transfer bench-table
+.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-transfer bench-table
 bench-kill: setup
 	$(BIN)/python benchmarks/kill/run.py
 
@@ -80,6 +80,9 @@ bench-throughput: setup
 
 bench-imagenet: setup
 	$(BIN)/python benchmarks/imagenet_sample/run.py
+
+bench-ptq: setup
+	$(BIN)/python -m benchmarks.ptq.run
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer.digits --out benchmarks/results/transfer_digits.json

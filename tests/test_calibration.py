@@ -107,7 +107,35 @@ def test_entropy_cuts_outliers_and_keeps_the_rest() -> None:
     assert 3 < high < 20
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def rounded(values: NDArray[np.float32], ends: tuple[float, float]) -> NDArray[np.float32]:
+    step = (ends[1] - ends[0]) / 255
+    return ((values / step).round().clip(round(ends[0] / step), round(ends[0] / step) + 255) * step).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize(("kind", "shift"), [("laplace", 0.0), ("normal", 1.0), ("exponential", 0.0)])
+def test_mse_moves_values_less_than_any_other_range(kind: str, shift: float) -> None:
+    random = np.random.default_rng(2)
+    pictures = (getattr(random, kind)(size=(20, 1, 3, 64, 64)) + shift).astype(np.float32)
+    pictures[3, 0, 0, 0, 0] = 60
+    made = model([*convolution("input", "c", np.ones((2, 3, 1, 1), np.float32), constants := {}, activation=None),
+                  make_node("GlobalAveragePool", ["c"], ["p"]), make_node("Flatten", ["p"], ["logits"])],
+                 constants, shape=("N", 3, 64, 64), classes=2)  # fmt: skip
+    found = {method: ranges.observe(made, lambda: iter(pictures), method).ranges["input"]
+             for method in ("minmax", "percentile", "entropy", "mse")}  # fmt: skip
+    errors = {
+        method: float(np.mean((rounded(pictures, ends) - pictures) ** 2)) for method, ends in found.items()
+    }
+    assert errors["mse"] <= 1.01 * min(errors.values())
+    assert errors["mse"] < 0.9 * errors["minmax"]
+    low, high = found["mse"]
+    for factor in (0.7, 1.4):
+        for ends in ((low * factor, high), (low, high * factor)):
+            assert errors["mse"] <= 1.01 * float(np.mean((rounded(pictures, ends) - pictures) ** 2))
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 def test_constant_activations_have_a_range(method: ranges.Method) -> None:
     still = np.zeros((3, 1, 3, 8, 8), np.float32)
     found = ranges.observe(mobile(), lambda: iter(still), method).ranges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from learn_helpers import context, data
 from onnx import ModelProto
 from onnx_helpers import SQUARE, exported, mobile, noise_ratio, run, values
 from pydantic import ValidationError
+from tiny import command, tiny_pictures, tiny_recipe
 
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.calibration import float_layers, sensitivity
 from toolchain.calibration.pictures import prepared
-from toolchain.errors import DataError
+from toolchain.errors import DataError, RecipeError
+from toolchain.recipe import Recipe, load
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.quantize import Quantize
 
@@ -121,3 +124,82 @@ def test_what_cannot_fall_back_is_told(network: Artifact, tmp_path: Path) -> Non
         FallBack(quantize=Quantize(scheme="dynamic"))
     with pytest.raises(DataError, match="validation pictures"):
         FallBack().run({"model": network}, context(tmp_path, data(val=(0, 0, 0))))
+
+
+def two_products(folder: Path) -> Artifact:
+    """A network with a Gemm in its middle, whose weights one step for the whole tensor would ruin."""
+    plain = mobile(side=16)
+    random = np.random.default_rng(5)
+    spread = 10.0 ** np.linspace(-2.5, 0.5, 24)
+    hidden = (random.normal(size=(24, 32)) * spread[:, None]).astype(np.float32)
+    last = (random.normal(size=(3, 24)) / spread).astype(np.float32)
+    net = plain.graph
+    head = next(node for node in net.node if node.op_type == "Gemm")
+    weight = next(tensor for tensor in net.initializer if tensor.name == "fc.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(last, "fc.weight"))
+    for name, value in (("hidden.weight", hidden), ("hidden.bias", np.zeros(24, np.float32))):
+        net.initializer.append(onnx.numpy_helper.from_array(value, name))
+    made = [
+        onnx.helper.make_node(
+            "Gemm", [head.input[0], "hidden.weight", "hidden.bias"], ["h"], name="hidden", transB=1
+        ),
+        onnx.helper.make_node("Relu", ["h"], ["hr"], name="hidden/Relu"),
+    ]
+    head.input[0] = "hr"
+    for offset, node in enumerate(made):
+        net.node.insert(len(net.node) - 1 + offset, node)
+    ordered = [node for node in net.node if node.name not in ("hidden", "hidden/Relu", "fc")]
+    graph._replace(net, [*ordered, *made, head])
+    return exported(folder, plain, SQUARE)
+
+
+def test_a_gemm_given_back_stays_in_float_with_default_optimizations(tmp_path: Path) -> None:
+    found = two_products(tmp_path / "in")
+    lent = context(tmp_path)
+    COARSE.run({"model": found}, lent)
+    original, quantized = graph.read(found.folder / graph.PLAIN), graph.read(lent.out / graph.PLAIN)
+    feed = np.concatenate(inputs(found))
+    mixed = float_layers.in_float(quantized, original, {"hidden"})
+    onnx.checker.check_model(mixed)
+    plain, optimized = run(mixed, feed, optimize=False), run(mixed, feed)
+    assert noise_ratio(plain, optimized) > 30
+    before, after = (noise_ratio(run(original, feed), run(model, feed)) for model in (quantized, mixed))
+    assert after > before + 1
+
+
+def test_the_nested_form_reaches_the_step(tmp_path: Path) -> None:
+    recipe = read(tmp_path, {"fall_back": {"min_agreement": 97.5, "quantize": {"calibration": "mse"}}})
+    step = recipe.nodes()["int8"].step
+    assert isinstance(step, FallBack)
+    assert step.min_agreement == 97.5
+    assert step.quantize == Quantize(calibration="mse")
+    bare = read(tmp_path, "fall_back").nodes()["int8"].step
+    assert bare == FallBack()
+
+
+def test_a_wrong_nested_setting_is_told_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"variants\.int8\.steps.*quantize\.calibratoin"):
+        read(tmp_path, {"fall_back": {"quantize": {"calibratoin": "mse"}}})
+
+
+def test_a_gate_that_no_float_share_keeps_ends_with_exit_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are compared on val as they come; here they never agree, whatever is in float."""
+    agreeing = sensitivity.fidelity
+    monkeypatch.setattr(sensitivity, "fidelity", lambda *sides: replace(agreeing(*sides), agreement=0.25))
+    pictures = tiny_pictures(tmp_path / "pictures")
+    variants = {
+        "fp32": {"from": "tuned", "steps": ["export"]},
+        "int8": {"from": "fp32", "steps": [{"fall_back": {"min_agreement": 99, "probe": 4}}]},
+    }
+    recipe = tiny_recipe(tmp_path, pictures, variants=variants)
+    answer = command("run", recipe, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert answer.code == 3, answer.err
+    assert "fall_back.min_agreement: with every layer in float, 25.0 % of the answers" in answer.err
+
+
+def read(folder: Path, step: object) -> Recipe:
+    """A recipe with this step after the export."""
+    variants = {"fp32": {"from": "tuned", "steps": ["export"]}, "int8": {"from": "fp32", "steps": [step]}}
+    return load(tiny_recipe(folder, folder / "pictures", variants=variants))

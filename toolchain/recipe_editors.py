@@ -5,8 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from toolchain.recipe import Recipe
+from toolchain.steps import (
+    Equalize,
+    Export,
+    FallBack,
+    Half,
+    Join,
+    Narrow,
+    PadStem,
+    Prune,
+    Quantize,
+    Recover,
+    Smooth,
+    WeightOnly,
+)
 
-_STEPS = ("Prune", "Recover", "Export", "Quantize", "Half")
+_STEPS = (
+    Prune,
+    Recover,
+    Export,
+    Narrow,
+    Join,
+    PadStem,
+    Equalize,
+    Smooth,
+    Quantize,
+    FallBack,
+    WeightOnly,
+    Half,
+)
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -27,16 +54,15 @@ def recipe_schema() -> dict[str, Any]:
 
 def _spellings(models: dict[str, Any]) -> list[dict[str, Any]]:
     """A step is a bare name, or a mapping of one name to its settings."""
-    found: list[dict[str, Any]] = [
-        {"enum": [name.lower() for name in _STEPS if not models[name].get("required")]}
-    ]
-    for name in _STEPS:
-        reference = {"$ref": f"#/$defs/{name}"}
+    names = {step.__name__: str(step.model_fields["step"].default) for step in _STEPS}
+    bare = [name for model, name in names.items() if not models[model].get("required")]
+    found: list[dict[str, Any]] = [{"enum": bare}]
+    for model, name in names.items():
         found.append(
             {
                 "type": "object",
-                "properties": {name.lower(): reference},
-                "required": [name.lower()],
+                "properties": {name: {"$ref": f"#/$defs/{model}"}},
+                "required": [name],
                 "additionalProperties": False,
             }
         )

@@ -4,7 +4,9 @@ Leaving a convolution out of the quantizer is not enough: where it stands betwee
 QuantizeLinear, with or without an activation, onnxruntime (1.31, level 1, `WeightBiasQuantization`) rounds its float
 weight to 8 bits after all, with one step for the whole tensor: for depthwise convolutions that is worse than int8.
 As onnxruntime's own FusedConv (domain com.microsoft), which it would become later anyway, the convolution is let
-alone; the activation inside clips where the QuantizeLinear would. CUDA has no such kernel, processors have.
+alone; the activation inside clips where the QuantizeLinear would. A Gemm meets the same end, also as MatMul and Add,
+and becomes a FusedGemm; that one knows no Clip, so its activation is a LeakyRelu that changes nothing. CUDA has no
+such kernels, processors have.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def in_float(quantized: ModelProto, original: ModelProto, names: Collection[str]
             _restore(net, node, originals[node.name], tensors)
     makers = _makers(net)
     for node in net.node:
-        if node.name in names and node.op_type == "Conv" and _is_kind(makers.get(node.input[0]), DEQUANTIZE):
+        if node.name in names and _is_kind(makers.get(node.input[0]), DEQUANTIZE):
             _fuse(model, node)
     _bridge(net)
     _drop_unread(net)
@@ -70,13 +72,24 @@ def _restore(
 
 
 def _fuse(model: ModelProto, node: NodeProto) -> None:
-    """Make a convolution that only a QuantizeLinear reads a FusedConv that saturates where that one does."""
+    """Make a convolution or Gemm that only a QuantizeLinear reads onnxruntime's fused form of it."""
     after = consumers(model.graph).get(node.output[0], [])
     if len(after) != 1 or after[0].op_type != QUANTIZE:
         return
-    node.op_type, node.domain = "FusedConv", _FUSED_DOMAIN
-    ends = _saturation(model.graph, after[0])
-    node.attribute.extend([make_attribute("activation", "Clip"), make_attribute("activation_params", ends)])
+    if node.op_type == "Conv":
+        node.op_type = "FusedConv"
+        ends = _saturation(model.graph, after[0])
+        node.attribute.extend(
+            [make_attribute("activation", "Clip"), make_attribute("activation_params", ends)]
+        )
+    elif node.op_type == "Gemm":
+        node.op_type = "FusedGemm"
+        node.attribute.extend(
+            [make_attribute("activation", "LeakyRelu"), make_attribute("activation_alpha", 1.0)]
+        )
+    else:
+        return
+    node.domain = _FUSED_DOMAIN
     if _FUSED_DOMAIN not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(make_opsetid(_FUSED_DOMAIN, 1))
 
@@ -111,7 +124,7 @@ def _float_layers(net: GraphProto, known: set[str]) -> Iterator[NodeProto]:
 
 
 def _is_float_layer(node: NodeProto, known: set[str]) -> bool:
-    return node.op_type in ("Conv", "FusedConv", "Gemm", "MatMul") and node.input[1] in known
+    return node.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul") and node.input[1] in known
 
 
 def _drop_unread(net: GraphProto) -> None:

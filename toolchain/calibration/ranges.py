@@ -21,11 +21,12 @@ from toolchain.errors import ModelError
 from toolchain.graph import INPUT, consumers
 from toolchain.runtime.session import Session
 
-Method = Literal["minmax", "percentile", "entropy"]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
 Inputs = Callable[[], Iterable[NDArray[np.float32]]]
 Range = tuple[float, float]
 
 BINS = 8192
+_NARROWEST, _SHARES = 0.2, 161  # how far "mse" may cut an end, and in how many steps
 _LEVELS = 128  # what is left for one sign of a value in 8 bits
 
 
@@ -46,7 +47,8 @@ def observe(
     inputs: gives the network's inputs, float32 [1, 3, h, w] each, anew for every pass (one for minmax, two else).
     method: "minmax" keeps the extremes; "percentile" cuts what lies outside that percentage, half at each
     end; "entropy" cuts where the histogram loses least information in 8 bits (S. Migacz, 8-bit inference with
-    TensorRT, GTC 2017). means_of: tensors of at least two axes whose channel means are wanted as well.
+    TensorRT, GTC 2017); "mse" cuts where clipping and rounding together move the values least.
+    means_of: tensors of at least two axes whose channel means are wanted as well.
     Raises ModelError when there is no picture or an activation is not finite.
     """
     tensors = _float_tensors(model)
@@ -154,8 +156,10 @@ def _cut(
     for name in varying:
         if method == "percentile":
             narrowed[name] = _percentile(counts[name], extremes[name], percentile)
-        else:
+        elif method == "entropy":
             narrowed[name] = _entropy(counts[name], extremes[name])
+        else:
+            narrowed[name] = _least_error(counts[name], extremes[name])
     return narrowed
 
 
@@ -209,3 +213,31 @@ def _divergence(sizes: NDArray[np.float64], stop: int, levels: int) -> float:
     p = (clipped + tiny) / (clipped + tiny).sum()
     q = (rounded + tiny) / (rounded + tiny).sum()
     return float(np.sum(p * np.log(p / q)))
+
+
+def _least_error(counts: NDArray[np.int64], limits: Range) -> Range:
+    """Cut where the squared error of clipping and of rounding in 8 bits is least, over a grid of both ends.
+
+    A rounded value is off by a twelfth of the step squared on average; values in zero's bin are exact in any range.
+    """
+    low, high = limits
+    edges = np.linspace(low, high, BINS + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    moved = np.where((edges[:-1] <= 0) & (edges[1:] >= 0), 0, counts).astype(np.float64)
+    shares = np.linspace(1.0, _NARROWEST, _SHARES)
+    lows = low * shares if low < 0 else np.array([0.0])
+    highs = high * shares if high > 0 else np.array([0.0])
+    below, above = _clipped(moved, centres, lows), _clipped(moved[::-1], -centres[::-1], -highs)
+    steps = (highs[None, :] - lows[:, None]) / (2 * _LEVELS - 1)
+    errors = below[:, None] + above[None, :] + moved.sum() * steps**2 / 12
+    row, column = np.unravel_index(int(np.argmin(errors)), errors.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def _clipped(
+    counts: NDArray[np.float64], centres: NDArray[np.float64], ends: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The squared error of raising everything below each of `ends` to it."""
+    places = np.searchsorted(centres, ends)
+    sums = [np.concatenate([[0.0], np.cumsum(counts * centres**power)])[places] for power in range(3)]
+    return np.asarray(sums[2] - 2 * ends * sums[1] + ends**2 * sums[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from toolchain.graph import attribute, weights
 Bits = Literal[8, 7, "pairwise"]
 Floats = NDArray[np.float32]
 
-_GREATEST: dict[Bits, int] = {8: 127, 7: 64, "pairwise": 127}
+GREATEST: dict[Bits, int] = {8: 127, 7: 64, "pairwise": 127}
 _PAIR = 128
 
 
@@ -64,9 +65,9 @@ def scales(layer: Layer, bits: Bits, per_channel: bool = True) -> Floats:
     rows = layer.rows.reshape(len(layer.rows), -1)
     greatest = np.abs(rows).max(axis=1).astype(np.float64)
     if layer.depthwise:
-        steps = greatest / _GREATEST[8]
+        steps = greatest / GREATEST[8]
     else:
-        steps = greatest / _GREATEST[bits]
+        steps = greatest / GREATEST[bits]
         if bits == "pairwise":
             steps = _without_saturation(layer.rows, steps)
     # A channel of zeros takes any step but zero.
@@ -78,20 +79,22 @@ def scales(layer: Layer, bits: Bits, per_channel: bool = True) -> Floats:
 
 
 def correct_biases(
-    model: ModelProto, steps: Mapping[str, Floats], means: Mapping[str, NDArray[np.float64]]
-) -> None:
+    model: ModelProto, steps: Mapping[str, Floats], means: Mapping[str, NDArray[np.float64]],
+    integers: Mapping[str, Floats] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Take from each bias what rounding the weights adds to the mean output, in place.
 
     steps: of each weight that will be rounded, by its name; means: of each such node's input, by tensor,
-    [channels]. M. Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction (2019),
-    section 4.2, with means that were measured. Matrix products without a bias are left alone.
+    [channels]; integers: of weights that are not rounded to the nearest ones, shaped as their layer's rows.
+    M. Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction (2019), section 4.2,
+    with means that were measured. Matrix products without a bias are left alone.
     """
     known = weights(model)
     for layer in list(layers(model)):
         node = layer.node
         if layer.weight not in steps or node.op_type == "MatMul" or attribute(node, "transA", 0):
             continue
-        shift = _mean_shift(layer, steps[layer.weight], means[node.input[0]])
+        shift = _mean_shift(layer, steps[layer.weight], means[node.input[0]], integers.get(layer.weight))
         old = known[node.input[2]] if len(node.input) > 2 and node.input[2] in known else None
         if old is None and len(node.input) > 2:
             continue
@@ -110,11 +113,16 @@ def _without_saturation(weight: Floats, steps: NDArray[np.float64]) -> NDArray[n
     shape = (-1, *[1] * (weight.ndim - 1))
     while True:
         safe = np.maximum(widened, np.finfo(np.float32).tiny).astype(np.float32).reshape(shape)
-        wrong = np.max([_pairs(rows) for rows in _orders(np.rint(weight / safe))], axis=0) > _PAIR
+        wrong = saturating(np.rint(weight / safe))
         if not wrong.any():
             return np.asarray(widened)
         # Rounding up took a pair over the limit.
         widened[wrong] *= 1.002
+
+
+def saturating(integers: Floats) -> NDArray[np.bool_]:
+    """Which rows [M, ...] of integer weights hold neighbours of one sign whose sum exceeds _PAIR."""
+    return np.asarray(np.max([_pairs(rows) for rows in _orders(integers)], axis=0) > _PAIR)
 
 
 def _orders(weight: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -137,11 +145,14 @@ def _pairs(rows: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.maximum(above, below).max(axis=1))
 
 
-def _mean_shift(layer: Layer, steps: Floats, means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_shift(
+    layer: Layer, steps: Floats, means: NDArray[np.float64], integers: Floats | None
+) -> NDArray[np.float64]:
     """What the rounding error of the weights adds to each output channel for the mean input, [M]."""
     rows = layer.rows.astype(np.float64)
     step = steps.astype(np.float64).reshape(-1, *[1] * (rows.ndim - 1))
-    error = np.rint(rows / step).clip(-127, 127) * step - rows
+    whole = np.rint(rows / step).clip(-127, 127) if integers is None else integers
+    error = whole * step - rows
     per_input = error.reshape(*error.shape[:2], -1).sum(axis=2)
     groups = layer.groups
     grouped = per_input.reshape(groups, -1, per_input.shape[1]) * means.reshape(groups, 1, -1)

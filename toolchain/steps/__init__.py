@@ -7,29 +7,56 @@ from typing import Annotated
 from pydantic import Field
 
 from toolchain.steps.adopt import Adopt
+from toolchain.steps.equalize import Equalize
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.half import Half
+from toolchain.steps.join import Join
 from toolchain.steps.load import Load
+from toolchain.steps.narrow import Narrow
+from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.prune import Prune
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
+from toolchain.steps.smooth import Smooth
 from toolchain.steps.tune import Tune
+from toolchain.steps.weight_only import WeightOnly
 
-AnyStep = Annotated[Prune | Recover | Export | Quantize | FallBack | Qat | Half, Field(discriminator="step")]
+AnyStep = Annotated[
+    Prune
+    | Recover
+    | Export
+    | Narrow
+    | Join
+    | PadStem
+    | Equalize
+    | Smooth
+    | Quantize
+    | FallBack
+    | Qat
+    | WeightOnly
+    | Half,
+    Field(discriminator="step"),
+]
 """What may stand in a variant's `steps`."""
 
 __all__ = [
     "Adopt",
     "AnyStep",
+    "Equalize",
     "Export",
     "FallBack",
     "Half",
+    "Join",
     "Load",
+    "Narrow",
+    "PadStem",
     "Prune",
     "Qat",
     "Quantize",
     "Recover",
+    "Smooth",
     "Tune",
+    "WeightOnly",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -15,10 +14,9 @@ from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import float_layers, pictures, selection, sensitivity
+from toolchain.calibration.price import latency_ratio
 from toolchain.errors import DataError, ModelError, ParityError
 from toolchain.record import Measurement
-from toolchain.runtime.session import Session
-from toolchain.runtime.timing import interleave
 from toolchain.step import Context, Step
 from toolchain.steps.quantize import Quantize, integer_weights
 
@@ -111,7 +109,8 @@ class FallBack(Step):
             candidate = float_layers.in_float(quantized, original, given_back)
             reached = sensitivity.fidelity(reference, sensitivity.answers(candidate, inputs))
             measured += _reached(reached, one.name, len(given_back))
-            measured.append(_price(current, candidate, inputs[0], one.name))
+            price = round(latency_ratio(current, candidate, inputs[0]), 3)
+            measured.append(Measurement(name="price", value=price, where={"layer": one.name}))
             current = candidate
         if 100 * reached.agreement >= self.min_agreement:
             return current, measured
@@ -127,13 +126,3 @@ def _reached(reached: sensitivity.Fidelity, layer: str, count: int) -> list[Meas
         Measurement(name="agreement", value=reached.agreement, where=where),
         Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB", where=where),
     ]
-
-
-def _price(before: ModelProto, after: ModelProto, one: sensitivity.Floats, layer: str) -> Measurement:
-    """How many times the latency grew: medians of interleaved blocks, one thread."""
-    files = {"before": before, "after": after}
-    sides = {
-        name: partial(Session(model.SerializeToString()).run, {graph.INPUT: one}) for name, model in files.items()
-    }  # fmt: skip
-    times = {name: float(np.median(taken)) for name, taken in interleave(sides, blocks=6, calls=15).items()}
-    return Measurement(name="price", value=round(times["after"] / times["before"], 3), where={"layer": layer})

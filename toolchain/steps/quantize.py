@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
-from toolchain.calibration import pictures, ranges, selection, weights
+from toolchain.calibration import chains, padding, pictures, ranges, rounding, selection, weights
 from toolchain.errors import DataError
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
@@ -47,6 +47,7 @@ class Quantize(Step):
     float_stem: leave the first, shallow convolutions in float. exclude: patterns of further node names.
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
     products with weights. correct_bias: move biases by the mean error of rounded weights.
+    rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
     """
 
     step: Literal["quantize"] = "quantize"
@@ -70,6 +71,7 @@ class Quantize(Step):
     exclude: tuple[str, ...] = ()
     operators: tuple[str, ...] | None = None
     correct_bias: bool = True
+    rounding: Literal["nearest", "adaptive"] = "nearest"
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -143,8 +145,20 @@ class Quantize(Step):
             )  # fmt: skip
         steps = {layer.weight: weights.scales(layer, self._bits, self.per_channel) for layer in layers}
         overrides = {layer.weight: _override(layer, steps[layer.weight]) for layer in layers}
+        integers: dict[str, weights.Floats] = {}
+        if self.rounding == "adaptive":
+            with context.progress.task("rounding", len(chosen)) as task:
+                seen = pictures.prepared(preprocess, train, chosen, task.advance)
+                integers = rounding.choose(
+                    layers, steps, rounding.covariances(model, layers, seen), self._bits
+                )
         if self.correct_bias:
-            weights.correct_biases(model, steps, statistics.means)
+            weights.correct_biases(model, steps, statistics.means, integers)
+        exact = {
+            layer.weight: rounding.onto_grid(integers, layer, steps[layer.weight])
+            for layer in layers if layer.weight in integers
+        }  # fmt: skip
+        chains.put(model, exact)
         return self._insert(model, statistics.ranges, overrides, kept, operators)
 
     def _insert(
@@ -171,6 +185,7 @@ class Quantize(Step):
             )  # fmt: skip
             quantized = onnx.load(after)
         graph.float_logits(quantized)
+        padding.round_first(quantized)
         return quantized
 
     def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:

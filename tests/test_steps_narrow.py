@@ -1,0 +1,238 @@
+"""Narrowing and joining: what goes is what the network can do without, and the rest answers as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from learn_helpers import context, data
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from onnx.helper import make_node
+from onnx_helpers import SQUARE, convolution, exported, mobile, model, noise_ratio, run, values
+
+from toolchain import graph
+from toolchain.artifact import Artifact
+from toolchain.calibration import elimination
+from toolchain.calibration.chains import chains
+from toolchain.calibration.pictures import prepared
+from toolchain.errors import DataError, ModelError
+from toolchain.steps.join import Join, join
+from toolchain.steps.narrow import Narrow
+from toolchain.steps.quantize import Quantize
+
+RNG = np.random.default_rng(0)
+
+
+def edited(plain: ModelProto, **changes: Any) -> ModelProto:
+    """The network with functions of its constant tensors in their place (`widen_bias` is `widen.bias`)."""
+    for tensor in plain.graph.initializer:
+        change = changes.get(tensor.name.replace(".", "_"))
+        if change is not None:
+            value = change(numpy_helper.to_array(tensor).copy())
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+    return plain
+
+
+def halved(bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every second channel is so low that its ReLU never lets anything through."""
+    bias[::2] = -1000
+    return bias
+
+
+def source(folder: Path, plain: ModelProto) -> Artifact:
+    return exported(folder, plain, SQUARE)
+
+
+def inputs(found: Artifact) -> NDArray[np.float32]:
+    val = data().val
+    return np.concatenate(list(prepared(found.folder / graph.PREPROCESS, val, list(range(len(val))))))
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
+
+
+def test_chains_go_from_a_dense_convolution_to_a_pointwise_one() -> None:
+    found = {
+        (c.writer.node.name, tuple(d.node.name for d in c.depthwise), c.reader.node.name)
+        for c in chains(mobile())
+    }
+    assert found == {("stem", ("dw",), "narrow"), ("narrow", (), "widen")}
+
+
+def test_channels_that_are_read_twice_are_no_chain() -> None:
+    constants: dict[str, Any] = {}
+    one = RNG.normal(size=(8, 8, 1, 1)).astype(np.float32)
+    nodes = [
+        *convolution("input", "a", RNG.normal(size=(8, 3, 3, 3)).astype(np.float32), constants),
+        *convolution("a", "b", one, constants),
+        make_node("Add", ["a", "b"], ["sum"], name="add"),
+        *convolution("sum", "c", one, constants),
+        *convolution("c", "d", one, constants),
+        make_node("GlobalAveragePool", ["d"], ["pooled"], name="pool"),
+        make_node("Flatten", ["pooled"], ["logits"], name="flat", axis=1),
+    ]
+    assert [(c.writer.node.name, c.reader.node.name) for c in chains(model(nodes, constants, classes=8))] == [
+        ("c", "d")
+    ]
+
+
+def test_elimination_finds_what_others_can_replace() -> None:
+    random = np.random.default_rng(1)
+    values = random.normal(size=(6, 5000))
+    values[3] = 0.5 * values[0] - values[1] + 2  # nothing of its own
+    extended = np.concatenate([values, np.ones((1, 5000))])
+    moments = elimination.Moments(extended @ extended.T / 5000, 1)
+    weight = random.normal(size=(4, 6))
+    found = elimination.order(moments, weight)
+    assert found.order[0] in (0, 1, 3)
+    assert found.noise[0] < 1e-3 < 0.02 < found.noise[1]
+    assert (np.diff(found.noise) >= 0).all()
+    assert sorted(found.order) == list(range(6))
+    kept = sorted(found.order[1:])
+    refitted, shift = elimination.refit(moments, weight, kept)
+    np.testing.assert_allclose(refitted @ values[kept] + shift[:, None], weight @ values, atol=0.01)
+
+
+def test_noise_is_what_the_refitted_layer_shows() -> None:
+    random = np.random.default_rng(2)
+    values = np.maximum(random.normal(size=(8, 8)) @ random.normal(size=(8, 20000)), 0)
+    extended = np.concatenate([values, np.ones((1, 20000))])
+    moments = elimination.Moments(extended @ extended.T / 20000, 1)
+    weight = random.normal(size=(3, 8))
+    found = elimination.order(moments, weight)
+    for gone in (1, 4, 6):
+        kept = sorted(found.order[gone:])
+        refitted, shift = elimination.refit(moments, weight, kept)
+        wanted = weight @ values
+        error = ((refitted @ values[kept] + shift[:, None] - wanted) ** 2).sum() / (
+            (wanted - wanted.mean(1, keepdims=True)) ** 2
+        ).sum()
+        assert error == pytest.approx(found.noise[gone - 1], rel=0.05)
+
+
+def test_dead_channels_go_and_the_answers_stay(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", edited(mobile(side=16), stem_bias=halved))
+    lent = context(tmp_path)
+    measured = Narrow(multiple=4, min_sqnr=60).run({"model": found}, lent)
+    assert shapes(lent.out / graph.PLAIN)["stem.weight"] == (8, 3, 3, 3)
+    assert shapes(lent.out / graph.PLAIN)["dw.weight"] == (8, 1, 3, 3)
+    assert shapes(lent.out / graph.PLAIN)["narrow.weight"] == (8, 8, 1, 1)
+    channels = {m.where["layer"]: (m.where["before"], m.value) for m in measured if m.name == "channels"}
+    assert channels == {"stem": (16, 8)}
+    before, after = (run(folder / graph.PLAIN, inputs(found)) for folder in (found.folder, lent.out))
+    assert noise_ratio(before, after) > 60
+    assert values(measured)["products"] < 0.8
+    assert {"price", "agreement"} < set(values(measured))
+
+
+def test_the_gate_decides_how_much_goes(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", mobile(side=16))
+    left = []
+    for index, least in enumerate((150, 30, 15)):
+        lent = context(tmp_path / str(index))
+        measured = values(Narrow(multiple=4, min_sqnr=least).run({"model": found}, lent))
+        assert measured["sqnr"] >= least
+        before, after = (run(folder / graph.PLAIN, inputs(found)) for folder in (found.folder, lent.out))
+        centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (before, after)]
+        assert noise_ratio(*centred) >= min(least, 60) - 0.1
+        left.append(measured["products"])
+    assert left[0] == 1 > left[1] > left[2]
+
+
+def test_a_narrowed_network_can_be_quantized(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", edited(mobile(side=16), stem_bias=halved))
+    narrow = context(tmp_path / "narrow")
+    Narrow(multiple=4, min_sqnr=60).run({"model": found}, narrow)
+    joined = context(tmp_path / "joined")
+    Join().run({"model": Artifact(found.form, narrow.out, found.record)}, joined)
+    quantized = context(tmp_path / "int8")
+    Quantize().run({"model": Artifact(found.form, joined.out, found.record)}, quantized)
+    assert (
+        noise_ratio(
+            run(found.folder / graph.PLAIN, inputs(found)), run(quantized.out / graph.PLAIN, inputs(found))
+        )
+        > 20
+    )
+
+
+def test_a_reader_can_be_the_next_chains_writer(tmp_path: Path) -> None:
+    """`narrow` reads `dw` and writes `widen`; both of its sides lose what is dead."""
+
+    def dead(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows[::2] = 0
+        return rows
+
+    plain = edited(mobile(side=16), stem_bias=halved, narrow_weight=dead)
+    found, lent = source(tmp_path / "in", plain), context(tmp_path)
+    Narrow(multiple=4, min_sqnr=60).run({"model": found}, lent)
+    assert shapes(lent.out / graph.PLAIN)["narrow.weight"] == (4, 8, 1, 1)
+    assert shapes(lent.out / graph.PLAIN)["widen.weight"] == (32, 4, 1, 1)
+    assert noise_ratio(run(plain, inputs(found)), run(lent.out / graph.PLAIN, inputs(found))) > 60
+
+
+def test_narrow_says_what_it_lacks(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", mobile(side=16))
+    with pytest.raises(DataError, match="fits on training pictures"):
+        Narrow().run({"model": found}, context(tmp_path / "a", data(train=(0, 0, 0))))
+    with pytest.raises(DataError, match="on validation pictures"):
+        Narrow().run({"model": found}, context(tmp_path / "b", data(val=(0, 0, 0))))
+    lent = context(tmp_path / "int8")
+    Quantize().run({"model": found}, lent)
+    for step in (Narrow(), Join()):
+        with pytest.raises(ModelError, match="quantized"):
+            step.run({"model": Artifact(found.form, lent.out, found.record)}, context(tmp_path / step.step))
+
+
+def linear_pair(middle: int) -> ModelProto:
+    """A 3x3 convolution to `middle` channels, a pointwise one to 12, a ReLU."""
+    constants: dict[str, Any] = {}
+    nodes = [
+        *convolution(
+            "input",
+            "first",
+            RNG.normal(size=(middle, 3, 3, 3)).astype(np.float32),
+            constants,
+            activation=None,
+        ),
+        *convolution("first", "second", RNG.normal(size=(12, middle, 1, 1)).astype(np.float32), constants),
+        make_node("GlobalAveragePool", ["second"], ["pooled"], name="pool"),
+        make_node("Flatten", ["pooled"], ["logits"], name="flat", axis=1),
+    ]
+    return model(nodes, constants, classes=12)
+
+
+def test_joined_layers_answer_as_before() -> None:
+    plain, feed = linear_pair(12), RNG.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    before = run(plain, feed)
+    assert join(plain) == ["first"]
+    onnx.checker.check_model(plain)
+    assert [node.op_type for node in plain.graph.node].count("Conv") == 1
+    assert {tensor.name for tensor in plain.graph.initializer} == {"second.joined", "second.joined_bias"}
+    np.testing.assert_allclose(run(plain, feed), before, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_would_grow_or_bend_stay_apart() -> None:
+    assert join(linear_pair(4)) == []  # 3 x 9 x 12 products are more than 3 x 9 x 4 and 4 x 12
+    bent = mobile()
+    assert join(bent) == []
+
+
+def test_join_reports_what_it_gained(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", edited(mobile(side=16), stem_bias=halved))
+    narrow, joined = context(tmp_path / "narrow"), context(tmp_path / "joined")
+    Narrow(multiple=4, min_sqnr=60).run({"model": found}, narrow)
+    measured = values(Join().run({"model": Artifact(found.form, narrow.out, found.record)}, joined))
+    assert measured["joined"] == 1
+    assert measured["price"] > 0
+    assert "narrow.weight" not in shapes(joined.out / graph.PLAIN)
+    np.testing.assert_allclose(
+        run(joined.out / graph.PLAIN, inputs(found)),
+        run(narrow.out / graph.PLAIN, inputs(found)),
+        rtol=1e-3,
+        atol=1e-4,
+    )

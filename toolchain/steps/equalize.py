@@ -1,0 +1,72 @@
+"""Equalize: channels of neighbouring convolutions scaled to one range. For int8 with one step a weight tensor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from onnx import ModelProto
+from pydantic import Field
+
+from toolchain import graph
+from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import DESCRIPTION
+from toolchain.calibration import equalization, pictures, sensitivity
+from toolchain.errors import DataError
+from toolchain.record import Measurement
+from toolchain.runtime import host
+from toolchain.step import Context, Step
+
+
+class Equalize(Step):
+    """Cross-layer equalization (see calibration/equalization.py), before `quantize`.
+
+    Only channels that stay well below their Clip (ReLU6) on the training pictures are scaled, and only so far that
+    they stay there: for pictures unlike those a channel may be cut that was not before.
+    (Making Clips ReLUs first, as the paper does, left MobileNetV2's logits 4.6 dB of signal over noise.)
+    pictures: how many of train.
+    Measures `channels` scaled by more than a tenth, and `sqnr` of the logits against before.
+    """
+
+    step: Literal["equalize"] = "equalize"
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
+    gives: ClassVar[Form] = Form.ONNX
+    uses: ClassVar[frozenset[str]] = frozenset({"train"})
+    libraries: ClassVar[tuple[str, ...]] = (
+        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+    )  # fmt: skip
+    pictures: Annotated[int, Field(ge=1)] = 64
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Equalize inputs["model"]'s plain network.
+
+        Raises DataError without training pictures, ModelError for a network that is quantized.
+        """
+        source, train = inputs["model"].folder, context.data.train
+        original = graph.read(source / graph.PLAIN)
+        graph.require_float(original)
+        chosen = pictures.choose(train, self.pictures)
+        if not chosen:
+            raise DataError("equalize looks at training pictures, and there are none")
+        model = ModelProto()
+        model.CopyFrom(original)
+        found = list(equalization.pairs(model))
+        with context.progress.task("equalize", len(chosen)) as task:
+            prepared = list(pictures.prepared(source / graph.PREPROCESS, train, chosen, task.advance))
+        tops = equalization.greatest(model, found, prepared)
+        scales = equalization.equalize(model, found, tops)
+        changed = sum(int((np.abs(np.log(scale)) > np.log(1.1)).sum()) for scale in scales.values())
+        reached = sensitivity.fidelity(
+            sensitivity.answers(original, prepared), sensitivity.answers(model, prepared)
+        )
+        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
+        about = graph.extended(graph.metadata(original), entry)
+        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
+        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        return (
+            Measurement(name="channels", value=changed),
+            Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
+            *graph.sizes(context.out),
+        )

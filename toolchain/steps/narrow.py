@@ -1,0 +1,227 @@
+"""Narrow: an ONNX network without the hidden channels that its next layer can make up for. No training, no labels."""
+
+from __future__ import annotations
+
+import heapq
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+from pydantic import Field
+
+from toolchain import graph
+from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import DESCRIPTION
+from toolchain.calibration import elimination, pictures, selection, sensitivity
+from toolchain.calibration.chains import Chain, chains, put
+from toolchain.calibration.price import latency_ratio
+from toolchain.calibration.weights import Floats
+from toolchain.errors import DataError
+from toolchain.record import Measurement
+from toolchain.runtime import host
+from toolchain.step import Context, Step
+
+# Products that an output value is worth in time, and how much more a product costs where int8 never comes
+# (selection.stem): measured in MobileNetV2 in int8 on x86 with VNNI.
+_CONVERTED, _DEPTHWISE, _FLOAT = 10, 50, 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A chain with what is known of its channels; cost: products that one of them takes."""
+
+    chain: Chain
+    moments: elimination.Moments
+    cost: float
+
+    @cached_property
+    def weight(self) -> elimination.Doubles:
+        """The reader's weights, [out, channels]."""
+        return self.chain.reader.rows.reshape(len(self.chain.reader.rows), -1).astype(np.float64)
+
+    @cached_property
+    def order(self) -> elimination.Order:
+        """The channels, the first to go first."""
+        return elimination.order(self.moments, self.weight)
+
+
+class Narrow(Step):
+    """Takes out hidden channels of convolutions whose reader is pointwise, and refits the reader by least squares.
+
+    min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
+    is looked at. multiple: counts that channels go down to, as kernels like them (16: blocks of AVX-512 and
+    of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). pictures: of train, for the least squares.
+    Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), and `price`, how many times
+    the latency of the file before.
+    """
+
+    step: Literal["narrow"] = "narrow"
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
+    gives: ClassVar[Form] = Form.ONNX
+    uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
+    libraries: ClassVar[tuple[str, ...]] = (
+        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+    )  # fmt: skip
+    min_sqnr: Annotated[float, Field(gt=0)] = 20.0
+    multiple: Annotated[int, Field(ge=4, multiple_of=4)] = 16
+    pictures: Annotated[int, Field(ge=1)] = 256
+    probe: Annotated[int, Field(ge=1)] = 64
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Narrow inputs["model"]'s plain network; the preprocessing stays as it is.
+
+        Raises DataError without training or validation pictures, ModelError for a network that is quantized.
+        """
+        source = inputs["model"].folder
+        original = graph.read(source / graph.PLAIN)
+        graph.require_float(original)
+        probe = self._probe(source / graph.PREPROCESS, context)
+        candidates = self._candidates(original, inputs["model"], context)
+        counts, reached = self._choose(original, candidates, probe)
+        narrowed = narrower(original, candidates, counts)
+        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
+        about = graph.extended(graph.metadata(original), entry)
+        measured = [_left(c.chain, counts[c.chain.hidden]) for c in candidates if c.chain.hidden in counts]
+        all_work = sum(c.cost * c.chain.channels for c in candidates)
+        left = sum(c.cost * counts.get(c.chain.hidden, c.chain.channels) for c in candidates)
+        price = round(latency_ratio(original, narrowed, probe[0]), 3) if counts else 1.0
+        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), narrowed, about)
+        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        return (
+            *measured,
+            Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
+            Measurement(name="agreement", value=reached.agreement),
+            Measurement(name="products", value=round(left / all_work, 4) if all_work else 1.0),
+            Measurement(name="price", value=price),
+            *graph.sizes(context.out),
+        )
+
+    def _probe(self, preprocess: Path, context: Context) -> list[sensitivity.Floats]:
+        val = context.data.val
+        chosen = pictures.choose(val, self.probe)
+        if not chosen:
+            raise DataError("narrow compares answers on validation pictures, and there are none")
+        return list(pictures.prepared(preprocess, val, chosen))
+
+    def _candidates(self, model: ModelProto, source: Artifact, context: Context) -> list[Candidate]:
+        """The chains with their moments; chains without a channel to spare are left out."""
+        train = context.data.train
+        chosen = pictures.choose(train, self.pictures)
+        if not chosen:
+            raise DataError("narrow fits on training pictures, and there are none")
+        found = [chain for chain in chains(model) if chain.channels > self.multiple]
+        written = {chain.hidden: chain.writer.node.output[0] for chain in found}
+        with context.progress.task("moments", len(chosen)) as task:
+            prepared = pictures.prepared(source.folder / graph.PREPROCESS, train, chosen, task.advance)
+            seen = elimination.moments(model, [*written, *written.values()], prepared)
+        stem = set(selection.stem(model))
+        found_costs = (
+            _cost(chain, seen[written[chain.hidden]].positions, seen[chain.hidden].positions, stem)
+            for chain in found
+        )
+        return [
+            Candidate(chain, seen[chain.hidden], cost) for chain, cost in zip(found, found_costs, strict=True)
+        ]
+
+    def _choose(
+        self, model: ModelProto, candidates: Sequence[Candidate], probe: Sequence[sensitivity.Floats]
+    ) -> tuple[dict[str, int], sensitivity.Fidelity]:
+        """The longest run of cheapest reductions that keeps min_sqnr, by bisection: counts by hidden tensor."""
+        reference = sensitivity.answers(model, probe)
+        steps = list(_cheapest_first(candidates, self.multiple))
+        best: dict[str, int] = {}
+        reached = sensitivity.fidelity(reference, reference)
+        low, high = 0, len(steps) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            counts = dict(steps[:middle])  # a later count of a chain is the lower one
+            found = sensitivity.fidelity(
+                reference, sensitivity.answers(narrower(model, candidates, counts), probe)
+            )
+            if found.sqnr >= self.min_sqnr:
+                low, best, reached = middle, counts, found
+            else:
+                high = middle
+        return best, reached
+
+
+def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping[str, int]) -> ModelProto:
+    """A copy of the network with `counts` channels left in each chain named (by its hidden tensor)."""
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    known = graph.weights(model)
+    values: dict[str, Floats] = {}
+    groups: dict[str, int] = {}
+    for candidate in candidates:
+        chain, count = candidate.chain, counts.get(candidate.chain.hidden)
+        if count is None:
+            continue
+        kept = sorted(candidate.order.order[chain.channels - count :])
+        for layer in (chain.writer, *chain.depthwise):
+            for name in layer.node.input[1:]:
+                # What another chain's reader is may be this one's writer: its weights are new already.
+                values[name] = np.ascontiguousarray(values.get(name, known[name])[kept])
+        groups |= {layer.node.name: count for layer in chain.depthwise}
+        weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)
+        _refitted(changed, chain, weight, shift, values)
+    put(changed, values)
+    for node in changed.graph.node:
+        for attribute in node.attribute:
+            if node.name in groups and attribute.name == "group":
+                attribute.i = groups[node.name]
+    return changed
+
+
+def _refitted(
+    model: ModelProto, chain: Chain, weight: elimination.Doubles, shift: elimination.Doubles,
+    values: dict[str, Floats],
+) -> None:  # fmt: skip
+    """Add the reader's new weight and bias to `values`; a reader without a bias gets one."""
+    node = chain.reader.node
+    shape = (len(weight), -1, *chain.reader.rows.shape[2:])
+    values[node.input[1]] = weight.reshape(shape).astype(np.float32)
+    if len(node.input) > 2 and node.input[2]:
+        known = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+        values[node.input[2]] = (numpy_helper.to_array(known) + shift).astype(np.float32)
+        return
+    name = f"{node.name}.bias_refitted"
+    model.graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), name))
+    reader = next(other for other in model.graph.node if other.name == node.name)
+    reader.input[:] = [*node.input[:2], name]
+
+
+def _left(chain: Chain, count: int) -> Measurement:
+    where: dict[str, str | int | float] = {"layer": chain.writer.node.name, "before": chain.channels}
+    return Measurement(name="channels", value=count, where=where)
+
+
+def _cost(chain: Chain, written: int, read: int, stem: set[str]) -> float:
+    """The products that one channel takes in a picture, its conversions counted."""
+    before = written * (chain.writer.rows[0].size + _CONVERTED)
+    after = read * (_DEPTHWISE * len(chain.depthwise) + len(chain.reader.rows))
+    return float(before + after) * (_FLOAT if chain.writer.node.name in stem else 1)
+
+
+def _cheapest_first(candidates: Sequence[Candidate], multiple: int) -> Iterator[tuple[str, int]]:
+    """(hidden tensor, channels left), by noise added over products saved, down to the next multiple each time."""
+    waiting: list[tuple[float, int, int, int]] = []
+
+    def wait(index: int, left: int) -> None:
+        candidate = candidates[index]
+        fewer = (left - 1) // multiple * multiple
+        if fewer > 0:
+            noise, total = candidate.order.noise, candidate.chain.channels
+            added = noise[total - fewer - 1] - (noise[total - left - 1] if left < total else 0.0)
+            heapq.heappush(waiting, (added / (candidate.cost * (left - fewer)), index, left, fewer))
+
+    for index, candidate in enumerate(candidates):
+        wait(index, candidate.chain.channels)
+    while waiting:
+        _, index, _, fewer = heapq.heappop(waiting)
+        yield candidates[index].chain.hidden, fewer
+        wait(index, fewer)
