@@ -1,0 +1,152 @@
+"""How long each layer takes at several widths, in the network where it runs: measured by ONNX Runtime, not counted.
+
+Networks of one architecture, pruned more and more, are profiled; a layer's row says its time over the share of its
+work that is left. A layer alone in a graph of its own would be timed with layout conversions that it does not pay
+for in its place. Latency tables instead of multiply-accumulates: NetAdapt (arXiv:1804.03230), HALP
+(arXiv:2110.10811).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from toolchain import graph
+from toolchain.runtime.session import Session
+from toolchain.runtime.trace import TracedSession
+
+Floats = NDArray[np.float32]
+_ROUNDS, _DROP = 3, 3
+_SECONDS, _FEWEST, _MOST = 1.0, 10, 200  # one profile: about so long, and at least and at most so many runs
+_KEPT = 0.75  # share of a node's times that is averaged: the slow rest met a busy machine
+_ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu", "Tanh"})
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """A convolution's time in ns over `left`, the share of its work's square root that is left (see `left`).
+
+    left: ascending, the last is 1.0 (nothing pruned). ns: of the same length, never falling.
+    """
+
+    name: str
+    left: tuple[float, ...]
+    ns: tuple[float, ...]
+
+    def at(self, left: float) -> float:
+        """The time at another share: between neighbours on a line, below the least in proportion."""
+        if left <= self.left[0]:
+            return self.ns[0] * max(left, 0.0) / self.left[0]
+        return float(np.interp(left, self.left, self.ns))
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers' times and, in ns, those of all other nodes of the network that is not pruned."""
+
+    layers: tuple[LayerTimes, ...]
+    others: float
+
+
+def left(outputs: float, inputs: float) -> float:
+    """How wide a layer is of whose outputs and inputs these shares are left: 1 when nothing was pruned.
+
+    Work falls with the product, so that a layer half as wide on both sides is at 0.5.
+    """
+    return float(np.sqrt(max(outputs, 0.0) * max(inputs, 0.0)))
+
+
+def time_layers(models: Sequence[Path], picture: Floats, provider: str = "cpu", threads: int = 1) -> LayerTable:
+    """Profile plain files of one architecture; the first is the one that nothing was pruned of.
+
+    picture: their input, float32 [1, 3, h, w]. Raises as Session and `trace.read` do.
+    """
+    protos = [graph.read(path) for path in models]
+    whole = _shapes(protos[0])
+    times = [_times(path, proto, picture, provider, threads) for path, proto in zip(models, protos, strict=True)]
+    rows = []
+    for name, shape in whole.items():
+        points = [
+            (_left(shape, _shapes(proto)[name]), found[name])
+            for proto, found in zip(protos, times, strict=True)
+            if name in found and name in _shapes(proto)
+        ]
+        if points and name in times[0]:
+            rows.append(_row(name, points))
+    return LayerTable(tuple(rows), times[0][""])
+
+
+def _row(name: str, points: Sequence[tuple[float, float]]) -> LayerTimes:
+    """One layer's points, in order, the faster of two at the same width; wider never counts as faster."""
+    fastest: dict[float, float] = {}
+    for share, ns in points:
+        fastest[share] = min(ns, fastest.get(share, ns))
+    shares = sorted(fastest)
+    rising = np.maximum.accumulate([fastest[share] for share in shares])
+    return LayerTimes(name, tuple(shares), tuple(rising.tolist()))
+
+
+def _shapes(model: ModelProto) -> dict[str, tuple[int, int, bool]]:
+    """{convolution: (outputs, inputs a group, whether it has groups)}."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return {
+        node.name: (shapes[node.input[1]][0], shapes[node.input[1]][1], graph.attribute(node, "group", 1) > 1)
+        for node in model.graph.node
+        if node.op_type == "Conv" and node.input[1] in shapes
+    }
+
+
+def _left(whole: tuple[int, int, bool], now: tuple[int, int, bool]) -> float:
+    outputs = now[0] / whole[0]
+    return round(left(outputs, outputs if whole[2] else now[1] / whole[1]), 4)
+
+
+def _times(path: Path, model: ModelProto, picture: Floats, provider: str, threads: int) -> dict[str, float]:
+    """ns by convolution; under "" those of everything else. The least of some profiles of each."""
+    feed, owners = {graph.INPUT: picture}, _owners(model)
+    session = Session(path, provider=provider, threads=threads)
+    session.run(feed)
+    started = time.perf_counter()
+    session.run(feed)
+    runs = int(np.clip(_SECONDS / max(time.perf_counter() - started, 1e-6), _FEWEST, _MOST))
+    found: dict[str, float] = {}
+    for _ in range(_ROUNDS):
+        once: dict[str, float] = {"": 0.0}
+        with tempfile.TemporaryDirectory() as folder:
+            traced = TracedSession(path, Path(folder), provider=provider, threads=threads)
+            for _ in range(_DROP + runs):
+                traced.run(feed)
+            nodes = traced.finish(_DROP, _center).nodes
+        for node in nodes:
+            name = owners.get(node.name.removesuffix("_nchwc").removeprefix("fused "), "")
+            once[name] = once.get(name, 0.0) + node.ns
+        found = {name: min(ns, found.get(name, ns)) for name, ns in once.items()}
+    return found
+
+
+def _owners(model: ModelProto) -> Mapping[str, str]:
+    """The convolution behind each name that ONNX Runtime may give it: its own, its output's, its activation's."""
+    readers = graph.consumers(model.graph)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        output = node.output[0]
+        found |= {node.name: node.name, output: node.name}
+        after = readers.get(output, [])
+        if len(after) == 1 and after[0].op_type in _ACTIVATIONS:
+            found |= {after[0].name: node.name, after[0].output[0]: node.name}
+    return found
+
+
+def _center(times: Sequence[int]) -> float:
+    """The mean of the faster part: profiles count in whole microseconds, too coarse for a median of small layers."""
+    ordered = sorted(times)
+    return float(np.mean(ordered[: max(1, int(_KEPT * len(ordered)))]))
