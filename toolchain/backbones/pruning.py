@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch_pruning as tp
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from toolchain.backbones import plan as plans
@@ -246,9 +253,11 @@ def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
 def _own_shares(model: nn.Module, ratios: Mapping[str, float]) -> dict[nn.Module, float]:
     """The layers that a pattern of `ratios` names, each with the share of the longest one."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    found = {}
+    found: dict[nn.Module, float] = {}
     for pattern in sorted(ratios, key=lambda pattern: (len(pattern), pattern)):
-        matched = {layer: ratios[pattern] for name, layer in layers.items() if fnmatchcase(name, pattern)}
+        matched: dict[nn.Module, float] = {
+            layer: ratios[pattern] for name, layer in layers.items() if fnmatchcase(name, pattern)
+        }
         if not matched:
             known = ", ".join(list(layers)[:3])
             raise BackboneError(f"prune.ratios: no layer is called '{pattern}'; layers are {known}, …")

@@ -63,14 +63,18 @@ def left(outputs: float, inputs: float) -> float:
     return float(np.sqrt(max(outputs, 0.0) * max(inputs, 0.0)))
 
 
-def time_layers(models: Sequence[Path], picture: Floats, provider: str = "cpu", threads: int = 1) -> LayerTable:
+def time_layers(
+    models: Sequence[Path], picture: Floats, provider: str = "cpu", threads: int = 1
+) -> LayerTable:
     """Profile plain files of one architecture; the first is the one that nothing was pruned of.
 
     picture: their input, float32 [1, 3, h, w]. Raises as Session and `trace.read` do.
     """
     protos = [graph.read(path) for path in models]
     whole = _shapes(protos[0])
-    times = [_times(path, proto, picture, provider, threads) for path, proto in zip(models, protos, strict=True)]
+    times = [
+        _times(path, proto, picture, provider, threads) for path, proto in zip(models, protos, strict=True)
+    ]
     rows = []
     for name, shape in whole.items():
         points = [
@@ -134,7 +138,7 @@ def _times(path: Path, model: ModelProto, picture: Floats, provider: str, thread
 def _owners(model: ModelProto) -> Mapping[str, str]:
     """The convolution behind each name that ONNX Runtime may give it: its own, its output's, its activation's."""
     readers = graph.consumers(model.graph)
-    found = {}
+    found: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type != "Conv":
             continue

@@ -14,9 +14,24 @@ from toolchain.steps.load import Load
 from toolchain.steps.prune import Prune
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
+from toolchain.steps.rescale import Rescale
 from toolchain.steps.tune import Tune
 
-AnyStep = Annotated[Prune | Recover | Export | Quantize | FallBack | Half, Field(discriminator="step")]
+AnyStep = Annotated[
+    Prune | Recover | Rescale | Export | Quantize | FallBack | Half, Field(discriminator="step")
+]
 """What may stand in a variant's `steps`."""
 
-__all__ = ["Adopt", "AnyStep", "Export", "FallBack", "Half", "Load", "Prune", "Quantize", "Recover", "Tune"]
+__all__ = [
+    "Adopt",
+    "AnyStep",
+    "Export",
+    "FallBack",
+    "Half",
+    "Load",
+    "Prune",
+    "Quantize",
+    "Recover",
+    "Rescale",
+    "Tune",
+]
