@@ -42,7 +42,8 @@ class Point:
 
     latency_ms: its own median; share: of fp32's latency, paired (what latencies are compared by, since the machine
     is not equally fast at all times). accuracy in per cent, drop in points of the recipe's metric against fp32.
-    slower: not shown to be faster than fp32. seconds: of the work in it, done now or before.
+    plain_drop: what the network in float loses, where its training told. slower: not shown to be faster than fp32.
+    seconds: of the work in it, done now or before.
     """
 
     design: Design
@@ -54,6 +55,7 @@ class Point:
     drop_ends: tuple[float, float] | None
     megabytes: float
     memory_mb: float | None = None
+    plain_drop: float | None = None
     misses: tuple[Miss, ...] = ()
     slower: bool = False
     seconds: float = 0.0
@@ -78,6 +80,16 @@ class Point:
     def small(self) -> bool:
         """Whether the bounds on latency, size and memory hold."""
         return not any(miss.name in RESOURCES for miss in self.misses)
+
+    @property
+    def off(self) -> float:
+        """How far it is from keeping every bound, see Miss.weight."""
+        return sum(miss.weight for miss in self.misses)
+
+    @property
+    def too_wrong(self) -> float:
+        """The part of `off` that is not about latency, size or memory: mostly points of accuracy."""
+        return sum(miss.weight for miss in self.misses if miss.name not in RESOURCES)
 
     def value(self, goal: Goal) -> float:
         """What the goal makes least."""
@@ -129,7 +141,8 @@ def front(found: Iterable[Point]) -> list[Point]:
 
 
 def _beats(one: Point, other: Point) -> bool:
-    mine, its = (one.share, one.drop, one.megabytes), (other.share, other.drop, other.megabytes)
+    """Sizes within 2 % are the same."""
+    mine, its = (one.share, one.drop, one.megabytes), (other.share, other.drop, 1.02 * other.megabytes)
     return all(a <= b for a, b in zip(mine, its, strict=True))
 
 
@@ -151,7 +164,7 @@ def pick(found: Iterable[Point], goal: Goal) -> Point | None:
 
 def closest(found: Iterable[Point], count: int = 3) -> list[Point]:
     """The points that miss the bounds by least; those not faster than fp32 are the last resort."""
-    ordered = sorted(found, key=lambda p: (p.slower, sum(miss.weight for miss in p.misses), p.name))
+    ordered = sorted(found, key=lambda p: (p.slower, p.off, p.name))
     return ordered[:count]
 
 
@@ -161,8 +174,8 @@ def would_do(found: Sequence[Point]) -> list[str]:
     open_ = [point for point in found if point.misses and not point.slower]
     for kinds in dict.fromkeys(frozenset(map(_kind, point.misses)) for point in open_):
         alike = [point for point in open_ if frozenset(map(_kind, point.misses)) == kinds]
-        best = min(alike, key=lambda p: (sum(miss.weight for miss in p.misses), p.name))
-        said.append((len(kinds), sum(m.weight for m in best.misses), best))
+        best = min(alike, key=lambda p: (p.off, p.name))
+        said.append((len(kinds), best.off, best))
     singles = [one for one in said if one[0] == 1] or said
     return [
         f"{' and '.join(map(relaxed, _each(best)))} would do ({best.name})"

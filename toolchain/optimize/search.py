@@ -140,9 +140,14 @@ class Search:
             side = sized / way if sized else (design.size / self.trials.recipe_side) ** 1.6
         width = 1.0
         if design.ratio:
-            costs = self.trials.costs
-            width = costs.uniform(design.ratio) if costs else (1 - design.ratio) ** 1.5
+            width = self._width(design)
         return way * side * width
+
+    def _width(self, design: Design) -> float:
+        costs = self.trials.costs
+        if costs is None:
+            return float((1 - design.ratio) ** 1.5)
+        return costs.target(design.ratio) if design.shape == "table" else costs.uniform(design.ratio)
 
     def _correction(self, design: Design) -> float:
         """How far off the prediction was for the nearest pruned design with the same scheme."""

@@ -22,6 +22,8 @@ START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
+_ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
+_HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 
 Predict = Callable[[Design], float]
@@ -103,7 +105,8 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     found = [p for p in points(history) if p.design.network != Design()]
     best = pick(found, space.asked.goal)
     for point in found:
-        near = not point.accurate and sum(m.weight for m in point.misses) <= _NEAR
+        rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
+        near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
         if point != best and not near:
             continue
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
@@ -156,11 +159,12 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     own = [_judged(history, space, arm, epochs) for epochs in space.rungs]
     kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
     low = max([_floor(history, space, predict, arm, level), *kept])
-    failed = [ratio for ratio, up in own[level].items() if not up and ratio > low]
+    high = min((ratio for ratio, up in own[level].items() if not up), default=TOP + GRID)
     if not own[level] and level > 0:
-        before = [ratio for ratio, up in own[level - 1].items() if not up]
-        return min(before) if before and min(before) > low else None
-    high = min(failed, default=TOP + GRID)
+        before = min((ratio for ratio, up in own[level - 1].items() if not up), default=0.0)
+        return before if before > low and not _hopeless(history, arm, before, space.rungs[level - 1]) else None
+    if high <= low:
+        return None
     if not any(own):
         first = _snapped(low + GRID) if arm.size or space.asked.max_latency_ms or low > 0 else START
         return first if first <= TOP else None
@@ -194,6 +198,12 @@ def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float
                 found.setdefault(design.ratio, []).append(up)
     judge = all if space.asked.goal == "accuracy" else any
     return {ratio: judge(ups) for ratio, ups in found.items()}
+
+
+def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
+    """Whether every file of a network ended so far off that training it longer is in vain."""
+    found = [p for p in points(history) if arm.has(p.design) and (p.design.ratio, p.design.epochs) == (ratio, epochs)]
+    return bool(found) and all(point.too_wrong > _HOPELESS for point in found)
 
 
 def _upwards(outcome: Outcome, space: Space) -> bool | None:

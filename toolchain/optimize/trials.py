@@ -117,13 +117,11 @@ class Trials:
 
     def share(self, design: Design) -> float:
         """About what share of the network's work a design has left."""
-        width = (
-            (1 - design.ratio) ** 2
-            if design.shape == "uniform" or self.costs is None
-            else self.costs.uniform(design.ratio)
-        )
-        side = self.recipe_side
-        return (width if design.ratio else 1.0) * ((design.size / side) ** 2 if design.size and side else 1.0)
+        width = 1.0
+        if design.ratio:
+            costs = self.costs if design.shape == "table" else None
+            width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2
+        return width * ((design.size / self.recipe_side) ** 2 if design.size else 1.0)
 
     @cached_property
     def recipe_side(self) -> int:
@@ -162,7 +160,12 @@ class Trials:
         )
         parity = {name: figure(files[name], made.values(), "parity_fused") for name in names}
         judged = list(candidates(files, answers, latency.load(timed.folder), parity))
-        return self._point(design, judged, files[names[-1]], seconds)
+        point = self._point(design, judged, files[names[-1]], seconds)
+        told = figure(files[names[-1]], made.values(), self.recipe.gates.metric) if design.trained else None
+        if told is None:
+            return point
+        whole = 100 * metric(self.recipe.gates.metric, judged[0].probabilities, self.data.val.labels)
+        return replace(point, plain_drop=whole - 100 * told)
 
     def _point(self, design: Design, judged: list[Candidate], file: Artifact, seconds: float) -> Point:
         gates, val = self.recipe.gates, self.data.val

@@ -41,12 +41,25 @@ class Costs:
         return self.table.others + sum(layer.ns[-1] for layer in self.table.layers)
 
     def uniform(self, ratio: float) -> float:
-        """The share of the latency that is left when every part loses this share of its channels."""
+        """The share of the latency that is left when the pruner takes this share of every part's channels.
+
+        It leaves a part whole of which less than the multiple would remain, so that great ratios can be slower.
+        """
         kept = {part.name: _rounded(len(part.scores), ratio, self.round_to) for part in self.parts}
-        return self._latency(kept) / self.whole
+        return self.latency(kept) / self.whole
+
+    def target(self, ratio: float) -> float:
+        """The share of the latency that a design of shape "table" shall have: that of `uniform`, but for parts of
+        which just the multiple remains where the pruner would leave them whole. Falls as the ratio grows."""
+        unit = self.round_to
+        kept = {
+            part.name: min(len(part.scores), _rounded(len(part.scores), ratio, unit, unit))
+            for part in self.parts
+        }
+        return self.latency(kept) / self.whole
 
     def allot(self, ratio: float, most: float = 0.9) -> dict[str, float]:
-        """Shares to prune by part, such that the network is as fast as one that is pruned uniformly by `ratio`.
+        """Shares to prune by part, such that the network is as fast as `target` says.
 
         most: the greatest share of one part. What can't be reached so is approached.
         """
@@ -54,7 +67,7 @@ class Costs:
         unit = self.round_to
         fewest = {p.name: max(unit, math.ceil(len(p.scores) * (1 - most) / unit) * unit) for p in self.parts}
         lost = {p.name: _running(p.scores) for p in self.parts}
-        now, target = self._latency(kept), self.uniform(ratio) * self.whole
+        now, target = self.latency(kept), self.target(ratio) * self.whole
         while now > target:
             fewer = {p.name: (kept[p.name] - 1) // unit * unit for p in self.parts}
             prices = [
@@ -66,7 +79,7 @@ class Costs:
                 break
             name = min(prices)[1]
             kept[name] = fewer[name]
-            now = self._latency(kept)
+            now = self.latency(kept)
         return {p.name: _share(kept[p.name], len(p.scores)) for p in self.parts}
 
     def _price(self, part: Part, kept: Mapping[str, int], fewer: int, lost: Sequence[float]) -> float:
@@ -76,7 +89,8 @@ class Costs:
         gain = self._near(part, kept) - self._near(part, {**kept, part.name: fewer})
         return harm / gain if gain > 0 else math.inf
 
-    def _latency(self, kept: Mapping[str, int]) -> float:
+    def latency(self, kept: Mapping[str, int]) -> float:
+        """ns of the network that keeps so many channels of each part."""
         return self.table.others + sum(self._time(layer, kept) for layer in self.table.layers)
 
     def _near(self, part: Part, kept: Mapping[str, int]) -> float:
@@ -110,10 +124,10 @@ class Costs:
         return found
 
 
-def _rounded(channels: int, ratio: float, round_to: int) -> int:
-    """What the pruner leaves of so many channels; layers smaller than the multiple stay."""
+def _rounded(channels: int, ratio: float, round_to: int, otherwise: int | None = None) -> int:
+    """What the pruner leaves of so many channels: all of them (or `otherwise`) if it would round to none."""
     kept = int(channels * (1 - ratio))
-    return kept - kept % round_to or channels
+    return kept - kept % round_to or (channels if otherwise is None else otherwise)
 
 
 def _share(kept: int, channels: int) -> float:
