@@ -118,7 +118,9 @@ def test_a_second_start_does_no_work_twice(trip: Trip) -> None:
     assert answer.code == 0, answer.err
     after = {p: p.stat().st_mtime_ns for p in (trip.run.store / "objects").glob("*/record.json")}
     assert {p: after[p] for p in before} == before
-    assert [p["name"] for p in trip.found["points"]][: len(old["points"])] == [p["name"] for p in old["points"]]
+    assert [p["name"] for p in trip.found["points"]][: len(old["points"])] == [
+        p["name"] for p in old["points"]
+    ]
     assert trip.found["chosen"] == old["chosen"]
 
 
@@ -177,7 +179,14 @@ def test_a_budget_too_short_for_fp32_ends_with_3_and_says_so(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_killed_it_goes_on_without_repeating_finished_work(trip: Trip, tmp_path: Path) -> None:
     program = [sys.executable, "-c", "from toolchain.cli import main; main()"]
-    asked = ["optimize", str(trip.run.recipe), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    asked = [
+        "optimize",
+        str(trip.run.recipe),
+        "--out",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "store"),
+    ]
     made: dict[Path, int] = {}
     for seconds in (15.0, 20.0, 25.0):
         process = subprocess.Popen([*program, *asked], start_new_session=True, stderr=subprocess.DEVNULL)

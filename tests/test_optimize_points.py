@@ -69,7 +69,10 @@ def test_closest_weighs_a_point_of_accuracy_as_a_tenth_of_latency() -> None:
 
 
 def test_what_would_have_to_give_names_the_option_for_each_bound_alone() -> None:
-    slow, slower = point(0.3, 0.5, 0.0, misses=(SLOW,)), point(0.2, 0.6, 0.0, misses=(replace(SLOW, value=0.6),))
+    slow, slower = (
+        point(0.3, 0.5, 0.0, misses=(SLOW,)),
+        point(0.2, 0.6, 0.0, misses=(replace(SLOW, value=0.6),)),
+    )
     lost = point(0.8, 0.3, 1.6, misses=(LOST,))
     both = point(0.7, 0.5, 2.0, misses=(SLOW, LOST))
     assert would_do([slower, slow, lost, both]) == [
@@ -92,7 +95,13 @@ def test_reasons_tell_what_was_better_but_missed() -> None:
 
 @pytest.mark.parametrize(
     ("text", "unit", "value"),
-    [("3ms", "ms", 3.0), ("300us", "ms", 0.3), ("0.5 s", "ms", 500.0), ("5MB", "MB", 5.0), ("30m", "s", 1800.0)],
+    [
+        ("3ms", "ms", 3.0),
+        ("300us", "ms", 0.3),
+        ("0.5 s", "ms", 500.0),
+        ("5MB", "MB", 5.0),
+        ("30m", "s", 1800.0),
+    ],
 )
 def test_amounts(text: str, unit: Any, value: float) -> None:
     assert amount("--x", text, unit) == pytest.approx(value)

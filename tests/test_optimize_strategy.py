@@ -155,10 +155,12 @@ def test_bisection_goes_up_after_success_and_down_after_failure() -> None:
     half = world.measure(Design(0.5, epochs=4))
     assert ratio(judged(), Asked(max_drop=1.0)) == 0.5
     above = ratio(judged(half), Asked(max_drop=1.0))
-    assert above is not None and 0.5 < above <= TOP
+    assert above is not None
+    assert 0.5 < above <= TOP
     broken = world.measure(Design(above, epochs=4))
     between = ratio(judged(half, broken), Asked(max_drop=1.0))
-    assert between is not None and 0.5 < between < above
+    assert between is not None
+    assert 0.5 < between < above
 
 
 def test_longer_recovery_starts_where_the_shorter_one_failed() -> None:
@@ -172,8 +174,12 @@ def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm()
     first = ratio(judged(), asked)
     assert first is not None
     after = ratio(judged(Probe(Design(first, epochs=4), 0.95)), asked)
-    assert after is not None and after > first
-    failed: dict[Design, Outcome] = {**judged(), Design(first, epochs=4): Failure(Design(first, epochs=4), "no")}
+    assert after is not None
+    assert after > first
+    failed: dict[Design, Outcome] = {
+        **judged(),
+        Design(first, epochs=4): Failure(Design(first, epochs=4), "no"),
+    }
     world = World(Asked(max_drop=1.0, max_latency_ms=0.9), grows, arms=(Arm("uniform"),))
     proposed = [d for d in propose(failed, world.space(), world.predict) if d.trained and d.epochs == 4]
     assert Design(first, epochs=4) not in proposed

@@ -31,8 +31,10 @@ def line(name: str, ns: float) -> LayerTimes:
 def two(first: float = 100.0, second: float = 100.0) -> Costs:
     """Two parts that share no layer; the importance of their channels is the same."""
     chains = (Part("a", flat(64), ("a",), ("a2",)), Part("b", flat(64), ("b",), ("b2",)))
-    layers = tuple(line(name, ns) for name, ns in (("a", first), ("a2", first), ("b", second), ("b2", second)))
-    return Costs(chains, LayerTable(layers, 10.0), 8)
+    layers = tuple(
+        line(name, ns) for name, ns in (("a", first), ("a2", first), ("b", second), ("b2", second))
+    )
+    return Costs(chains, LayerTable(layers, LayerTimes("", (1.0,), (10.0,))), 8)
 
 
 def test_as_fast_as_asked() -> None:
@@ -63,7 +65,11 @@ def test_what_is_kept_is_a_multiple_and_never_below_the_least() -> None:
 
 def test_the_share_makes_the_pruner_keep_just_so_many() -> None:
     for channels in (24, 64, 96, 480, 1280):
-        costs = Costs((Part("a", flat(channels), ("a",), ()),), LayerTable((line("a", 100.0),), 0.0), 8)
+        costs = Costs(
+            (Part("a", flat(channels), ("a",), ()),),
+            LayerTable((line("a", 100.0),), LayerTimes("", (1.0,), (0.0,))),
+            8,
+        )
         share = costs.allot(0.5)["a"]
         assert int(channels * (1 - share)) % 8 == 0
 
@@ -79,7 +85,7 @@ def test_the_target_falls_as_the_ratio_grows_also_where_the_pruner_leaves_small_
 def test_a_table_that_knows_too_little_is_not_used() -> None:
     costs = two()
     assert costs.covers
-    assert not Costs(costs.parts, LayerTable(costs.table.layers, 1e6), 8).covers
+    assert not Costs(costs.parts, LayerTable(costs.table.layers, line("", 1e6)), 8).covers
 
 
 def test_times_between_and_below_the_measured_widths() -> None:
@@ -118,7 +124,9 @@ def test_every_convolution_of_a_real_network_has_its_times(
         assert all(ns > 0 for ns in layer.ns)
 
 
-def test_parts_of_a_real_network_cover_its_layers_once(real: tuple[LayerTable, list[Part], nn.Module]) -> None:
+def test_parts_of_a_real_network_cover_its_layers_once(
+    real: tuple[LayerTable, list[Part], nn.Module],
+) -> None:
     table, found, _ = real
     gives = [name for part in found for name in part.gives]
     assert len(gives) == len(set(gives))
@@ -126,7 +134,9 @@ def test_parts_of_a_real_network_cover_its_layers_once(real: tuple[LayerTable, l
     assert all(list(part.scores) == sorted(part.scores) for part in found)
 
 
-def test_widths_chosen_by_the_table_prune_a_real_network(real: tuple[LayerTable, list[Part], nn.Module]) -> None:
+def test_widths_chosen_by_the_table_prune_a_real_network(
+    real: tuple[LayerTable, list[Part], nn.Module],
+) -> None:
     table, found, _ = real
     shares = Costs(tuple(found), table, 8).allot(0.5)
     given = {"timm": "mobilenetv2_050", "weights": "random", "preprocess": {"size": 64}}

@@ -8,6 +8,7 @@ for in its place. Latency tables instead of multiply-accumulates: NetAdapt (arXi
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,13 @@ Floats = NDArray[np.float32]
 _ROUNDS, _DROP = 3, 3
 _SECONDS, _FEWEST, _MOST = 1.0, 10, 200  # one profile: about so long, and at least and at most so many runs
 _KEPT = 0.75  # share of a node's times that is averaged: the slow rest met a busy machine
+_OWN = re.compile(r"^fused |(_token_\d+|_nchwc)+$")  # what ONNX Runtime adds to the names of what it fuses
 _ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu", "Tanh"})
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """A convolution's time in ns over `left`, the share of its work's square root that is left (see `left`).
+    """A convolution's time in ns over how wide it is left (see `left`).
 
     left: ascending, the last is 1.0 (nothing pruned). ns: of the same length, never falling.
     """
@@ -49,10 +51,10 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """The layers' times and, in ns, those of all other nodes of the network that is not pruned."""
+    """The layers' times, and those of all other nodes together, over the mean of the layers' `left`."""
 
     layers: tuple[LayerTimes, ...]
-    others: float
+    others: LayerTimes
 
 
 def left(outputs: float, inputs: float) -> float:
@@ -66,25 +68,34 @@ def left(outputs: float, inputs: float) -> float:
 def time_layers(
     models: Sequence[Path], picture: Floats, provider: str = "cpu", threads: int = 1
 ) -> LayerTable:
-    """Profile plain files of one architecture; the first is the one that nothing was pruned of.
+    """Profile plain files of one architecture, all in float or all in int8; of the first nothing was pruned.
 
     picture: their input, float32 [1, 3, h, w]. Raises as Session and `trace.read` do.
     """
     protos = [graph.read(path) for path in models]
-    whole = _shapes(protos[0])
+    shapes = [_shapes(proto) for proto in protos]
+    whole = shapes[0]
+    lefts = [{name: _left(whole[name], own[name]) for name in whole if name in own} for own in shapes]
     times = [
         _times(path, proto, picture, provider, threads) for path, proto in zip(models, protos, strict=True)
     ]
-    rows = []
-    for name, shape in whole.items():
-        points = [
-            (_left(shape, _shapes(proto)[name]), found[name])
-            for proto, found in zip(protos, times, strict=True)
-            if name in found and name in _shapes(proto)
-        ]
-        if points and name in times[0]:
-            rows.append(_row(name, points))
-    return LayerTable(tuple(rows), times[0][""])
+    rows = [
+        _row(
+            name,
+            [
+                (own[name], found[name])
+                for own, found in zip(lefts, times, strict=True)
+                if name in own and name in found
+            ],
+        )
+        for name in whole
+        if name in times[0]
+    ]
+    rest = [
+        (round(float(np.mean([*own.values()])), 4), found[""])
+        for own, found in zip(lefts, times, strict=True)
+    ]
+    return LayerTable(tuple(rows), _row("", rest))
 
 
 def _row(name: str, points: Sequence[tuple[float, float]]) -> LayerTimes:
@@ -100,6 +111,9 @@ def _row(name: str, points: Sequence[tuple[float, float]]) -> LayerTimes:
 def _shapes(model: ModelProto) -> dict[str, tuple[int, int, bool]]:
     """{convolution: (outputs, inputs a group, whether it has groups)}."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
     return {
         node.name: (shapes[node.input[1]][0], shapes[node.input[1]][1], graph.attribute(node, "group", 1) > 1)
         for node in model.graph.node
@@ -129,7 +143,7 @@ def _times(path: Path, model: ModelProto, picture: Floats, provider: str, thread
                 traced.run(feed)
             nodes = traced.finish(_DROP, _center).nodes
         for node in nodes:
-            name = owners.get(node.name.removesuffix("_nchwc").removeprefix("fused "), "")
+            name = owners.get(_OWN.sub("", node.name), "")
             once[name] = once.get(name, 0.0) + node.ns
         found = {name: min(ns, found.get(name, ns)) for name, ns in once.items()}
     return found

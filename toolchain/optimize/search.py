@@ -9,7 +9,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import Design, Scheme
 from toolchain.optimize.points import Outcome, Point, pick, points
-from toolchain.optimize.strategy import Arm, Space, propose
+from toolchain.optimize.strategy import Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
 
 WAYS: dict[str, tuple[Scheme, ...]] = {"cpu": ("fp32", "int8", "int8-stem"), "cuda": ("fp32", "fp16")}
@@ -82,12 +82,12 @@ class Search:
     def _table(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned."""
         seen = self.trials.durations
-        price = 3 * (seen.of("prune") + seen.of("export")) + seen.of("layers")
+        price = 3 * (seen.of("prune") + seen.of("export") + seen.of("quantize")) + seen.of("layers")
         if price > _TABLE_SHARE * self.trials.deadline.left:
             self.notes.append("no time for a latency table of the layers: every layer is pruned alike")
             return
         try:
-            costs = self.trials.table()
+            costs = self.trials.table(leading(self.history))
         except UNMADE as error:
             self.notes.append(f"no pruning: {error}")
             return

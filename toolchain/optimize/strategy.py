@@ -162,7 +162,9 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     high = min((ratio for ratio, up in own[level].items() if not up), default=TOP + GRID)
     if not own[level] and level > 0:
         before = min((ratio for ratio, up in own[level - 1].items() if not up), default=0.0)
-        return before if before > low and not _hopeless(history, arm, before, space.rungs[level - 1]) else None
+        return (
+            before if before > low and not _hopeless(history, arm, before, space.rungs[level - 1]) else None
+        )
     if high <= low:
         return None
     if not any(own):
@@ -202,7 +204,11 @@ def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float
 
 def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
     """Whether every file of a network ended so far off that training it longer is in vain."""
-    found = [p for p in points(history) if arm.has(p.design) and (p.design.ratio, p.design.epochs) == (ratio, epochs)]
+    found = [
+        p
+        for p in points(history)
+        if arm.has(p.design) and (p.design.ratio, p.design.epochs) == (ratio, epochs)
+    ]
     return bool(found) and all(point.too_wrong > _HOPELESS for point in found)
 
 

@@ -24,7 +24,7 @@ from toolchain.measure.accuracy import load as load_answers
 from toolchain.measure.layers import LayerTable, time_layers
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
-from toolchain.optimize.design import Design, Template
+from toolchain.optimize.design import Design, Scheme, Template
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.widths import Costs
 from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
@@ -201,16 +201,17 @@ class Trials:
         entry = self.pipeline.measured(job, measure)
         return float(json.loads((entry.folder / _MEMORY).read_text())["peak_bytes"]) / 1e6
 
-    def table(self) -> Costs:
-        """The latency table of the network's layers and the importance of its channels; measured once.
+    def table(self, scheme: Scheme) -> Costs:
+        """The latency table of the network's layers, quantized so, and the importance of its channels; measured once.
 
         Raises what pruning refuses (UNMADE).
         """
-        chains = {BASE: Variant(source=TRUNK, steps=(self.template.export,))} | {
-            f"w{round(100 * ratio)}": self.template.variant(Design(ratio=ratio), self.widths)
-            for ratio in _WIDTHS
-        }
-        self.pipeline.recipe = self.recipe.model_copy(update={"variants": chains})
+        designs = {f"w{round(100 * r)}": Design(ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
+        chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
+        if scheme == BASE:
+            chains["w0"] = self.template.fp32
+        variants = {BASE: self.template.fp32, **chains}
+        self.pipeline.recipe = self.recipe.model_copy(update={"variants": variants})
         made = self.pipeline.build(self.data)
         for artifact in made.values():
             self.durations.learn(artifact.record)

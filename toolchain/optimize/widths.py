@@ -16,8 +16,9 @@ from toolchain.backbones.pruning import Part
 from toolchain.measure.layers import LayerTable, LayerTimes, left
 
 _FEWEST_COVERED = (
-    0.5  # share of the network's time that the parts' layers must have, or the table says too little
+    0.3  # share of the network's time that the parts' layers must have, or the table says too little
 )
+_SPREAD = 0.2  # how much more than the ratio a part gives: magnitudes of channels compare badly across layers
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Costs:
     @property
     def whole(self) -> float:
         """ns of the network that nothing was pruned of."""
-        return self.table.others + sum(layer.ns[-1] for layer in self.table.layers)
+        return self.table.others.ns[-1] + sum(layer.ns[-1] for layer in self.table.layers)
 
     def uniform(self, ratio: float) -> float:
         """The share of the latency that is left when the pruner takes this share of every part's channels.
@@ -61,8 +62,18 @@ class Costs:
     def allot(self, ratio: float, most: float = 0.9) -> dict[str, float]:
         """Shares to prune by part, such that the network is as fast as `target` says.
 
-        most: the greatest share of one part. What can't be reached so is approached.
+        most: the greatest share of one part. First no part gives more than `ratio` and a little; only when that is
+        too slow, more. What can't be reached so is approached.
         """
+        spread = _SPREAD
+        while True:
+            kept = self._greedy(ratio, min(most, ratio + spread))
+            if ratio + spread >= most or self.latency(kept) <= self.target(ratio) * self.whole:
+                return {p.name: _share(kept[p.name], len(p.scores)) for p in self.parts}
+            spread += _SPREAD
+
+    def _greedy(self, ratio: float, most: float) -> dict[str, int]:
+        """Channels kept by part, with no part pruned by more than `most`."""
         kept = {part.name: len(part.scores) for part in self.parts}
         unit = self.round_to
         fewest = {p.name: max(unit, math.ceil(len(p.scores) * (1 - most) / unit) * unit) for p in self.parts}
@@ -80,7 +91,7 @@ class Costs:
             name = min(prices)[1]
             kept[name] = fewer[name]
             now = self.latency(kept)
-        return {p.name: _share(kept[p.name], len(p.scores)) for p in self.parts}
+        return kept
 
     def _price(self, part: Part, kept: Mapping[str, int], fewer: int, lost: Sequence[float]) -> float:
         """The importance that a nanosecond less costs in this part."""
@@ -91,17 +102,19 @@ class Costs:
 
     def latency(self, kept: Mapping[str, int]) -> float:
         """ns of the network that keeps so many channels of each part."""
-        return self.table.others + sum(self._time(layer, kept) for layer in self.table.layers)
+        wide = [self._left(layer, kept) for layer in self.table.layers]
+        layers = sum(layer.at(left) for layer, left in zip(self.table.layers, wide, strict=True))
+        return layers + self.table.others.at(sum(wide) / len(wide) if wide else 1.0)
 
     def _near(self, part: Part, kept: Mapping[str, int]) -> float:
         """The time of the layers that a part's channels pass."""
-        return sum(self._time(layer, kept) for layer in self._passed[part.name])
+        return sum(layer.at(self._left(layer, kept)) for layer in self._passed[part.name])
 
-    def _time(self, layer: LayerTimes, kept: Mapping[str, int]) -> float:
+    def _left(self, layer: LayerTimes, kept: Mapping[str, int]) -> float:
         gives, takes = self._sides.get(layer.name, (None, None))
         outputs = kept[gives.name] / len(gives.scores) if gives else 1.0
         inputs = kept[takes.name] / len(takes.scores) if takes else 1.0
-        return layer.at(left(outputs, inputs))
+        return left(outputs, inputs)
 
     @cached_property
     def _passed(self) -> Mapping[str, list[LayerTimes]]:
