@@ -219,6 +219,7 @@ def _pruner(model: nn.Module, network: Network, pruning: Pruning) -> _Pruner:
     device = next(model.parameters()).device
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # tracing follows autograd
+    own = _own_shares(model, pruning.ratios)
     fused = fuse_attention(model, False)
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -228,11 +229,12 @@ def _pruner(model: nn.Module, network: Network, pruning: Pruning) -> _Pruner:
             model, (_pictures(network).to(device),), scorer(pruning.importance),
             global_pruning=pruning.scope == "global", pruning_ratio=pruning.ratio,
             max_pruning_ratio=pruning.max_ratio, iterative_steps=pruning.iterations, round_to=pruning.round_to,
-            pruning_ratio_dict=_own_shares(model, pruning.ratios),
+            pruning_ratio_dict={layer: ratio for layer, (_, ratio) in own.items()},
             ignored_layers=[*classifiers(model), *family.fixed, *_ignored(model, pruning.ignore)],
             num_heads=dict(family.heads), in_channel_groups={}, out_channel_groups={}, channel_groups={},
         )  # fmt: skip
     pruner.first = {}
+    _agree(pruner, own)
     for module in fused:
         module.fused_attn = True  # type: ignore[assignment]
     return pruner
@@ -250,19 +252,41 @@ def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
     return found
 
 
-def _own_shares(model: nn.Module, ratios: Mapping[str, float]) -> dict[nn.Module, float]:
-    """The layers that a pattern of `ratios` names, each with the share of the longest one."""
+def _own_shares(model: nn.Module, ratios: Mapping[str, float]) -> dict[nn.Module, tuple[int, float]]:
+    """The layers that a pattern of `ratios` names, each with the longest one's length and share."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    found: dict[nn.Module, float] = {}
+    found: dict[nn.Module, tuple[int, float]] = {}
     for pattern in sorted(ratios, key=lambda pattern: (len(pattern), pattern)):
-        matched: dict[nn.Module, float] = {
-            layer: ratios[pattern] for name, layer in layers.items() if fnmatchcase(name, pattern)
+        matched: dict[nn.Module, tuple[int, float]] = {
+            layer: (len(pattern), ratios[pattern])
+            for name, layer in layers.items()
+            if fnmatchcase(name, pattern)
         }
         if not matched:
             known = ", ".join(list(layers)[:3])
             raise BackboneError(f"prune.ratios: no layer is called '{pattern}'; layers are {known}, …")
         found |= matched
     return found
+
+
+def _agree(pruner: _Pruner, own: Mapping[nn.Module, tuple[int, float]]) -> None:
+    """Give layers whose channels go together the share of the longest pattern among them.
+
+    torch-pruning would take that of the first layer it comes upon.
+    """
+    groups = pruner.DG.get_all_groups(
+        ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+    )
+    for group in groups if own else ():
+        members = [
+            item.dep.target.module
+            for item in group
+            if item.dep.target.module in own and pruner.DG.is_out_channel_pruning_fn(item.dep.handler)
+        ]
+        if members:
+            longest = max(members, key=lambda layer: own[layer][0])
+            share = pruner.pruning_ratio_dict[longest]
+            pruner.pruning_ratio_dict |= dict.fromkeys(members, share)
 
 
 def _planned(model: nn.Module, network: Network) -> Network:

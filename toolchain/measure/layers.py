@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ from onnx import ModelProto
 
 from toolchain import graph
 from toolchain.runtime.session import Session
+from toolchain.runtime.timing import time_calls
 from toolchain.runtime.trace import TracedSession
 
 Floats = NDArray[np.float32]
 _ROUNDS, _DROP = 3, 3
 _SECONDS, _FEWEST, _MOST = 1.0, 10, 200  # one profile: about so long, and at least and at most so many runs
+_LEAST = 0.1  # of a node's time that is left whatever profiling is said to have added
 _KEPT = 0.75  # share of a node's times that is averaged: the slow rest met a busy machine
 _OWN = re.compile(r"^fused |(_token_\d+|_nchwc)+$")  # what ONNX Runtime adds to the names of what it fuses
 _ACTIVATIONS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu", "Tanh"})
@@ -127,24 +129,27 @@ def _left(whole: tuple[int, int, bool], now: tuple[int, int, bool]) -> float:
 
 
 def _times(path: Path, model: ModelProto, picture: Floats, provider: str, threads: int) -> dict[str, float]:
-    """ns by convolution; under "" those of everything else. The least of some profiles of each."""
+    """ns by convolution; under "" those of everything else. The least of some profiles of each.
+
+    What profiling adds to each node (most of a small layer's time) is the excess over runs without it, in equal parts.
+    """
     feed, owners = {graph.INPUT: picture}, _owners(model)
     session = Session(path, provider=provider, threads=threads)
     session.run(feed)
-    started = time.perf_counter()
-    session.run(feed)
-    runs = int(np.clip(_SECONDS / max(time.perf_counter() - started, 1e-6), _FEWEST, _MOST))
+    runs = int(np.clip(_SECONDS * 1e9 / max(time_calls(partial(session.run, feed), 1)[0], 1), _FEWEST, _MOST))
     found: dict[str, float] = {}
     for _ in range(_ROUNDS):
+        bare = _center(time_calls(partial(session.run, feed), runs))
         once: dict[str, float] = {"": 0.0}
         with tempfile.TemporaryDirectory() as folder:
             traced = TracedSession(path, Path(folder), provider=provider, threads=threads)
             for _ in range(_DROP + runs):
                 traced.run(feed)
             nodes = traced.finish(_DROP, _center).nodes
+        added = max(0.0, sum(node.ns for node in nodes) - bare) / max(len(nodes), 1)
         for node in nodes:
             name = owners.get(_OWN.sub("", node.name), "")
-            once[name] = once.get(name, 0.0) + node.ns
+            once[name] = once.get(name, 0.0) + max(node.ns - added, _LEAST * node.ns)
         found = {name: min(ns, found.get(name, ns)) for name, ns in once.items()}
     return found
 

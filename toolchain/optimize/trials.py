@@ -219,7 +219,7 @@ class Trials:
         given = self._where
         settings = self.template.prune.model_dump(mode="json")
         parents = {name: made[name].key for name in chains}
-        job = Job("layers", 1, settings, parents, given, (*runtime_libraries(), "torch-pruning"))
+        job = Job("layers", 2, settings, parents, given, (*runtime_libraries(), "torch-pruning"))
         entry = self.pipeline.measured(job, lambda out: self._time_layers(made[TRUNK], files, out))
         self.durations.learn(entry.record)
         kept = _Kept.model_validate_json((entry.folder / _TABLE).read_bytes())
