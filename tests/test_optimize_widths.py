@@ -28,9 +28,9 @@ def line(name: str, ns: float) -> LayerTimes:
     return LayerTimes(name, shares, tuple(ns * share**2 for share in shares))
 
 
-def two(first: float = 100.0, second: float = 100.0) -> Costs:
+def two(first: float = 100.0, second: float = 100.0, channels: int = 64) -> Costs:
     """Two parts that share no layer; the importance of their channels is the same."""
-    chains = (Part("a", flat(64), ("a",), ("a2",)), Part("b", flat(64), ("b",), ("b2",)))
+    chains = (Part("a", flat(channels), ("a",), ("a2",)), Part("b", flat(channels), ("b",), ("b2",)))
     layers = tuple(
         line(name, ns) for name, ns in (("a", first), ("a2", first), ("b", second), ("b2", second))
     )
@@ -46,12 +46,12 @@ def test_as_fast_as_asked() -> None:
 
 
 def test_the_dear_part_gives_more_at_equal_importance() -> None:
-    shares = two(100.0, 300.0).allot(0.4)
+    shares = two(100.0, 300.0, 256).allot(0.4)
     assert shares["b"] > shares["a"]
 
 
 def test_the_unimportant_part_gives_more_at_equal_price() -> None:
-    chains = (Part("a", flat(64, 0.1), ("a",), ("a2",)), Part("b", flat(64, 1.0), ("b",), ("b2",)))
+    chains = (Part("a", flat(256, 0.1), ("a",), ("a2",)), Part("b", flat(256, 1.0), ("b",), ("b2",)))
     shares = Costs(chains, two().table, 8).allot(0.4)
     assert shares["a"] > shares["b"]
 
@@ -99,7 +99,7 @@ def test_times_between_and_below_the_measured_widths() -> None:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[LayerTable, list[Part], nn.Module]:
     folder = tmp_path_factory.mktemp("widths")
-    given = {"timm": "mobilenetv2_050", "weights": "random", "preprocess": {"size": 64}}
+    given = {"timm": "mobilenetv2_050", "weights": "random", "preprocess": {"size": 32}}
     files: list[Path] = []
     for ratio in (0.0, 0.5):
         model, network = build(Backbone.model_validate(given), ["a", "b", "c"])
@@ -108,7 +108,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[LayerTable, list[Par
         files.append(folder / f"{ratio}.onnx")
         graph.write(export_network(model, network), files[-1], {})
     model, network = build(Backbone.model_validate(given), ["a", "b", "c"])
-    table = time_layers(files, np.zeros((1, 3, 64, 64), np.float32))
+    table = time_layers(files, np.zeros((1, 3, 32, 32), np.float32))
     return table, parts(model, network, Pruning()), model
 
 
@@ -139,7 +139,7 @@ def test_widths_chosen_by_the_table_prune_a_real_network(
 ) -> None:
     table, found, _ = real
     shares = Costs(tuple(found), table, 8).allot(0.5)
-    given = {"timm": "mobilenetv2_050", "weights": "random", "preprocess": {"size": 64}}
+    given = {"timm": "mobilenetv2_050", "weights": "random", "preprocess": {"size": 32}}
     model, network = build(Backbone.model_validate(given), ["a", "b", "c"])
     before = {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     prune(model, network, Pruning(ratio=0.5, max_ratio=0.95, ratios=shares))
@@ -149,4 +149,4 @@ def test_widths_chosen_by_the_table_prune_a_real_network(
         assert {after[name] for name in part.gives} == {wanted}, part.name
     assert after != before
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)

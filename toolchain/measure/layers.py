@@ -26,7 +26,7 @@ from toolchain.runtime.trace import TracedSession
 
 Floats = NDArray[np.float32]
 _ROUNDS, _DROP = 3, 3
-_SECONDS, _FEWEST, _MOST = 1.0, 10, 200  # one profile: about so long, and at least and at most so many runs
+_SECONDS, _FEWEST, _MOST = 0.5, 10, 200  # one profile: about so long, and at least and at most so many runs
 _LEAST = 0.1  # of a node's time that is left whatever profiling is said to have added
 _KEPT = 0.75  # share of a node's times that is averaged: the slow rest met a busy machine
 _OWN = re.compile(r"^fused |(_token_\d+|_nchwc)+$")  # what ONNX Runtime adds to the names of what it fuses
