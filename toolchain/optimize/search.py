@@ -41,7 +41,7 @@ class Search:
         try:
             stopped = self._spend(self.space())
             if stopped is None and self.trials.template.trainable:
-                self._table()
+                self.tabulate()
                 stopped = self._spend(self.space(self.arms()))
         except OutOfTimeError as error:
             return str(error)
@@ -79,7 +79,7 @@ class Search:
         self.history[design] = self.trials.trial(design, predicted)
         self.told(self.history[design])
 
-    def _table(self) -> None:
+    def tabulate(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned."""
         seen = self.trials.durations
         price = 3 * (seen.of("prune") + seen.of("export") + seen.of("quantize")) + seen.of("layers")

@@ -85,7 +85,7 @@ class _Optimize:
         given = recipe if isinstance(recipe, Recipe) else load(recipe, wishes.overrides, places.data)
         _check(asked)
         providers.require(asked.provider)
-        self.recipe = _prepared(given, asked, wishes)
+        self.recipe = prepared(given, asked, wishes)
         self.out = (places.out or Path("runs") / self.recipe.name).resolve()
         self.deadline.at = self.started + (1 - _SHARE) * asked.budget
         self.begun = 0.0
@@ -188,7 +188,7 @@ def _check(asked: Asked) -> None:
         )
 
 
-def _prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
+def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
     """The recipe with the bounds as gates, and measured where it was asked; one batch size decides."""
     measure = recipe.measure.model_dump(exclude_unset=True)
     measure |= {
