@@ -153,6 +153,21 @@ def test_memory_can_be_a_bound(trip: Trip, tmp_path: Path) -> None:
     assert "--max-memory" in answer.out
 
 
+def test_a_foreign_file_is_searched_for_quantization_only(trip: Trip, tmp_path: Path) -> None:
+    report = json.loads((trip.run.out / "report.json").read_text())
+    fp32 = next(Path(v["path"]).parent for v in report["variants"] if v["name"] == "fp32")
+    preprocess = json.loads((trip.run.bundle / "manifest.json").read_text())["preprocessing"]
+    preprocess |= {"height": 16, "width": 16}
+    variants = {"fp32": {"adopt": {"file": str(fp32 / "model.plain.onnx"), "preprocess": preprocess}}}
+    recipe = tiny_recipe(
+        tmp_path, trip.run.pictures, backbone=None, tune=None, variants=variants, gates={"max_drop": 100}
+    )
+    run = TinyRun(recipe, tmp_path / "out", tmp_path / "store", trip.run.pictures)
+    assert ask(run, "--budget", "5m").code == 0
+    found = json.loads((run.out / "optimize.json").read_text())
+    assert {point["name"] for point in found["points"]} == {"fp32", "int8", "int8-stem"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

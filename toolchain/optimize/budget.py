@@ -13,7 +13,15 @@ from toolchain.record import Record
 from toolchain.steps import Recover, Tune
 
 # Seconds for what was never seen: a slow machine's.
-_UNSEEN = {"prune": 10.0, "rescale": 3.0, "export": 20.0, "quantize": 15.0, "fall_back": 90.0, "half": 15.0}
+_UNSEEN = {
+    "prune": 10.0,
+    "rescale": 3.0,
+    "export": 20.0,
+    "quantize": 15.0,
+    "fall_back": 90.0,
+    "half": 15.0,
+    "layers": 15.0,
+}
 _CAUTION, _START = 1.2, 1.0
 _TEACHER = 0.4  # a teacher's answers cost about so much of an epoch of tuning
 _FROZEN = 2.0  # tuning some blocks only takes less than recovery, which trains all of them

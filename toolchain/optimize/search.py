@@ -81,13 +81,12 @@ class Search:
 
     def tabulate(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned."""
-        seen = self.trials.durations
-        price = 3 * (seen.of("prune") + seen.of("export") + seen.of("quantize")) + seen.of("layers")
-        if price > _TABLE_SHARE * self.trials.deadline.left:
+        scheme = leading(self.history)
+        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.trials.deadline.left:
             self.notes.append("no time for a latency table of the layers: every layer is pruned alike")
             return
         try:
-            costs = self.trials.table(leading(self.history))
+            costs = self.trials.table(scheme)
         except UNMADE as error:
             self.notes.append(f"no pruning: {error}")
             return

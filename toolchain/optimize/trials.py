@@ -203,17 +203,28 @@ class Trials:
         entry = self.pipeline.measured(job, measure)
         return float(json.loads((entry.folder / _MEMORY).read_text())["peak_bytes"]) / 1e6
 
+    def _chains(self, scheme: Scheme) -> dict[str, Variant]:
+        """The network at the widths of the latency table, from the whole one on."""
+        designs = {f"w{round(100 * r)}": Design(ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
+        chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
+        return chains | ({"w0": self.template.fp32} if scheme == BASE else {})
+
+    def table_seconds(self, scheme: Scheme) -> float:
+        """What the latency table is predicted to take now."""
+        variants = {BASE: self.template.fp32, **self._chains(scheme)}
+        self.pipeline.recipe = self.recipe.model_copy(update={"variants": variants})
+        missing = self.pipeline.missing(self.data)
+        return sum(self.durations.node(node, 1.0) for node in missing) + self.durations.of("layers")
+
     def table(self, scheme: Scheme) -> Costs:
         """The latency table of the network's layers, quantized so, and the importance of its channels; measured once.
 
         Raises what pruning refuses (UNMADE).
         """
-        designs = {f"w{round(100 * r)}": Design(ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
-        chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
-        if scheme == BASE:
-            chains["w0"] = self.template.fp32
-        variants = {BASE: self.template.fp32, **chains}
-        self.pipeline.recipe = self.recipe.model_copy(update={"variants": variants})
+        chains = self._chains(scheme)
+        self.pipeline.recipe = self.recipe.model_copy(
+            update={"variants": {BASE: self.template.fp32, **chains}}
+        )
         made = self.pipeline.build(self.data)
         for artifact in made.values():
             self.durations.learn(artifact.record)
