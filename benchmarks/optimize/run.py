@@ -123,9 +123,7 @@ def proposed(search: Search, seed: int) -> Iterator[tuple[Any, Design]]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, constraints_func=lambda t: t.user_attrs["off"]
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
     study = optuna.create_study(sampler=sampler)
     arms, rungs = search.arms(), search.rungs()
     while True:
@@ -151,7 +149,7 @@ def others(way: Course, method: str, seed: int) -> None:
             outcome = search.history.get(design) or way.trials.trial(design)
             new, search.history[design] = design not in search.history, outcome
             point = outcome if isinstance(outcome, Point) else None
-            trial.set_user_attr("off", [point.off + point.slower if point else 100.0])
+            trial.set_constraint("bounds", point.off + point.slower if point else 100.0)
             study.tell(trial, point.share if point else 2.0)
             if new:
                 way.tell(outcome)
