@@ -18,7 +18,8 @@ ORDER = [
     "learn", "graph", "calibration", "parity", "simulate", "steps", "measure", "explain", "loadgen", "remote", "store",
     "recipe_problems", "recipe_text", "recipe",
     "recipe_editors",
-    "pipeline", "choose", "bundle", "package", "report", "history", "compare", "workflow", "proposal", "doctor", "cli",
+    "pipeline", "choose", "bundle", "package", "report", "history", "compare", "workflow", "optimize",
+    "proposal", "doctor", "cli",
 ]  # fmt: skip
 CUDA_FILES = {"device.py", "runtime/providers.py"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.backbones.architecture import deployable
 from toolchain.backbones.counts import macs
 from toolchain.backbones.network import Network, build, load, save
-from toolchain.backbones.pruning import Pruning, check_prunable, cost, prune
+from toolchain.backbones.pruning import Pruning, check_prunable, cost, parts, prune
 from toolchain.backbones.settings import Backbone
 from toolchain.errors import BackboneError
 
@@ -231,3 +231,42 @@ def _equal(left: dict, right: dict) -> bool:
     return all(
         left[name].shape == right[name].shape and torch.equal(left[name], right[name]) for name in left
     )
+
+
+def channels(model: nn.Module) -> dict[str, int]:
+    return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def test_single_layers_have_their_own_share_and_the_longest_pattern_counts() -> None:
+    model, network = make("mobilenetv2_050")
+    before = channels(model)
+    shares = {"blocks.*": 0.25, "blocks.2.*": 0.0, "blocks.6.0.conv_pw": 0.75}
+    prune(model, network, Pruning(ratio=0.5, ratios=shares))
+    after = channels(model)
+    assert after["blocks.6.0.conv_pw"] == 120
+    assert after["blocks.6.0.conv_dw"] == 120
+    assert after["blocks.2.1.conv_pw"] == before["blocks.2.1.conv_pw"]
+    assert after["blocks.5.0.conv_pw"] == 216
+    assert after["conv_head"] == 640
+
+
+def test_a_pattern_that_names_no_layer_is_told() -> None:
+    model, network = make("resnet10t", kwargs=SMALL)
+    with pytest.raises(
+        BackboneError, match=r"prune.ratios: no layer is called 'blocks\.9\.\*'; layers are conv1"
+    ):
+        prune(model, network, Pruning(ratio=0.5, ratios={"blocks.9.*": 0.2}))
+
+
+def test_shares_of_layers_are_bounded_and_leave_no_trace_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"ratios: a: 0\.95 is greater than max_ratio 0\.9"):
+        Pruning(ratios={"a": 0.95})
+    assert "ratios" not in Pruning(ratio=0.5).model_dump(mode="json")
+    assert Pruning(ratios={"a": 0.5}).model_dump(mode="json")["ratios"] == {"a": 0.5}
+
+
+def test_attention_has_no_parts_of_its_own_but_its_other_layers_do() -> None:
+    model, network = make("vit_tiny_patch16_224", 32, DEPTH)
+    names = {name for part in parts(model, network, Pruning()) for name in part.gives}
+    assert "blocks.0.mlp.fc1" in names
+    assert "blocks.0.attn.qkv" not in names

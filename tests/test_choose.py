@@ -97,3 +97,10 @@ def test_the_bad_end_of_the_interval_is_a_gate_of_its_own() -> None:
     ).verdict("int8")
     assert verdict.status == "failed"
     assert [gate.name for gate in verdict.gates if not gate.passed] == ["max_drop_worst"]
+
+
+def test_a_preferred_file_is_chosen_if_it_passes_whatever_is_faster() -> None:
+    files = [candidate("fp32"), candidate("small", ms=1.5), candidate("quick", ms=1.0)]
+    assert choose(files, EXAM, Gates(), "small").chosen == "small"
+    assert choose(files, EXAM, Gates(max_latency_ms=1.2), "small").chosen == "quick"
+    assert choose(files, EXAM, Gates(), "slower").chosen == "quick"

@@ -81,13 +81,20 @@ class Choice:
         return {verdict.name: verdict for verdict in self.verdicts}[name]
 
 
-def choose(candidates: Sequence[Candidate], exam: Exam, gates: Gates) -> Choice:
-    """Judge every candidate and pick one. One of them must be named "fp32"."""
+def choose(candidates: Sequence[Candidate], exam: Exam, gates: Gates, prefer: str | None = None) -> Choice:
+    """Judge every candidate and pick one. One of them must be named "fp32".
+
+    prefer: the name to take if it passes, whatever else is faster: the choice of a search among more than these.
+    """
     base = next(candidate for candidate in candidates if candidate.name == BASE)
     judged = {c.name: _judge(c, base, exam, gates) for c in candidates}
     fit = [c for c in candidates if judged[c.name].status == "passed"]
-    chosen = _pick(fit, exam, gates)
-    verdicts = tuple(_chosen(judged[c.name]) if c.name == chosen else judged[c.name] for c in candidates)
+    preferred = next((c.name for c in fit if c.name == prefer), None)
+    chosen = preferred or _pick(fit, exam, gates)
+    reason = "passes every gate; chosen by the search" if preferred else "fastest file that passes every gate"
+    verdicts = tuple(
+        _chosen(judged[c.name], reason) if c.name == chosen else judged[c.name] for c in candidates
+    )
     return Choice(chosen, verdicts)
 
 
@@ -105,8 +112,7 @@ def _pick(fit: Sequence[Candidate], exam: Exam, gates: Gates) -> str | None:
     return best.name
 
 
-def _chosen(verdict: Verdict) -> Verdict:
-    reason = "fastest file that passes every gate"
+def _chosen(verdict: Verdict, reason: str) -> Verdict:
     return Verdict(verdict.name, "chosen", reason, verdict.gates, verdict.drop, verdict.speedup)
 
 

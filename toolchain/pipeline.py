@@ -56,7 +56,7 @@ class Pipeline:
             report = inspect(found, self.progress)
             (out / _REPORT).write_text(report.model_dump_json(indent=1))
 
-        entry = self._measured(job, check)
+        entry = self.measured(job, check)
         report = DataReport.model_validate_json((entry.folder / _REPORT).read_text())
         if report.problems:
             raise DataError(f"{found.name}: mend or add pictures: {'; '.join(report.problems)}")
@@ -84,7 +84,7 @@ class Pipeline:
                 "prune": node.step.model_dump(mode="json"),
             }
             job = Job("prunable", 1, settings, {}, {}, node.step.libraries)
-            self._measured(job, partial(_try_to_prune, network, node.step))
+            self.measured(job, partial(_try_to_prune, network, node.step))
 
     def build(self, data: Data, until: str | None = None) -> dict[str, Artifact]:
         """Make every artifact of the recipe (or only what `until` needs), in order, by node name."""
@@ -96,6 +96,21 @@ class Pipeline:
                 inputs = {role: made[source] for role, source in node.inputs.items()}
                 made[name] = self._make(node, inputs, data)
         return made
+
+    def missing(self, data: Data) -> list[Node]:
+        """The artifacts of the recipe that the store does not have."""
+        made: dict[str, Artifact] = {}
+        lacking = []
+        for name, node in self.recipe.nodes().items():
+            entry = None
+            if all(source in made for source in node.inputs.values()):
+                inputs = {role: made[source] for role, source in node.inputs.items()}
+                entry = self.store.find(self._job(node.step.resolved(), inputs, data).key)
+            if entry is None:
+                lacking.append(node)
+            else:
+                made[name] = Artifact(node.step.gives, entry.folder, entry.record)
+        return lacking
 
     def _make(self, node: Node, inputs: Mapping[str, Artifact], data: Data) -> Artifact:
         step = node.step.resolved()
@@ -143,7 +158,7 @@ class Pipeline:
                 found = accuracy.answers(artifact, pictures, provider, self.device.threads, task.advance)
             accuracy.save(found, out)
 
-        return self._measured(job, measure)
+        return self.measured(job, measure)
 
     def latencies(
         self,
@@ -171,9 +186,10 @@ class Pipeline:
             facts = before | {"load_after": host.facts()["load"], "spinning": settings.spinning}
             (out / latency.HOST).write_text(json.dumps(facts, indent=1))
 
-        return self._measured(job, measure)
+        return self.measured(job, measure)
 
-    def _measured(self, job: Job, measure: Callable[[Path], None]) -> Entry:
+    def measured(self, job: Job, measure: Callable[[Path], None]) -> Entry:
+        """A measurement: taken from the store, or else made by `measure`, which writes into the folder it is given."""
         self.store.claim(self.recipe.name, job.key)
         with self.store.begin(job, fresh=self.fresh) as work:
             if work.entry is None:

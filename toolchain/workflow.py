@@ -48,12 +48,16 @@ class Places:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a run is asked besides its recipe; see `toolchain run --help`."""
+    """What a run is asked besides its recipe; see `toolchain run --help`.
+
+    prefer: the variant to ship if it passes every gate, whatever else is faster.
+    """
 
     overrides: Sequence[str] = ()
     until: str | None = None
     device: DeviceName | None = None
     fresh: bool = False
+    prefer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,13 @@ def run(
     asked = asked.model_copy(update={"device": wishes.device or asked.device})
     names = providers.resolve(asked.measure.providers)
     asked, left_out = asked.for_providers(names)
-    pipeline = _pipeline(asked, places.store, wishes, shown)
+    pipeline = open_pipeline(asked, places.store, wishes, shown)
     out = (places.out or Path("runs") / asked.name).resolve()
     with host_faults(out):
         out.mkdir(parents=True, exist_ok=True)
     data, checks = pipeline.data()
     pipeline.check_networks()
-    _check_gates(asked, data)
+    check_gates(asked, data)
     for line in checks.warnings:
         shown.say(f"note: {line}")
     artifacts = pipeline.build(data, wishes.until)
@@ -105,7 +109,7 @@ def run(
     unavailable = (
         _unavailable(asked, names) | {f"variant {name}": why for name, why in left_out.items()} | refused
     )
-    measured = _measure(pipeline, artifacts, data, placement)
+    measured = _measure(pipeline, artifacts, data, placement, wishes.prefer)
     found = Findings(
         data=data, checks=checks, device=pipeline.device, artifacts=artifacts, unavailable=unavailable,
         reused=frozenset(pipeline.reused), started=started[1], seconds=time.monotonic() - started[0],
@@ -128,10 +132,10 @@ def check(
     asked = load(recipe, wishes.overrides, places.data)
     providers.resolve(asked.measure.providers)
     shown: Progress = progress or Silent()
-    pipeline = _pipeline(asked, places.store, wishes, shown)
+    pipeline = open_pipeline(asked, places.store, wishes, shown)
     found, checks = pipeline.data()
     pipeline.check_networks()
-    _check_gates(asked, found)
+    check_gates(asked, found)
     lines = [f"{asked.name}: the recipe is well formed"]
     lines += [f"  {name}: {len(split)} pictures" for name, split in found.splits]
     lines += [f"  classes: {', '.join(found.labels)}"]
@@ -153,14 +157,16 @@ def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
     )
 
 
-def _pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) -> Pipeline:
+def open_pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) -> Pipeline:
+    """The pipeline of a recipe over a store, which is made if there is none. Raises HostError, DeviceError."""
     device = select(wishes.device or asked.device, asked.threads)
     with host_faults(store):
         store.mkdir(parents=True, exist_ok=True)
     return Pipeline(asked, Path.cwd(), device, Store(store), progress, wishes.fresh)
 
 
-def _check_gates(asked: Recipe, data: Data) -> None:
+def check_gates(asked: Recipe, data: Data) -> None:
+    """Raise RecipeError or DataError for gates that val cannot be judged by."""
     floors = asked.gates.min_recall
     if isinstance(floors, dict):
         unknown = sorted(set(floors) - set(data.labels))
@@ -189,7 +195,11 @@ class _Measured(TypedDict):
 
 
 def _measure(
-    pipeline: Pipeline, artifacts: Mapping[str, Artifact], data: Data, placement: Placement
+    pipeline: Pipeline,
+    artifacts: Mapping[str, Artifact],
+    data: Data,
+    placement: Placement,
+    prefer: str | None,
 ) -> _Measured:
     """Measure every variant where it was placed: val and latency, then choose, then test."""
     recipe = pipeline.recipe
@@ -211,14 +221,15 @@ def _measure(
     timed = pipeline.latencies(files, data.val, recipe.measure, on)
     latencies = latency.load(timed.folder)
     parity = {name: figure(file, artifacts.values(), "parity_fused") for name, file in files.items()}
-    choice = _choose(recipe, data, [*_candidates(files, val, latencies, parity)])
+    exam = Exam(data.val.labels, data.val.groups, data.labels)
+    choice = choose([*candidates(files, val, latencies, parity)], exam, recipe.gates, prefer)
     return _Measured(
         files=files, answers=val | ask("test"), placement=placement,
         latencies=latencies, latency_entry=timed, choice=choice,
     )  # fmt: skip
 
 
-def _candidates(
+def candidates(
     files: Mapping[str, Artifact],
     answers: Mapping[tuple[str, str, str], Probabilities],
     latencies: Sequence[Latency],
@@ -235,10 +246,6 @@ def _candidates(
             latency=samples[name],
             parity=parity[name],
         )
-
-
-def _choose(recipe: Recipe, data: Data, candidates: Sequence[Candidate]) -> Choice:
-    return choose(candidates, Exam(data.val.labels, data.val.groups, data.labels), recipe.gates)
 
 
 def _unavailable(recipe: Recipe, names: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch_pruning as tp
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from toolchain.backbones import plan as plans
@@ -25,6 +32,7 @@ from toolchain.backbones.importance import Importance, scorer
 from toolchain.backbones.network import Network, describe
 from toolchain.backbones.settings import Backbone
 from toolchain.errors import BackboneError
+from toolchain.record import JSON
 
 Gradients = Callable[[nn.Module], None]
 
@@ -43,6 +51,8 @@ class Pruning(BaseModel):
     scores are computed anew before each. round_to: what is left is rounded down to a multiple of it, because
     vector units want full lanes; layers smaller than that stay. ignore: patterns of module names to leave
     alone ("layer4.*"); the classifier's outputs always stay.
+    ratios: shares of single layers by pattern of their names, in place of `ratio`; where several match, the longest
+    pattern counts. Layers whose channels go together have one share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,12 +63,24 @@ class Pruning(BaseModel):
     iterations: Annotated[int, Field(ge=1, le=100)] = 1
     round_to: Annotated[int, Field(ge=1, le=256)] = 8
     ignore: tuple[str, ...] = ()
+    ratios: Mapping[str, Annotated[float, Field(ge=0, lt=1)]] = {}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.ratio > self.max_ratio:
             raise ValueError(f"ratio {self.ratio} is greater than max_ratio {self.max_ratio}")
+        for pattern, share in self.ratios.items():
+            if share > self.max_ratio:
+                raise ValueError(f"ratios: {pattern}: {share} is greater than max_ratio {self.max_ratio}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, JSON]:
+        """Without `ratios` where there are none: what was pruned before they existed keeps its key."""
+        found: dict[str, JSON] = plain(self)
+        if not self.ratios:
+            found.pop("ratios", None)
+        return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,47 @@ def prune(
         return _planned(model.cpu(), network)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Channels that can only go together. `name`: the first layer that gives them; `scores`: of each, ascending;
+    gives, takes: the layers whose outputs and inputs they are."""
+
+    name: str
+    scores: tuple[float, ...]
+    gives: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+def parts(model: nn.Module, network: Network, pruning: Pruning) -> list[Part]:
+    """What can be pruned apart from the rest, with the importance of each channel. The model stays as it is.
+
+    Channels that belong to heads (attention) or groups are left out: `ratio` goes for them. For "taylor" the
+    parameters must hold gradients. Raises BackboneError as `prune`.
+    """
+    _check_finite(model)
+    names = {module: name for name, module in model.named_modules()}
+    with _suited(network):
+        pruner = _pruner(model.eval(), network, pruning)
+        groups = pruner.DG.get_all_groups(
+            ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+        )
+        found = [_part(group, pruner, names) for group in groups]
+    return [part for part in found if part is not None]
+
+
+def _part(group: tp.dependency.Group, pruner: _Pruner, names: Mapping[nn.Module, str]) -> Part | None:
+    layers = [(item.dep, item.dep.target.module) for item in group]
+    wide = [(dep, names[layer]) for dep, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+    gives = dict.fromkeys(name for dep, name in wide if pruner.DG.is_out_channel_pruning_fn(dep.handler))
+    takes = dict.fromkeys(name for dep, name in wide if pruner.DG.is_in_channel_pruning_fn(dep.handler))
+    scores = pruner.importance(group)
+    if not gives or scores is None or pruner._get_channel_groups(group) > 1:
+        return None
+    order = list(names.values()).index
+    ascending = sorted(scores.detach().cpu().double().nan_to_num(0.0).tolist())
+    return Part(min(gives, key=order), tuple(ascending), tuple(gives), tuple(takes))
+
+
 def check_prunable(backbone: Backbone, pruning: Pruning | None = None) -> None:
     """Try pruning on a copy with random weights (a second or two), before anything is trained.
 
@@ -156,6 +219,7 @@ def _pruner(model: nn.Module, network: Network, pruning: Pruning) -> _Pruner:
     device = next(model.parameters()).device
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # tracing follows autograd
+    own = _own_shares(model, pruning.ratios)
     fused = fuse_attention(model, False)
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -165,10 +229,12 @@ def _pruner(model: nn.Module, network: Network, pruning: Pruning) -> _Pruner:
             model, (_pictures(network).to(device),), scorer(pruning.importance),
             global_pruning=pruning.scope == "global", pruning_ratio=pruning.ratio,
             max_pruning_ratio=pruning.max_ratio, iterative_steps=pruning.iterations, round_to=pruning.round_to,
+            pruning_ratio_dict={layer: ratio for layer, (_, ratio) in own.items()},
             ignored_layers=[*classifiers(model), *family.fixed, *_ignored(model, pruning.ignore)],
             num_heads=dict(family.heads), in_channel_groups={}, out_channel_groups={}, channel_groups={},
         )  # fmt: skip
     pruner.first = {}
+    _agree(pruner, own)
     for module in fused:
         module.fused_attn = True  # type: ignore[assignment]
     return pruner
@@ -184,6 +250,43 @@ def _ignored(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
             raise BackboneError(f"prune.ignore: no module is called '{pattern}'; the outermost are {known}")
         found += matched
     return found
+
+
+def _own_shares(model: nn.Module, ratios: Mapping[str, float]) -> dict[nn.Module, tuple[int, float]]:
+    """The layers that a pattern of `ratios` names, each with the longest one's length and share."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    found: dict[nn.Module, tuple[int, float]] = {}
+    for pattern in sorted(ratios, key=lambda pattern: (len(pattern), pattern)):
+        matched: dict[nn.Module, tuple[int, float]] = {
+            layer: (len(pattern), ratios[pattern])
+            for name, layer in layers.items()
+            if fnmatchcase(name, pattern)
+        }
+        if not matched:
+            known = ", ".join(list(layers)[:3])
+            raise BackboneError(f"prune.ratios: no layer is called '{pattern}'; layers are {known}, …")
+        found |= matched
+    return found
+
+
+def _agree(pruner: _Pruner, own: Mapping[nn.Module, tuple[int, float]]) -> None:
+    """Give layers whose channels go together the share of the longest pattern among them.
+
+    torch-pruning would take that of the first layer it comes upon.
+    """
+    groups = pruner.DG.get_all_groups(
+        ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+    )
+    for group in groups if own else ():
+        members = [
+            item.dep.target.module
+            for item in group
+            if item.dep.target.module in own and pruner.DG.is_out_channel_pruning_fn(item.dep.handler)
+        ]
+        if members:
+            longest = max(members, key=lambda layer: own[layer][0])
+            share = pruner.pruning_ratio_dict[longest]
+            pruner.pruning_ratio_dict |= dict.fromkeys(members, share)
 
 
 def _planned(model: nn.Module, network: Network) -> Network:

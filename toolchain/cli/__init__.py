@@ -15,6 +15,7 @@ from toolchain.errors import ToolchainError
 _COMMANDS = {
     "run": "toolchain.cli.run",
     "check": "toolchain.cli.run",
+    "optimize": "toolchain.cli.optimize",
     "init": "toolchain.cli.recipes",
     "recipes": "toolchain.cli.recipes",
     "schema": "toolchain.cli.recipes",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from toolchain.runtime.session import Session
 _KERNEL = "_kernel_time"
 _COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
 OPTIMIZED = "optimized.onnx"
+Center = Callable[[Sequence[int]], float]
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ class TracedSession(Session):
             self.run(feed)
         return self.finish(drop)
 
-    def finish(self, drop: int) -> Trace:
+    def finish(self, drop: int, center: Center = median) -> Trace:
         """End profiling and return the trace of all runs so far but the first `drop`. Can be called once."""
-        return read(Path(self._session.end_profiling()), drop)
+        return read(Path(self._session.end_profiling()), drop, center)
 
 
 def trace(model: Path, feed: Mapping[str, NDArray[Any]], runs: int = 10, **settings: Any) -> Trace:
@@ -116,8 +117,8 @@ def trace(model: Path, feed: Mapping[str, NDArray[Any]], runs: int = 10, **setti
         raise HostError(f"{model}: its profile cannot be kept ({e.strerror or e})") from e
 
 
-def read(profile: Path, drop: int) -> Trace:
-    """The trace in a profile of ONNX Runtime, its first `drop` runs left out.
+def read(profile: Path, drop: int, center: Center = median) -> Trace:
+    """The trace in a profile of ONNX Runtime, its first `drop` runs left out; `center` makes one of a node's times.
 
     Raises ModelError for a file that holds no run of a node.
     """
@@ -126,13 +127,13 @@ def read(profile: Path, drop: int) -> Trace:
         runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: int(e["ts"]))
         begin = runs[drop]["ts"]
         kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith(_KERNEL)]
-        nodes = _nodes([e for e in kernels if e["ts"] >= begin])
+        nodes = _nodes([e for e in kernels if e["ts"] >= begin], center)
     except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ModelError(f"{profile.name}: not a profile of onnxruntime with runs in it ({e!r})") from e
     return Trace(nodes, tuple(1000 * int(e["dur"]) for e in runs[drop:]))
 
 
-def _nodes(events: list[dict[str, Any]]) -> tuple[TracedNode, ...]:
+def _nodes(events: list[dict[str, Any]], center: Center) -> tuple[TracedNode, ...]:
     times: dict[tuple[str, str], list[int]] = {}
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for event in sorted(events, key=lambda e: int(e["ts"])):
@@ -144,7 +145,7 @@ def _nodes(events: list[dict[str, Any]]) -> tuple[TracedNode, ...]:
             key[0],
             str(about["op_name"]),
             providers.short_name(str(about["provider"])),
-            float(median(times[key])),
+            float(center(times[key])),
         )
         for key, about in first.items()
     )

@@ -19,6 +19,7 @@ from toolchain.steps.prune import Prune
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
+from toolchain.steps.rescale import Rescale
 from toolchain.steps.smooth import Smooth
 from toolchain.steps.tune import Tune
 from toolchain.steps.weight_only import WeightOnly
@@ -26,6 +27,7 @@ from toolchain.steps.weight_only import WeightOnly
 AnyStep = Annotated[
     Prune
     | Recover
+    | Rescale
     | Export
     | Narrow
     | Join
@@ -56,6 +58,7 @@ __all__ = [
     "Qat",
     "Quantize",
     "Recover",
+    "Rescale",
     "Smooth",
     "Tune",
     "WeightOnly",

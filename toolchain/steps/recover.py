@@ -28,10 +28,13 @@ class Recover(Distillation, Training, Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Train inputs["model"], and keep the best epoch's network; returns what it reached on val.
 
-        Raises TrainingError when the two networks have not the same labels and preprocessing.
+        Raises TrainingError when the two networks have not the same labels and, but for the size (see rescale.py),
+        preprocessing: the teacher is shown the learner's pictures.
         """
         model, network = load(inputs["model"].folder)
         teacher, taught = load(inputs["teacher"].folder)
+        sized = {"height": network.preprocess.height, "width": network.preprocess.width}
+        taught = taught.model_copy(update={"preprocess": taught.preprocess.model_copy(update=sized)})
         for name in ("labels", "preprocess"):
             if getattr(network, name) != getattr(taught, name):
                 raise TrainingError(

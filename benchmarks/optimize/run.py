@@ -1,0 +1,231 @@
+"""The search of `toolchain optimize` against random search, uniform ratios and Optuna's TPE, at equal time.
+
+    python benchmarks/optimize/run.py --recipe quickstart --method ours --hours 0.5
+    python benchmarks/optimize/run.py --recipe quickstart --method random --seed 1 --hours 0.5
+    python benchmarks/optimize/run.py --recipe quickstart --judge        # writes benchmarks/results
+
+Methods: ours, random (the same space, drawn evenly), uniform (one ratio for every layer, the recipe's whole recovery, int8;
+ratios in an order that fills the range), tpe (needs optuna, see README.md of this folder).
+Time is charged by recorded seconds of the work that a method needed, each job once, fp32 and tuning excepted: so all methods
+may share a store, and a run that was killed goes on. A curve is kept for each method and seed, one point an outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolchain import workflow
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
+from toolchain.optimize.design import Design
+from toolchain.optimize.points import Outcome, Point, pick
+from toolchain.optimize.search import MENDING, WAYS, Search
+from toolchain.optimize.strategy import GRID, TOP
+from toolchain.optimize.trials import Trials
+from toolchain.optimize.workflow import prepared
+from toolchain.progress import Silent
+from toolchain.recipe import load
+from toolchain.runtime import host
+from toolchain.workflow import Places, Wishes
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+METHODS = ("ours", "random", "uniform", "tpe")
+FOREVER = 1e9
+
+
+@dataclass
+class Course:
+    """One method's way: what it found, and what it was charged for it in seconds."""
+
+    trials: Trials
+    limit: float
+    free: set[str] = field(default_factory=set)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    found: list[Point] = field(default_factory=list)
+    spent: float = 0.0
+
+    def charge(self) -> None:
+        """Charge every job of the pipeline that was not charged yet."""
+        for key in dict.fromkeys(self.trials.pipeline.keys):
+            entry = self.trials.pipeline.store.find(key)
+            if key in self.free or entry is None:
+                continue
+            self.free.add(key)
+            trained = [m.value for m in entry.record.measurements if m.name == "training_seconds"]
+            self.spent += max(entry.record.seconds, *trained, 0.0)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Add an outcome to the curve; OutOfTimeError when the time is spent."""
+        if outcome.design == Design():  # what every method starts with is charged to none
+            self.free |= set(self.trials.pipeline.keys)
+        self.charge()
+        if self.spent > self.limit:
+            raise OutOfTimeError("the time is spent")
+        if isinstance(outcome, Point):
+            self.found.append(outcome)
+        best = pick(self.found, "latency")
+        row = {"seconds": round(self.spent, 1), "name": outcome.design.name, "best": best and best.name}
+        self.curve.append(
+            row | {"share": best and round(best.share, 4), "drop": best and round(best.drop, 2)}
+        )
+        print(json.dumps(self.curve[-1]), flush=True)
+
+
+def course(asked: argparse.Namespace) -> Course:
+    """Data, recipe and store, as the command sets them up."""
+    budget = 3600 * asked.hours
+    wish = Asked(max_drop=asked.max_drop, threads=1, budget=budget)
+    recipe = prepared(load(asked.recipe, asked.set), wish, Wishes())
+    deadline = Deadline(Silent(), time.monotonic() + FOREVER)
+    recipe = recipe.model_copy(update={"name": f"{recipe.name}.bench"})
+    pipeline = workflow.open_pipeline(recipe, Places(store=asked.store).store, Wishes(), deadline)
+    data, _ = pipeline.data()
+    return Course(Trials(recipe, wish, data, pipeline, deadline, Durations(30.0)), budget)
+
+
+def ours(way: Course) -> None:
+    """The search itself."""
+    Search(way.trials, way.tell).go()
+
+
+def drawn(search: Search, chance: random.Random) -> Iterator[Design]:
+    """Designs of the same space, evenly."""
+    ways = WAYS["cpu"] + MENDING["cpu"]
+    arms, rungs = search.arms(), search.rungs()
+    while True:
+        ratio = round(GRID * chance.randint(0, round(TOP / GRID)), 2)
+        arm, scheme = chance.choice(arms), chance.choice(ways)
+        needed = bool(ratio or arm.size)
+        yield arm.design(ratio, chance.choice(rungs) if needed else 0, scheme)
+
+
+def spread(epochs: int) -> Iterator[Design]:
+    """Ratios for every layer alike, in van der Corput's order."""
+    yield Design(scheme="int8")
+    for number in range(1, 64):
+        share, half, rest = 0.0, 0.5, number
+        while rest:
+            share, half, rest = share + half * (rest & 1), half / 2, rest >> 1
+        yield Design(ratio=round(TOP * share, 3), epochs=epochs, scheme="int8")
+
+
+def proposed(search: Search, seed: int) -> Iterator[tuple[Any, Design]]:
+    """Optuna's TPE over the same space: trials and their designs. ImportError without optuna."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    study = optuna.create_study(sampler=sampler)
+    arms, rungs = search.arms(), search.rungs()
+    while True:
+        trial = study.ask()
+        ratio = round(trial.suggest_float("ratio", 0.0, TOP, step=GRID), 2)
+        arm = arms[trial.suggest_categorical("arm", list(range(len(arms))))]
+        epochs = trial.suggest_categorical("epochs", list(rungs))
+        scheme = trial.suggest_categorical("scheme", list(WAYS["cpu"] + MENDING["cpu"]))
+        yield (study, trial), arm.design(ratio, epochs if ratio or arm.size else 0, scheme)
+
+
+def others(way: Course, method: str, seed: int) -> None:
+    """One of the rivals, from the same start: fp32 measured, and the latency table where the space has it."""
+    search = Search(way.trials, way.tell)
+    search.history[Design()] = way.trials.trial(Design())
+    way.tell(search.history[Design()])
+    if method != "uniform":
+        search.history[Design(scheme="int8")] = way.trials.trial(Design(scheme="int8"))
+        way.tell(search.history[Design(scheme="int8")])
+        search.tabulate()
+    if method == "tpe":
+        for (study, trial), design in proposed(search, seed):
+            outcome = search.history.get(design) or way.trials.trial(design)
+            new, search.history[design] = design not in search.history, outcome
+            point = outcome if isinstance(outcome, Point) else None
+            trial.set_constraint("bounds", point.off + point.slower if point else 100.0)
+            study.tell(trial, point.share if point else 2.0)
+            if new:
+                way.tell(outcome)
+    full = way.trials.template.recover.epochs
+    for design in drawn(search, random.Random(seed)) if method == "random" else spread(full):
+        if design not in search.history:
+            search.history[design] = way.trials.trial(design)
+            way.tell(search.history[design])
+
+
+def judge(recipe: str) -> None:
+    """Every curve of a recipe into one record: the best at the end, and when each came within 5 % of the best of all."""
+    curves = [
+        json.loads(p.read_text()) for p in sorted((HERE / "curves").glob(f"{recipe}.{host.isa()}.*.json"))
+    ]
+    shares = [row["share"] for one in curves for row in one["curve"] if row["share"]]
+    rows = []
+    for one in curves:
+        own = [row["share"] for row in one["curve"] if row["share"]]
+        near = next(
+            (r["seconds"] for r in one["curve"] if r["share"] and r["share"] <= 1.05 * min(own)), None
+        )
+        last = one["curve"][-1]
+        rows.append(
+            {
+                "method": one["method"], "seed": one["seed"], "seconds allowed": one["limit"],
+                "seconds spent": last["seconds"], "outcomes": len(one["curve"]), "best": last["best"],
+                "times faster than fp32": round(1 / min(own), 3) if own else None, "points lost on val": last["drop"],
+                "within 5 % of its own best after, s": near,
+                "of the best of all": round(min(shares) / min(own), 3) if own else None,
+            }
+        )  # fmt: skip
+    what = f"toolchain optimize on {recipe}: the search against others at equal time, all within the same bounds on val"
+    record = {"what": what, "rows": rows, "host": curves[0]["host"]}
+    (RESULTS / f"optimize_{recipe}.{host.isa()}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> int:
+    """Run one method, or judge all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--method", choices=METHODS, default="ours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hours", type=float, default=0.5)
+    parser.add_argument("--max-drop", type=float, default=1.0)
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
+    parser.add_argument("--store", type=Path, default=Path(".toolchain"))
+    parser.add_argument("--judge", action="store_true")
+    asked = parser.parse_args()
+    if asked.judge:
+        judge(asked.recipe)
+        return 0
+    way, before = course(asked), host.facts()
+    try:
+        ours(way) if asked.method == "ours" else others(way, asked.method, asked.seed)
+    except OutOfTimeError:
+        print("the time is spent", flush=True)
+    except ImportError as error:
+        print(
+            f"{error}: install optuna into a copy of this environment (see README.md here)", file=sys.stderr
+        )
+        return 2
+    (HERE / "curves").mkdir(exist_ok=True)
+    kept = {
+        "method": asked.method,
+        "seed": asked.seed,
+        "limit": way.limit,
+        "curve": way.curve,
+        "host": before,
+    }
+    name = f"{asked.recipe}.{host.isa()}.{asked.method}.{asked.seed}.json"
+    (HERE / "curves" / name).write_text(json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The whole command on coloured squares: search, bundle, resume, bounds that nothing keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
+
+from toolchain.store import Store
+
+RECOVER = {"recover": {"teacher": "tuned", "epochs": 1, "batch_size": 8, "lr": 0.01}}
+VARIANTS: dict[str, Any] = {
+    "fp32": {"from": "tuned", "steps": ["export"]},
+    "int8": {"from": "fp32", "steps": [{"quantize": {"pictures": 16}}]},
+    "pruned": {"from": "tuned", "steps": [{"prune": {"ratio": 0.5}}, RECOVER, "export"]},
+}
+BACKBONE = {
+    "timm": "resnet10t", "weights": "random", "kwargs": {"channels": [16, 16, 32, 32], "stem_width": 16},
+    "preprocess": {"size": 16, "crop_pct": 1.0},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A finished search: its run and what the command said."""
+
+    run: TinyRun
+    answer: Answer
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return json.loads((self.run.out / "optimize.json").read_text())  # type: ignore[no-any-return]
+
+
+def ask(run: TinyRun, *options: object, out: Path | None = None) -> Answer:
+    return command("optimize", run.recipe, "--out", out or run.out, "--store", run.store, *options)
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory: pytest.TempPathFactory) -> Trip:
+    folder = tmp_path_factory.mktemp("optimize")
+    pictures = tiny_pictures(folder / "pictures")
+    recipe = tiny_recipe(folder, pictures, variants=VARIANTS, backbone=BACKBONE, gates={"max_drop": 100})
+    run = TinyRun(recipe, folder / "out", folder / "store", pictures)
+    return Trip(run, ask(run, "--max-latency", "1s", "--budget", "10m"))
+
+
+def test_the_chosen_point_is_a_bundle_that_verifies(trip: Trip) -> None:
+    assert trip.answer.code == 0, trip.answer.err
+    chosen = trip.found["chosen"]
+    assert chosen is not None
+    manifest = json.loads((trip.run.bundle / "manifest.json").read_text())
+    assert manifest["variant"] == chosen
+    assert command("verify", trip.run.bundle).code == 0
+    report = json.loads((trip.run.out / "report.json").read_text())
+    assert report["chosen"] == chosen
+    assert {variant["name"] for variant in report["variants"]} == {"fp32", chosen}
+
+
+def test_it_searches_quantization_pruning_and_recovery(trip: Trip) -> None:
+    points = trip.found["points"]
+    assert {"fp32", "int8", "int8-stem"} <= {point["design"]["scheme"] for point in points}
+    trained = [point for point in points if point["design"]["epochs"]]
+    assert any(point["design"]["shape"] == "table" for point in trained)
+    assert trip.found["layers"]
+
+
+def test_what_was_chosen_keeps_every_bound_and_is_not_slower_than_fp32(trip: Trip) -> None:
+    chosen = next(point for point in trip.found["points"] if point["name"] == trip.found["chosen"])
+    assert chosen["feasible"]
+    assert not chosen["slower"]
+    assert chosen["name"] == "fp32" or chosen["speedup"]["low"] > 1
+    shares = [p["share"] for p in trip.found["points"] if p["feasible"]]
+    assert chosen["share"] <= 1.05 * min(shares)
+
+
+def test_test_pictures_are_read_for_the_chosen_file_and_fp32_only(trip: Trip) -> None:
+    entries = [e.record for e in Store(trip.run.store).entries()]
+    splits: dict[str, set[str]] = {}
+    for record in entries:
+        if record.step == "answers":
+            splits.setdefault(str(record.files), set()).add(record.key)
+    files = {record.parents["model"] for record in entries if record.step == "answers"}
+    counted = sum(record.step == "answers" for record in entries)
+    assert counted == len(files) + len({"fp32", trip.found["chosen"]})
+    assert trip.found["test"]["n"] == 18
+
+
+def test_the_page_tells_the_choice_and_loads_nothing(trip: Trip) -> None:
+    page = (trip.run.out / "optimize.html").read_text()
+    assert trip.found["chosen"] in page
+    assert "<svg" in page
+    assert "src=" not in page
+    for reason in trip.found["reasons"]:
+        assert reason.split(",")[0] in page
+
+
+def test_the_recipe_it_leaves_can_be_run(trip: Trip, tmp_path: Path) -> None:
+    answer = command("run", trip.run.out / "recipe.yaml", "--out", tmp_path / "o", "--store", trip.run.store)
+    assert answer.code == 0, answer.err
+    steps = json.loads((tmp_path / "o" / "report.json").read_text())["steps"]
+    assert all(step["reused"] for step in steps if step["step"] != "latency")
+
+
+def test_a_second_start_does_no_work_twice(trip: Trip) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (trip.run.store / "objects").glob("*/record.json")}
+    old = trip.found
+    answer = ask(trip.run, "--max-latency", "1s", "--budget", "10m")
+    assert answer.code == 0, answer.err
+    after = {p: p.stat().st_mtime_ns for p in (trip.run.store / "objects").glob("*/record.json")}
+    assert {p: after[p] for p in before} == before
+    assert [p["name"] for p in trip.found["points"]][: len(old["points"])] == [
+        p["name"] for p in old["points"]
+    ]
+    assert trip.found["chosen"] == old["chosen"]
+
+
+def test_a_bound_that_nothing_keeps_exits_3_with_what_would_have_to_give(trip: Trip, tmp_path: Path) -> None:
+    answer = ask(trip.run, "--max-latency", "1us", "--budget", "60s", out=tmp_path)
+    assert answer.code == 3, answer.err
+    assert "no point of" in answer.out
+    assert "--max-latency" in answer.out
+    found = json.loads((tmp_path / "optimize.json").read_text())
+    assert found["chosen"] is None
+    assert found["closest"]
+    assert found["test"] is None
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_bounds_that_nothing_keeps_leave_no_older_bundle(trip: Trip, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    (tmp_path / "report.html").write_text("of an older search")
+    assert ask(trip.run, "--max-size", "1kB", "--budget", "60s", out=tmp_path).code == 3
+    assert not (tmp_path / "bundle").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_memory_can_be_a_bound(trip: Trip, tmp_path: Path) -> None:
+    answer = ask(trip.run, "--max-memory", "1MB", "--budget", "90s", out=tmp_path)
+    assert answer.code == 3, answer.err
+    found = json.loads((tmp_path / "optimize.json").read_text())
+    assert all(point["memory_mb"] > 1 for point in found["points"])
+    assert "--max-memory" in answer.out
+
+
+def test_a_foreign_file_is_searched_for_quantization_only(trip: Trip, tmp_path: Path) -> None:
+    report = json.loads((trip.run.out / "report.json").read_text())
+    fp32 = next(Path(v["path"]).parent for v in report["variants"] if v["name"] == "fp32")
+    preprocess = json.loads((trip.run.bundle / "manifest.json").read_text())["preprocessing"]
+    preprocess |= {"height": 16, "width": 16}
+    variants = {"fp32": {"adopt": {"file": str(fp32 / "model.plain.onnx"), "preprocess": preprocess}}}
+    recipe = tiny_recipe(
+        tmp_path, trip.run.pictures, backbone=None, tune=None, variants=variants, gates={"max_drop": 100}
+    )
+    run = TinyRun(recipe, tmp_path / "out", tmp_path / "store", trip.run.pictures)
+    assert ask(run, "--budget", "5m").code == 0
+    found = json.loads((run.out / "optimize.json").read_text())
+    assert {point["name"] for point in found["points"]} == {"fp32", "int8", "int8-stem"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--budget", "soon"), "--budget soon: write a positive figure with its unit"),
+        (("--max-latency", "3"), "--max-latency 3: write a positive figure with its unit"),
+        (("--goal", "accuracy"), "--goal accuracy: give a bound as well"),
+    ],
+)
+def test_wrong_options_are_one_sentence(trip: Trip, options: tuple[str, ...], words: str) -> None:
+    answer = ask(trip.run, *options)
+    assert answer.code == 2
+    assert words in answer.err
+
+
+def test_a_budget_too_short_for_fp32_ends_with_3_and_says_so(tmp_path: Path) -> None:
+    pictures = tiny_pictures(tmp_path / "pictures")
+    recipe = tiny_recipe(tmp_path, pictures, tune={"epochs": 500, "batch_size": 8, "lr": 0.01})
+    run = TinyRun(recipe, tmp_path / "out", tmp_path / "store", pictures)
+    answer = ask(run, "--budget", "5s")
+    assert answer.code == 3
+    assert "the time budget ended within" in answer.err
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_without_repeating_finished_work(trip: Trip, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from toolchain.cli import main; main()"]
+    asked = [
+        "optimize",
+        str(trip.run.recipe),
+        "--out",
+        str(tmp_path / "out"),
+        "--store",
+        str(tmp_path / "store"),
+    ]
+    made: dict[Path, int] = {}
+    for seconds in (15.0, 20.0, 25.0):
+        process = subprocess.Popen([*program, *asked], start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        now = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "objects").glob("*/record.json")}
+        assert {p: now[p] for p in made} == made
+        made = now
+    assert subprocess.run([*program, *asked], check=False).returncode == 0
+    now = {p: p.stat().st_mtime_ns for p in (tmp_path / "store" / "objects").glob("*/record.json")}
+    assert {p: now[p] for p in made} == made

@@ -1,0 +1,185 @@
+"""What is tried next, in made-up worlds where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.design import Design
+from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
+from toolchain.optimize.strategy import TOP, Arm, Space, next_ratio, propose
+
+WAYS = {"fp32": 1.0, "int8": 0.5, "int8-stem": 0.55, "int8-percentile": 0.5, "int8-mixed": 0.6}
+ARMS = (Arm("table"), Arm("uniform"), Arm("table", size=96))
+
+
+@dataclass
+class World:
+    """Latency falls with the ratio; accuracy breaks beyond an edge that grows with recovery and differs by arm."""
+
+    asked: Asked
+    edge: Callable[[Design], float]
+    way_loss: dict[str, float] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ARMS
+    history: dict[Design, Outcome] = field(default_factory=dict)
+
+    def latency(self, design: Design) -> float:
+        size = 0.6 if design.size else 1.0
+        return WAYS[design.scheme] * size * (1 - design.ratio) ** 1.5
+
+    def measure(self, design: Design) -> Point:
+        over = max(0.0, design.ratio - self.edge(design)) if design.ratio or design.size else 0.0
+        drop = 40 * over + self.way_loss.get(design.scheme, 0.0)
+        latency, misses = self.latency(design), []
+        if self.asked.max_drop is not None and drop > self.asked.max_drop:
+            misses.append(Miss("max_drop", self.asked.max_drop, drop, "points"))
+        if self.asked.max_latency_ms is not None and latency > self.asked.max_latency_ms:
+            misses.append(Miss("max_latency_ms", self.asked.max_latency_ms, latency, "ms"))
+        return Point(
+            design, latency, latency, 99 - drop, drop, None, None, 5 * latency,
+            plain_drop=40 * over if design.trained else None, misses=tuple(misses),
+        )  # fmt: skip
+
+    def space(self) -> Space:
+        schemes, mending = ("fp32", "int8", "int8-stem"), ("int8-percentile", "int8-mixed")
+        return Space(self.asked, schemes, mending, self.arms, (4, 8, 16))  # type: ignore[arg-type]
+
+    def predict(self, design: Design) -> float:
+        return self.latency(design)
+
+    def run(self, most: int = 60) -> list[Design]:
+        tried = []
+        while len(tried) < most:
+            design = next(iter(propose(self.history, self.space(), self.predict)), None)
+            if design is None:
+                return tried
+            assert design not in self.history
+            self.history[design] = self.measure(design)
+            tried.append(design)
+        raise AssertionError("the search does not end")
+
+
+def grows(design: Design) -> float:
+    """Where accuracy breaks: 0.5 after 4 epochs, 0.6 after 8, 0.65 after 16; less for smaller inputs."""
+    edge = {0: 0.0, 4: 0.5, 8: 0.6, 16: 0.65}[design.epochs]
+    return edge - (0.4 if design.size else 0.0) + (0.03 if design.shape == "table" else 0.0)
+
+
+def best_of_all(world: World) -> float:
+    ratios = [round(0.05 * k, 2) for k in range(19)]
+    designs = [
+        arm.design(ratio, epochs, way)  # type: ignore[arg-type]
+        for arm in ARMS for ratio in ratios for epochs in (4, 8, 16) for way in WAYS
+    ]  # fmt: skip
+    found = pick([world.measure(design) for design in designs], "latency")
+    assert found is not None
+    return found.share
+
+
+def test_cheap_ways_to_quantize_come_first() -> None:
+    tried = World(Asked(max_drop=1.0), grows).run()
+    assert [design.name for design in tried[:3]] == ["fp32", "int8", "int8-stem"]
+    assert not any(design.trained for design in tried[:3])
+
+
+def test_it_ends_within_5_percent_of_the_best_there_is() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    world.run()
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.share <= 1.05 * best_of_all(world)
+
+
+def test_it_tries_a_fraction_of_what_could_be_tried() -> None:
+    tried = World(Asked(max_drop=1.0), grows).run()
+    trained = {design.network for design in tried if design.trained}
+    assert len(trained) <= 16
+    assert len(tried) <= 40
+
+
+def test_a_restart_goes_the_same_way() -> None:
+    whole = World(Asked(max_drop=1.0), grows).run()
+    world = World(Asked(max_drop=1.0), grows)
+    world.history = {design: world.measure(design) for design in whole[:7]}
+    assert world.run() == whole[7:]
+
+
+def test_int8_that_loses_too_much_is_mended() -> None:
+    world = World(Asked(max_drop=1.0), grows, {"int8": 5.0, "int8-stem": 5.0, "int8-percentile": 5.0})
+    world.run()
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.design.scheme == "int8-mixed"
+    assert best.design.ratio > 0.5
+
+
+def test_nothing_slower_than_the_bound_is_trained() -> None:
+    world = World(Asked(max_drop=1.0, max_latency_ms=0.2), grows)
+    tried = world.run()
+    assert any(design.trained for design in tried)
+    assert all(world.latency(design) <= 0.2 for design in tried if design.trained)
+
+
+def test_goal_accuracy_prunes_no_more_than_the_bound_on_latency_asks() -> None:
+    world = World(Asked(max_drop=None, max_latency_ms=0.2, goal="accuracy"), grows)
+    world.run()
+    best = pick(points(world.history), "accuracy")
+    assert best is not None
+    assert best.drop == pytest.approx(0.0)
+    assert 0.15 < best.latency_ms <= 0.2
+
+
+def test_a_bound_out_of_reach_still_finds_what_comes_closest() -> None:
+    world = World(Asked(max_drop=1.0, max_latency_ms=0.001), grows)
+    world.run()
+    assert pick(points(world.history), "latency") is None
+    accurate = [p.share for p in points(world.history) if p.accurate]
+    assert min(accurate) <= 1.05 * best_of_all(World(Asked(max_drop=1.0), grows))
+
+
+def judged(*outcomes: Outcome) -> History:
+    world = World(Asked(max_drop=1.0), grows)
+    return {Design(): world.measure(Design())} | {outcome.design: outcome for outcome in outcomes}
+
+
+def ratio(history: History, asked: Asked, level: int = 0) -> float | None:
+    world = World(asked, grows, arms=(Arm("uniform"),))
+    return next_ratio(history, world.space(), world.predict, Arm("uniform"), level)
+
+
+def test_bisection_goes_up_after_success_and_down_after_failure() -> None:
+    world = World(Asked(max_drop=1.0), grows, arms=(Arm("uniform"),))
+    half = world.measure(Design(0.5, epochs=4))
+    assert ratio(judged(), Asked(max_drop=1.0)) == 0.5
+    above = ratio(judged(half), Asked(max_drop=1.0))
+    assert above is not None
+    assert 0.5 < above <= TOP
+    broken = world.measure(Design(above, epochs=4))
+    between = ratio(judged(half, broken), Asked(max_drop=1.0))
+    assert between is not None
+    assert 0.5 < between < above
+
+
+def test_longer_recovery_starts_where_the_shorter_one_failed() -> None:
+    world = World(Asked(max_drop=1.0), grows, arms=(Arm("uniform"),))
+    history = judged(*(world.measure(Design(r, epochs=4)) for r in (0.5, 0.55, 0.6, 0.7)))
+    assert ratio(history, Asked(max_drop=1.0), level=1) == 0.55
+
+
+def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm() -> None:
+    asked = Asked(max_drop=1.0, max_latency_ms=0.9)
+    first = ratio(judged(), asked)
+    assert first is not None
+    after = ratio(judged(Probe(Design(first, epochs=4), 0.95)), asked)
+    assert after is not None
+    assert after > first
+    failed: dict[Design, Outcome] = {
+        **judged(),
+        Design(first, epochs=4): Failure(Design(first, epochs=4), "no"),
+    }
+    world = World(Asked(max_drop=1.0, max_latency_ms=0.9), grows, arms=(Arm("uniform"),))
+    proposed = [d for d in propose(failed, world.space(), world.predict) if d.trained and d.epochs == 4]
+    assert Design(first, epochs=4) not in proposed

@@ -1,0 +1,123 @@
+"""A design: the settings that make one candidate, and the recipe's variant that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from toolchain.recipe import TRUNK, Recipe, Variant
+from toolchain.record import JSON
+from toolchain.step import Step
+from toolchain.steps import AnyStep, Export, FallBack, Half, Prune, Quantize, Recover, Rescale, Tune
+
+Shape = Literal["table", "uniform"]
+Scheme = Literal["fp32", "int8", "int8-stem", "int8-percentile", "int8-mixed", "fp16"]
+Widths = Callable[["Design"], Mapping[str, float]]
+
+_StepT = TypeVar("_StepT", bound=Step)
+
+
+@dataclass(frozen=True)
+class Design:
+    """One candidate.
+
+    ratio: share of channels to prune from every layer; with shape "table" it says how fast the network shall be,
+    namely as one pruned so from every layer, and the latency table says which layers give how much.
+    epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
+    "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
+    """
+
+    ratio: float = 0.0
+    shape: Shape = "uniform"
+    importance: str = ""
+    size: int | None = None
+    epochs: int = 0
+    scheme: Scheme = "fp32"
+
+    @property
+    def name(self) -> str:
+        """The variant's name: `s96-t50-e8-int8`."""
+        parts = [f"s{self.size}"] if self.size else []
+        if self.ratio:
+            parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
+            parts += [self.importance.replace("_", "-")] if self.importance else []
+        parts += [f"e{self.epochs}"] if self.epochs else []
+        return "-".join([*parts, self.scheme])
+
+    @property
+    def network(self) -> Design:
+        """The network in float that the file is made from."""
+        return replace(self, scheme="fp32")
+
+    @property
+    def trained(self) -> bool:
+        """Whether it needs training of its own."""
+        return self.epochs > 0
+
+
+class Template:
+    """The steps that designs are made of: those of the recipe where it has them, with what a design changes."""
+
+    def __init__(self, recipe: Recipe, max_drop: float | None) -> None:
+        self.fp32 = recipe.variants["fp32"]
+        self.trainable = recipe.trunk is not None and self.fp32.source == TRUNK
+        self.export = _first(recipe, Export) or Export()
+        self.prune = _first(recipe, Prune) or Prune()
+        self.recover = _first(recipe, Recover) or _recover(recipe)
+        self.quantize = _first(recipe, Quantize) or Quantize()
+        self._agreement = max(90.0, 100.0 - (1.0 if max_drop is None else max_drop))
+
+    def variant(self, design: Design, widths: Widths) -> Variant:
+        """The recipe's variant for a design. widths: shares by layer for designs of shape "table"."""
+        steps: list[AnyStep] = [*self._network(design, widths)]
+        if not steps:
+            return Variant(source="fp32", steps=tuple(self._scheme(design)))
+        return Variant(source=TRUNK, steps=(*steps, self.export, *self._scheme(design)))
+
+    def _network(self, design: Design, widths: Widths) -> Iterator[AnyStep]:
+        if design.size:
+            yield Rescale(size=design.size)
+        if design.ratio:
+            changes: dict[str, JSON] = {"ratio": design.ratio, "scope": "uniform"}
+            if design.shape == "table":
+                changes["ratios"] = dict(widths(design))
+            if design.importance:
+                changes["importance"] = design.importance
+            yield _changed(self.prune, max_ratio=max(self.prune.max_ratio, 0.95), **changes)
+        if design.epochs:
+            warmup = min(self.recover.warmup_epochs, 0.2 * design.epochs)
+            yield _changed(self.recover, epochs=design.epochs, warmup_epochs=warmup)
+
+    def _scheme(self, design: Design) -> Iterator[AnyStep]:
+        match design.scheme:
+            case "int8":
+                yield self.quantize
+            case "int8-stem":
+                yield _changed(self.quantize, float_stem=not self.quantize.float_stem)
+            case "int8-percentile":
+                yield _changed(self.quantize, calibration="percentile")
+            case "int8-mixed":
+                yield FallBack(quantize=self.quantize, min_agreement=self._agreement)
+            case "fp16":
+                yield Half()
+            case "fp32":
+                return
+
+
+def _first(recipe: Recipe, kind: type[_StepT]) -> _StepT | None:
+    steps = (step for variant in recipe.variants.values() for step in variant.steps)
+    return next((step for step in steps if isinstance(step, kind)), None)
+
+
+def _recover(recipe: Recipe) -> Recover:
+    """Recovery for a recipe that has none: as it was tuned, all of the network."""
+    if not isinstance(recipe.tune, Tune):
+        return Recover(teacher=TRUNK, epochs=10)
+    same = recipe.tune.model_dump(exclude_unset=True, include=set(Recover.model_fields) - {"step", "train"})
+    return Recover.model_validate({**same, "teacher": TRUNK})
+
+
+def _changed(step: _StepT, **changes: JSON) -> _StepT:
+    """The step with other settings, checked."""
+    return type(step).model_validate({**step.model_dump(exclude_unset=True), "step": step.step, **changes})

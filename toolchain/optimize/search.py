@@ -1,0 +1,173 @@
+"""The search: tries what `strategy` proposes for as long as the budget lasts, and tells every point it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.budget import OutOfTimeError
+from toolchain.optimize.design import Design, Scheme
+from toolchain.optimize.points import Outcome, Point, pick, points
+from toolchain.optimize.strategy import Arm, Space, leading, propose
+from toolchain.optimize.trials import UNMADE, Trials
+
+WAYS: dict[str, tuple[Scheme, ...]] = {"cpu": ("fp32", "int8", "int8-stem"), "cuda": ("fp32", "fp16")}
+MENDING: dict[str, tuple[Scheme, ...]] = {"cpu": ("int8-percentile", "int8-mixed"), "cuda": ()}
+_TABLE_SHARE = 0.3  # most of the time left that the latency table may take
+_TRAININGS = 5  # that the budget shall hold, or recovery is shortened
+_TRAINING_SHARE = 0.7  # of the budget that trainings may take
+_SMALLEST = 24  # pixels
+
+
+@dataclass
+class Search:
+    """One search. `history` is everything found, in order; `told` is called after each outcome."""
+
+    trials: Trials
+    told: Callable[[Outcome], None]
+    history: dict[Design, Outcome] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked."""
+        return self.trials.asked
+
+    def go(self) -> str:
+        """Search, and return why it stopped, in a sentence. Raises OutOfTimeError when not even fp32 was measured."""
+        self._try(Design())
+        self._assume()
+        try:
+            stopped = self._spend(self.space())
+            if stopped is None and self.trials.template.trainable:
+                self.tabulate()
+                stopped = self._spend(self.space(self.arms()))
+        except OutOfTimeError as error:
+            return str(error)
+        return stopped or "nothing is left that promises to be better"
+
+    def best(self) -> Point | None:
+        """The point to ship as far as is known."""
+        return pick(points(self.history), self.asked.goal)
+
+    def _assume(self) -> None:
+        """An epoch's seconds from the latency, where nothing was trained here: forward and backward, with slack."""
+        base = self.history[Design()]
+        latency = base.latency_ms if isinstance(base, Point) else 10.0
+        self.trials.durations.assume(5.0 * len(self.trials.data.train) * latency / 1e3)
+
+    def _spend(self, space: Space) -> str | None:
+        """Try what is proposed; returns why there is no time for more, or None when nothing more is proposed."""
+        while True:
+            waiting = list(propose(self.history, space, self.predict))
+            if not waiting:
+                return None
+            costs = {design: self.trials.seconds(design) for design in waiting}
+            left = self.trials.deadline.left
+            design = next((design for design in waiting if costs[design] <= left), None)
+            if design is None:
+                first = waiting[0]
+                return (
+                    f"the time that is left ({max(left, 0):.0f} s) is too short for what would come next "
+                    f"({first.name}: about {costs[first]:.0f} s)"
+                )
+            self._try(design)
+
+    def _try(self, design: Design) -> None:
+        predicted = self.predict(design) if Design() in self.history else None
+        self.history[design] = self.trials.trial(design, predicted)
+        self.told(self.history[design])
+
+    def tabulate(self) -> None:
+        """Measure the latency table, if there is time and the network can be pruned."""
+        scheme = leading(self.history)
+        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.trials.deadline.left:
+            self.notes.append("no time for a latency table of the layers: every layer is pruned alike")
+            return
+        try:
+            costs = self.trials.table(scheme)
+        except UNMADE as error:
+            self.notes.append(f"no pruning: {error}")
+            return
+        if costs.covers:
+            self.trials.costs = costs
+        else:
+            self.notes.append("the latency table knows too few of the layers: every layer is pruned alike")
+
+    def space(self, arms: Sequence[Arm] = ()) -> Space:
+        """What may be tried."""
+        provider = self.asked.provider
+        return Space(self.asked, WAYS[provider], MENDING[provider], tuple(arms), self.rungs())
+
+    def arms(self) -> list[Arm]:
+        """Ways to make the network smaller, in the order in which they are tried."""
+        if any(note.startswith("no pruning") for note in self.notes):
+            return []
+        uniform = Arm("uniform")
+        first = Arm("table") if self.trials.costs else uniform
+        sizes = [replace(first, size=size) for size in sizes_below(self.trials.recipe_side)]
+        taylor = (
+            [] if self.trials.template.prune.importance == "taylor" else [Arm("uniform", importance="taylor")]
+        )
+        return [*dict.fromkeys([first, uniform]), *sizes, *taylor]
+
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs of recovery, the shortest first: so short that some trainings fit the budget, up to twice the recipe's.
+
+        A function of the whole budget and of recorded times, so that it is the same after a restart.
+        """
+        full = self.trials.template.recover.epochs
+        affordable = (
+            _TRAINING_SHARE * self.asked.budget / (_TRAININGS * max(self.trials.durations.tuning, 1e-9))
+        )
+        divisor = next((d for d in (1, 2, 4) if full / d <= affordable), 8)
+        found = {max(1, round(full / d)) for d in (divisor, divisor / 2, divisor / 4) if d >= 0.5}
+        return tuple(sorted(found))
+
+    def predict(self, design: Design) -> float:
+        """The latency in ms that a design is predicted to have: fp32's, by shares that were measured apart."""
+        base = self.history[Design()]
+        whole = base.latency_ms if isinstance(base, Point) else 1.0
+        return whole * self._share(design) * self._correction(design)
+
+    def _share(self, design: Design) -> float:
+        way = self._measured(Design(scheme=design.scheme)) or 1.0
+        side = 1.0
+        if design.size:
+            sized = self._measured(Design(size=design.size, scheme=design.scheme))
+            side = sized / way if sized else (design.size / self.trials.recipe_side) ** 1.6
+        width = 1.0
+        if design.ratio:
+            width = self._width(design)
+        return way * side * width
+
+    def _width(self, design: Design) -> float:
+        costs = self.trials.costs
+        if costs is None:
+            return float((1 - design.ratio) ** 1.5)
+        return costs.target(design.ratio) if design.shape == "table" else costs.uniform(design.ratio)
+
+    def _correction(self, design: Design) -> float:
+        """How far off the prediction was for the nearest pruned design with the same scheme."""
+        near = [
+            p for p in points(self.history)
+            if p.design.ratio and design.ratio and p.design.scheme == design.scheme
+        ]  # fmt: skip
+        if not near:
+            return 1.0
+        best = min(
+            near, key=lambda p: (abs(p.design.ratio - design.ratio), p.design.size != design.size, p.name)
+        )
+        return best.share / self._share(best.design)
+
+    def _measured(self, design: Design) -> float | None:
+        found = self.history.get(design)
+        return found.share if isinstance(found, Point) else None
+
+
+def sizes_below(side: int) -> list[int]:
+    """Smaller inputs to try: about four and three fifths of the side, in steps that networks' strides divide."""
+    step = 32 if side >= 96 else 8
+    found = {round(share * side / step) * step for share in (0.8, 0.6)}
+    return sorted((size for size in found if _SMALLEST <= size < side), reverse=True)

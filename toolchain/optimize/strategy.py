@@ -1,0 +1,227 @@
+"""What to try next, from what was found: a pure function, so that a search that was killed finds its way again.
+
+1. Ways to quantize the network as it is: seconds each.
+2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
+   that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
+3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it.
+
+A design is proposed only if the latency that is predicted for it keeps its bound and beats what was found so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.design import Design, Scheme, Shape
+from toolchain.optimize.points import Failure, History, Outcome, Point, Probe, pick, points
+
+GRID, TOP = 0.05, 0.9  # ratios are multiples of the one, up to the other
+START = 0.5
+PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
+SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
+_LITTLE = 0.2  # a ratio that may round to nothing in every layer
+_ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
+_HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
+_NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
+
+Predict = Callable[[Design], float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make a network smaller; bisection runs within it."""
+
+    shape: Shape
+    size: int | None = None
+    importance: str = ""
+
+    def design(self, ratio: float, epochs: int, scheme: Scheme) -> Design:
+        """The arm's design at a ratio."""
+        if not ratio:
+            return Design(size=self.size, epochs=epochs, scheme=scheme)
+        return Design(ratio, self.shape, self.importance, self.size, epochs, scheme)
+
+    def has(self, design: Design) -> bool:
+        """Whether a design is of this arm."""
+        if design.size != self.size or not design.trained:
+            return False
+        return not design.ratio or (design.shape, design.importance) == (self.shape, self.importance)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery."""
+
+    asked: Asked
+    schemes: tuple[Scheme, ...]
+    mending: tuple[Scheme, ...]
+    arms: tuple[Arm, ...]
+    rungs: tuple[int, ...]
+
+
+def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
+    """Designs worth trying now, the most promising first; none of them is in the history."""
+    for design in _proposals(history, space, predict):
+        if design not in history:
+            yield design
+
+
+def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Design]:
+    yield from (Design(scheme=scheme) for scheme in space.schemes)
+    if not any(p.accurate and p.design.scheme != "fp32" for p in points(history)):
+        yield from (Design(scheme=scheme) for scheme in space.mending)
+    scheme = leading(history)
+    yield from _siblings(history, space, predict)
+    for arm in space.arms:
+        if arm.size:
+            yield Design(size=arm.size, scheme=scheme)
+    for level, arm in _order(space):
+        ratio = next_ratio(history, space, predict, arm, level)
+        if ratio is not None:
+            yield arm.design(ratio, space.rungs[level], scheme)
+
+
+def _order(space: Space) -> Iterator[tuple[int, Arm]]:
+    """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one."""
+    places = [
+        (level * 2 + number, level, number)
+        for level in range(len(space.rungs))
+        for number in range(len(space.arms))
+    ]
+    for _, level, number in sorted(places):
+        yield level, space.arms[number]
+
+
+def leading(history: History) -> Scheme:
+    """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32."""
+    base = [p for p in points(history) if p.design.network == Design() and p.accurate and not p.slower]
+    return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
+
+
+def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
+    """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
+    found = [p for p in points(history) if p.design.network != Design()]
+    best = pick(found, space.asked.goal)
+    for point in found:
+        rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
+        near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
+        if point != best and not near:
+            continue
+        ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
+        for scheme in ways:
+            sibling = replace(point.design, scheme=scheme)
+            if _alike(history, scheme) and _promising(history, space, predict, sibling):
+                yield sibling
+
+
+def _alike(history: History, scheme: Scheme) -> bool:
+    """Whether a way to quantize was not far slower on the whole network than the leading one, or was not tried there."""
+    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == Design()}
+    lead = tried.get(leading(history), 1.0)
+    return scheme not in tried or tried[scheme] <= SIBLING * lead
+
+
+def _promising(history: History, space: Space, predict: Predict, design: Design) -> bool:
+    """Whether a design is predicted to keep the bound on latency and, where it is the goal, to beat the best."""
+    limit = _limit(history, space, predict)
+    return limit is None or predict(design) <= limit
+
+
+def _limit(history: History, space: Space, predict: Predict) -> float | None:
+    """The latency in ms that a design must be predicted to reach. A bound out of all reach is none: then the search
+    is for what comes closest."""
+    found, asked = points(history), space.asked
+    limits = []
+    if asked.max_latency_ms and (not space.arms or _least(history, space, predict) <= asked.max_latency_ms):
+        limits.append(asked.max_latency_ms)
+    best = pick(found, asked.goal)
+    if best is None:
+        best = min((p for p in found if p.accurate and not p.slower), key=lambda p: p.share, default=None)
+    if asked.goal == "latency" and best is not None:
+        base = next((p.latency_ms for p in found if p.name == "fp32"), best.latency_ms / best.share)
+        limits.append(PROMISE * base * best.share)
+    return min(limits, default=None)
+
+
+def _least(history: History, space: Space, predict: Predict) -> float:
+    """The least latency that is predicted of any design."""
+    return min(predict(arm.design(TOP, space.rungs[0], leading(history))) for arm in space.arms)
+
+
+def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float | None:
+    """The next ratio of an arm at a level of recovery, or None when its bisection has ended.
+
+    With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. Longer recovery
+    starts at the least ratio that failed with a shorter one.
+    """
+    own = [_judged(history, space, arm, epochs) for epochs in space.rungs]
+    kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
+    low = max([_floor(history, space, predict, arm, level), *kept])
+    high = min((ratio for ratio, up in own[level].items() if not up), default=TOP + GRID)
+    if not own[level] and level > 0:
+        before = min((ratio for ratio, up in own[level - 1].items() if not up), default=0.0)
+        return (
+            before if before > low and not _hopeless(history, arm, before, space.rungs[level - 1]) else None
+        )
+    if high <= low:
+        return None
+    if not any(own):
+        first = _snapped(low + GRID) if arm.size or space.asked.max_latency_ms or low > 0 else START
+        return first if first <= TOP else None
+    middle = _snapped((low + high) / 2)
+    return middle if low + GRID / 2 < middle < high - GRID / 2 else None
+
+
+def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float:
+    """The greatest ratio of an arm that is predicted to be too slow to be of use (a step below 0 when none is)."""
+    limit = _limit(history, space, predict)
+    lowest = -GRID if arm.size else 0.0
+    if limit is None:
+        return lowest
+    scheme, epochs = leading(history), space.rungs[level]
+    floor = lowest
+    for step in range(0 if arm.size else 1, round(TOP / GRID) + 1):
+        ratio = round(step * GRID, 2)
+        if predict(arm.design(ratio, epochs, scheme)) <= limit:
+            break
+        floor = ratio
+    return floor
+
+
+def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float, bool]:
+    """By ratio, whether to prune more than this: in view of all ways in which the network was quantized."""
+    found: dict[float, list[bool]] = {}
+    for design, outcome in history.items():
+        if arm.has(design) and design.epochs == epochs:
+            up = _upwards(outcome, space)
+            if up is not None:
+                found.setdefault(design.ratio, []).append(up)
+    judge = all if space.asked.goal == "accuracy" else any
+    return {ratio: judge(ups) for ratio, ups in found.items()}
+
+
+def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
+    """Whether every file of a network ended so far off that training it longer is in vain."""
+    found = [
+        p
+        for p in points(history)
+        if arm.has(p.design) and (p.design.ratio, p.design.epochs) == (ratio, epochs)
+    ]
+    return bool(found) and all(point.too_wrong > _HOPELESS for point in found)
+
+
+def _upwards(outcome: Outcome, space: Space) -> bool | None:
+    """Whether to prune more. A design that failed says nothing, unless it may have asked for too little."""
+    match outcome:
+        case Probe():
+            return True
+        case Failure():
+            return True if outcome.design.ratio <= _LITTLE else None
+        case Point():
+            return not outcome.small if space.asked.goal == "accuracy" else outcome.accurate
+
+
+def _snapped(ratio: float) -> float:
+    return round(max(0.0, round(ratio / GRID) * GRID), 2)

@@ -1,0 +1,261 @@
+"""One trial: a design made through the pipeline, timed together with fp32, and judged on val as a run judges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from toolchain.artifact import Artifact, figure
+from toolchain.backbones.network import load as load_network
+from toolchain.backbones.pruning import Part, parts
+from toolchain.choose import BASE, Candidate, Exam, choose, metric
+from toolchain.data.dataset import Data
+from toolchain.errors import BackboneError, ModelError, ParityError, TrainingError
+from toolchain.graph import PREPROCESS
+from toolchain.measure import latency
+from toolchain.measure.accuracy import load as load_answers
+from toolchain.measure.layers import LayerTable, time_layers
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.budget import Deadline, Durations
+from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
+from toolchain.optimize.widths import Costs
+from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
+from toolchain.recipe import TRUNK, Node, Recipe, Variant
+from toolchain.record import JSON
+from toolchain.runtime import fresh
+from toolchain.runtime.session import Session
+from toolchain.store import Entry, Job
+from toolchain.workflow import candidates
+
+_WIDTHS = (0.25, 0.5, 0.75)
+_TABLE = "layers.json"
+_MEMORY = "memory.json"
+_STARTS = 3
+_UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
+UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
+
+
+class _Kept(BaseModel):
+    """What the store keeps of a latency table."""
+
+    table: LayerTable
+    parts: tuple[Part, ...]
+
+
+@dataclass
+class Trials:
+    """Makes and measures designs over one store."""
+
+    recipe: Recipe
+    asked: Asked
+    data: Data
+    pipeline: Pipeline
+    deadline: Deadline
+    durations: Durations
+    costs: Costs | None = None
+    _allotted: dict[float, Mapping[str, float]] = field(default_factory=dict)
+
+    @cached_property
+    def template(self) -> Template:
+        """The recipe's steps."""
+        return Template(self.recipe, self.recipe.gates.max_drop)
+
+    @property
+    def _where(self) -> dict[str, JSON]:
+        return {"host": host_kind(), "provider": self.asked.provider, "threads": self.asked.threads}
+
+    def widths(self, design: Design) -> Mapping[str, float]:
+        """Shares by layer for a design of shape "table"."""
+        if self.costs is None:
+            raise BackboneError("the network has no latency table to choose widths by")
+        if design.ratio not in self._allotted:
+            self._allotted[design.ratio] = self.costs.allot(design.ratio)
+        return self._allotted[design.ratio]
+
+    def variant(self, design: Design) -> Variant:
+        """The recipe's variant for a design."""
+        return self.template.variant(design, self.widths)
+
+    def variants(self, design: Design) -> dict[str, Variant]:
+        """fp32 and the design by their names."""
+        own = {} if design == Design() else {design.name: self.variant(design)}
+        return {BASE: self.template.fp32, **own}
+
+    def trial(self, design: Design, predicted: float | None = None) -> Outcome:
+        """Make a design, measure and judge it. predicted: its latency in ms, where known.
+
+        A network that must be trained is timed before, where the prediction is near a bound. Raises OutOfTimeError; what
+        a step refuses becomes a Failure, but for fp32, where it is raised.
+        """
+        bound = self.asked.max_latency_ms
+        try:
+            if design.trained and bound and predicted and abs(predicted / bound - 1) < _UNSURE:
+                plain = replace(design, epochs=0)
+                samples = self._timed(plain, self._artifacts(plain))
+                untrained = float(np.median(samples[plain.name])) / 1e6
+                if untrained > bound:
+                    return Probe(design, untrained)
+            return self._judged(design, self._artifacts(design))
+        except UNMADE as error:
+            if design == Design():  # without fp32 there is nothing to compare with
+                raise
+            return Failure(design, str(error))
+
+    def _artifacts(self, design: Design) -> dict[str, Artifact]:
+        """fp32's artifact and the design's, and all they were made from, by node name."""
+        self.pipeline.recipe = self.recipe.model_copy(update={"variants": self.variants(design)})
+        made = self.pipeline.build(self.data)
+        for artifact in made.values():
+            self.durations.learn(artifact.record, self.share(design))
+        return made
+
+    def share(self, design: Design) -> float:
+        """About what share of the network's work a design has left."""
+        width = 1.0
+        if design.ratio:
+            costs = self.costs if design.shape == "table" else None
+            width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2
+        return width * ((design.size / self.recipe_side) ** 2 if design.size else 1.0)
+
+    @cached_property
+    def recipe_side(self) -> int:
+        """The input's smaller side in pixels, as the recipe has it."""
+        artifact = self._artifacts(Design())[BASE]
+        found = json.loads((artifact.folder / "network.json").read_text())["preprocess"]
+        return int(min(found["height"], found["width"]))
+
+    def _timed(self, design: Design, made: Mapping[str, Artifact]) -> dict[str, NDArray[np.int64]]:
+        """Raw nanoseconds of the plain files under the first condition, fp32 and the design interleaved."""
+        entry = self._latencies(design, made)
+        found = latency.load(entry.folder)
+        first = next(x.condition for x in found if x.condition.file == "plain")
+        return {x.variant: x.samples for x in found if x.condition == first}
+
+    def _latencies(self, design: Design, made: Mapping[str, Artifact]) -> Entry:
+        files = {name: made[name] for name in self.variants(design)}
+        on: dict[str, list[str]] = {self.asked.provider: list(files)}
+        entry = self.pipeline.latencies(files, self.data.val, self.recipe.measure, on)
+        self.durations.learn(entry.record)
+        return entry
+
+    def _judged(self, design: Design, made: Mapping[str, Artifact]) -> Point:
+        names = list(self.variants(design))
+        files = {name: made[name] for name in names}
+        timed = self._latencies(design, made)
+        answers: dict[tuple[str, str, str], NDArray[np.float32]] = {}
+        seconds = timed.record.seconds
+        for name in names:
+            entry = self.pipeline.answers(files[name], "val", self.data.val, self.asked.provider)
+            self.durations.learn(entry.record)
+            seconds += entry.record.seconds if name != BASE or design == Design() else 0.0
+            answers[name, self.asked.provider, "val"] = load_answers(entry.folder)
+        seconds += sum(
+            made[node].record.seconds for node in made if node not in (BASE, TRUNK) or design == Design()
+        )
+        parity = {name: figure(files[name], made.values(), "parity_fused") for name in names}
+        judged = list(candidates(files, answers, latency.load(timed.folder), parity))
+        point = self._point(design, judged, files[names[-1]], seconds)
+        told = figure(files[names[-1]], made.values(), self.recipe.gates.metric) if design.trained else None
+        if told is None:
+            return point
+        whole = 100 * metric(self.recipe.gates.metric, judged[0].probabilities, self.data.val.labels)
+        return replace(point, plain_drop=whole - 100 * told)
+
+    def _point(self, design: Design, judged: list[Candidate], file: Artifact, seconds: float) -> Point:
+        gates, val = self.recipe.gates, self.data.val
+        choice = choose(judged, Exam(val.labels, val.groups, self.data.labels), gates)
+        base, own = judged[0], judged[-1]
+        verdict = choice.verdict(own.name)
+        misses = [Miss(g.name, g.bound, g.value, g.unit) for g in verdict.gates if not g.passed]
+        memory = self._memory(file) if self.asked.weighs_memory else None
+        if memory is not None and self.asked.max_memory_mb is not None and memory > self.asked.max_memory_mb:
+            misses.append(Miss("max_memory_mb", self.asked.max_memory_mb, memory, "MB"))
+        speedup, drop = verdict.speedup, verdict.drop
+        return Point(
+            design=design, latency_ms=float(np.median(own.latency)) / 1e6,
+            share=1.0 if speedup is None else 1 / speedup.value,
+            accuracy=100 * metric(gates.metric, own.probabilities, val.labels),
+            drop=0.0 if drop is None else drop.value, speedup=speedup, drop_ends=None if drop is None else drop.ci95,
+            megabytes=own.bytes / 1e6, memory_mb=memory, misses=tuple(misses),
+            slower=own is not base and speedup is not None and speedup.low <= 1,
+            seconds=seconds, key=file.key,
+        )  # fmt: skip
+
+    def _memory(self, file: Artifact) -> float:
+        """Peak resident 10^6 bytes of a fresh process that answers one picture; measured once a file and host kind."""
+        given = self._where | {"pictures": self.data.val.fingerprint}
+        job = Job("memory", 1, {}, {"model": file.key}, given, runtime_libraries())
+
+        def measure(out: Path) -> None:
+            feed = {"pictures": np.ascontiguousarray(latency.typical(self.data.val)[None])}
+            setup = fresh.Setup(provider=self.asked.provider, threads=self.asked.threads)
+            _, found = fresh.measure(file.folder / latency.FILES["fused"], setup, feed, _STARTS)
+            (out / _MEMORY).write_text(json.dumps({"peak_bytes": found.peak_bytes}))
+
+        entry = self.pipeline.measured(job, measure)
+        return float(json.loads((entry.folder / _MEMORY).read_text())["peak_bytes"]) / 1e6
+
+    def _chains(self, scheme: Scheme) -> dict[str, Variant]:
+        """The network at the widths of the latency table, from the whole one on."""
+        designs = {f"w{round(100 * r)}": Design(ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
+        chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
+        return chains | ({"w0": self.template.fp32} if scheme == BASE else {})
+
+    def table_seconds(self, scheme: Scheme) -> float:
+        """What the latency table is predicted to take now."""
+        variants = {BASE: self.template.fp32, **self._chains(scheme)}
+        self.pipeline.recipe = self.recipe.model_copy(update={"variants": variants})
+        missing = self.pipeline.missing(self.data)
+        return sum(self.durations.node(node, 1.0) for node in missing) + self.durations.of("layers")
+
+    def table(self, scheme: Scheme) -> Costs:
+        """The latency table of the network's layers, quantized so, and the importance of its channels; measured once.
+
+        Raises what pruning refuses (UNMADE).
+        """
+        chains = self._chains(scheme)
+        self.pipeline.recipe = self.recipe.model_copy(
+            update={"variants": {BASE: self.template.fp32, **chains}}
+        )
+        made = self.pipeline.build(self.data)
+        for artifact in made.values():
+            self.durations.learn(artifact.record)
+        files = [made[name] for name in chains]
+        given = self._where
+        settings = self.template.prune.model_dump(mode="json")
+        parents = {name: made[name].key for name in chains}
+        job = Job("layers", 2, settings, parents, given, (*runtime_libraries(), "torch-pruning"))
+        entry = self.pipeline.measured(job, lambda out: self._time_layers(made[TRUNK], files, out))
+        self.durations.learn(entry.record)
+        kept = _Kept.model_validate_json((entry.folder / _TABLE).read_bytes())
+        return Costs(kept.parts, kept.table, self.template.prune.round_to)
+
+    def _time_layers(self, trunk: Artifact, files: Sequence[Artifact], out: Path) -> None:
+        picture = np.ascontiguousarray(latency.typical(self.data.val)[None])
+        prepared = Session(files[0].folder / PREPROCESS).run({"pictures": picture})[0]
+        models = [file.folder / latency.FILES["plain"] for file in files]
+        table = time_layers(models, prepared, self.asked.provider, self.asked.threads)
+        pruning = self.template.prune
+        if pruning.importance == "taylor":  # its gradients need pictures; magnitudes order the work as well
+            pruning = pruning.model_copy(update={"importance": "l2"})
+        found = parts(*load_network(trunk.folder), pruning)
+        (out / _TABLE).write_text(_Kept(table=table, parts=tuple(found)).model_dump_json())
+
+    def seconds(self, design: Design) -> float:
+        """What a design is predicted to take now; what the store has costs nothing."""
+        self.pipeline.recipe = self.recipe.model_copy(update={"variants": self.variants(design)})
+        missing: list[Node] = self.pipeline.missing(self.data)
+        if not missing:
+            return self.durations.of("latency") + self.durations.of("answers")
+        making = sum(self.durations.node(node, self.share(design)) for node in missing)
+        probing = 2 if design.trained and self.asked.max_latency_ms else 1
+        measuring = probing * self.durations.of("latency") + 2 * self.durations.of("answers")
+        return making + measuring + (self.durations.of("memory") if self.asked.weighs_memory else 0.0)

@@ -1,0 +1,246 @@
+"""`toolchain optimize`: search under a budget, then make the chosen point a bundle as `run` does, and report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolchain import workflow
+from toolchain.bundle import remove as remove_bundle
+from toolchain.errors import RecipeError
+from toolchain.measure.settings import Measure
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.budget import Deadline, Durations
+from toolchain.optimize.design import Design
+from toolchain.optimize.outcome import Found, Tested
+from toolchain.optimize.page import render_json, render_page, summary
+from toolchain.optimize.points import (
+    Failure,
+    Outcome,
+    Point,
+    Probe,
+    closest,
+    front,
+    pick,
+    points,
+    reasons,
+    told,
+    would_do,
+)
+from toolchain.optimize.search import Search
+from toolchain.optimize.trials import Trials
+from toolchain.progress import Progress, Silent
+from toolchain.recipe import Recipe, load
+from toolchain.report.model import RunReport
+from toolchain.runtime import host, providers
+from toolchain.runtime.whole import write_whole
+from toolchain.store import host_faults
+from toolchain.workflow import Places, Wishes
+
+_EPOCH = 30.0  # seconds, for as long as nothing was trained
+_ENDING = 20.0  # seconds for bundle and report, beside what reading the test pictures takes
+_SHARE = 0.25  # most of the budget that is kept for the ending while nothing is known
+_SLACK = 1.5
+JSON_FILE, PAGE = "optimize.json", "optimize.html"
+_OF_A_RUN = ("report.html", "report.md", "report.json", "recipe.yaml")
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """What a search left in `out`. `chosen` and `bundle` are None when no point keeps the bounds."""
+
+    out: Path
+    passed: bool
+    summary: str
+    found: Found
+    chosen: Point | None
+    bundle: Path | None
+
+
+def optimize(
+    recipe: str | Path | Recipe, asked: Asked, places: Places | None = None, wishes: Wishes | None = None,
+    progress: Progress | None = None, started: float | None = None,
+) -> OptimizeResult:  # fmt: skip
+    """Search for the file that is best for the goal within the bounds, and make it a bundle.
+
+    Everything is decided on val; test is read once, for the chosen point. What was finished before, also by a run that
+    was killed, comes from the store. started: when the budget began (time.monotonic()), now if not given.
+    Raises ToolchainError for wrong input, OutOfTimeError when the budget ends before fp32 was measured; bounds that no
+    point keeps are no exception but `passed` = False, with the report written.
+    """
+    begun = time.monotonic() if started is None else started
+    return _Optimize(
+        recipe, asked, places or Places(), wishes or Wishes(), Deadline(progress or Silent(), begun)
+    ).go()
+
+
+class _Optimize:
+    def __init__(
+        self, recipe: str | Path | Recipe, asked: Asked, places: Places, wishes: Wishes, deadline: Deadline
+    ) -> None:
+        self.started, self.deadline, self.progress = deadline.at, deadline, deadline.behind
+        self.asked, self.places, self.wishes = asked, places, wishes
+        given = recipe if isinstance(recipe, Recipe) else load(recipe, wishes.overrides, places.data)
+        _check(asked)
+        providers.require(asked.provider)
+        self.recipe = prepared(given, asked, wishes)
+        self.out = (places.out or Path("runs") / self.recipe.name).resolve()
+        self.deadline.at = self.started + (1 - _SHARE) * asked.budget
+        self.begun = 0.0
+        self.search: Search | None = None
+
+    def go(self) -> OptimizeResult:
+        """Search, choose, bundle, report."""
+        with host_faults(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        searching = self.recipe.model_copy(update={"name": f"{self.recipe.name}.search"})
+        pipeline = workflow.open_pipeline(searching, self.places.store, self.wishes, self.deadline)
+        data, checks = pipeline.data()
+        workflow.check_gates(self.recipe, data)
+        for line in checks.warnings:
+            self.progress.say(f"note: {line}")
+        self.begun = time.monotonic()
+        trials = Trials(searching, self.asked, data, pipeline, self.deadline, Durations(_EPOCH))
+        self.search = search = Search(trials, self._tell)
+        stopped = search.go()
+        chosen = search.best()
+        found = self._found(stopped, chosen, None)
+        self._write(found)
+        if chosen is None:
+            self._forget()
+            return OptimizeResult(self.out, False, summary(found, self.out), found, None, None)
+        return self._ship(trials, chosen, found)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Say what was found and how the front stands; keep the report so far; know better when to end."""
+        search = self.search
+        if search is None:
+            return
+        if outcome.design == Design():
+            self.deadline.at = self.started + self.asked.budget - self._ending(search.trials)
+        found = points(search.history)
+        for line in _lines(outcome, found, self.asked):
+            self.progress.say(f"[{time.monotonic() - self.started:5.0f} s] {line}")
+        self._write(self._found("the search is not at its end yet", search.best(), None))
+
+    def _ending(self, trials: Trials) -> float:
+        """Seconds for what comes after the search: test pictures through two files, bundle, report."""
+        val, test = len(trials.data.val), len(trials.data.test)
+        reading = self.begun - self.started
+        answering = 2 * trials.durations.of("answers") * test / max(val, 1)
+        return min(_ENDING + _SLACK * (answering + reading), 0.5 * self.asked.budget)
+
+    def _found(self, stopped: str, chosen: Point | None, tested: Tested | None) -> Found:
+        search = self.search
+        history = tuple(search.history.values()) if search else ()
+        measured = [outcome for outcome in history if isinstance(outcome, Point)]
+        return Found(
+            name=self.recipe.name, metric=self.recipe.gates.metric, asked=self.asked, outcomes=history,
+            front=tuple(p.name for p in front(measured)), chosen=chosen.name if chosen else None,
+            reasons=tuple(reasons(chosen, measured, self.asked.goal)) if chosen else (),
+            closest=() if chosen else tuple(p.name for p in closest(measured)),
+            would_do=() if chosen else tuple(would_do(measured)), stopped=stopped,
+            notes=tuple(search.notes) if search else (), seconds=time.monotonic() - self.started, tested=tested,
+            host=host.facts(), widths=self._widths(chosen), costs=search.trials.costs if search else None,
+        )  # fmt: skip
+
+    def _widths(self, chosen: Point | None) -> dict[str, float]:
+        if chosen is None or self.search is None or chosen.design.shape != "table" or not chosen.design.ratio:
+            return {}
+        return dict(self.search.trials.widths(chosen.design))
+
+    def _ship(self, trials: Trials, chosen: Point, found: Found) -> OptimizeResult:
+        """The run of fp32 and the chosen variant: everything but the test pictures' answers lies in the store."""
+        final = self.recipe.model_copy(update={"variants": trials.variants(chosen.design)})
+        wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)
+        result = workflow.run(final, replace(self.places, out=self.out), wishes, self.progress)
+        found = self._found(found.stopped, chosen, _tested(result.report, chosen.name, self.asked.provider))
+        self._write(found)
+        return OptimizeResult(
+            self.out,
+            result.passed,
+            summary(found, self.out),
+            found,
+            chosen if result.passed else None,
+            result.bundle,
+        )
+
+    def _write(self, found: Found) -> None:
+        with host_faults(self.out):
+            write_whole(self.out / JSON_FILE, render_json(found).encode())
+            write_whole(self.out / PAGE, render_page(found).encode())
+
+    def _forget(self) -> None:
+        """Take away an older search's bundle and report, so that they are not taken for this one's."""
+        remove_bundle(self.out / "bundle")
+        with host_faults(self.out):
+            for name in _OF_A_RUN:
+                (self.out / name).unlink(missing_ok=True)
+
+
+def _check(asked: Asked) -> None:
+    bounds = (asked.max_latency_ms, asked.max_megabytes, asked.max_memory_mb)
+    if asked.goal == "accuracy" and not any(bounds):
+        raise RecipeError(
+            "--goal accuracy: give a bound as well (--max-latency, --max-size or --max-memory), or fp32 wins"
+        )
+
+
+def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
+    """The recipe with the bounds as gates, and measured where it was asked; one batch size decides."""
+    measure = recipe.measure.model_dump(exclude_unset=True)
+    measure |= {
+        "providers": (asked.provider,),
+        "threads": (asked.threads,),
+        "batch": recipe.measure.batch[:1],
+    }
+    gates = asked.gates(recipe.gates)
+    if gates.max_drop is None and asked.goal != "accuracy":
+        raise RecipeError(
+            "--max-drop: give the points that may be lost; the recipe's gates have no max_drop either"
+        )
+    return recipe.model_copy(
+        update={
+            "name": f"{recipe.name[:47]}-optimized",
+            "measure": Measure.model_validate(measure),
+            "gates": gates,
+            "device": wishes.device or recipe.device,
+        }
+    )
+
+
+def _lines(outcome: Outcome, found: Sequence[Point], asked: Asked) -> list[str]:
+    """An outcome in a line, and the front when it stands on it."""
+    match outcome:
+        case Failure():
+            return [f"{outcome.design.name}: could not be made: {outcome.why}"]
+        case Probe():
+            return [
+                f"{outcome.design.name}: {outcome.latency_ms:.3f} ms before training, too slow to be trained"
+            ]
+    best = pick(found, asked.goal)
+    words = f"{outcome.name}: {outcome.latency_ms:.3f} ms ({1 / outcome.share:.2f} times faster), "
+    words += f"loses {outcome.drop:.2f} points, {outcome.megabytes:.2f} MB"
+    if outcome.misses:
+        words += f"; misses {', '.join(told(miss) for miss in outcome.misses)}"
+    elif outcome.slower:
+        words += "; not shown to be faster than fp32"
+    elif outcome == best:
+        words += "; best so far"
+    line = front(found)
+    if outcome not in line:
+        return [words]
+    return [words, "  front: " + " · ".join(f"{p.name} {p.latency_ms:.3f} ms {p.drop:+.2f}" for p in line)]
+
+
+def _tested(report: RunReport | None, name: str, provider: str) -> Tested | None:
+    variant = report.variant(name) if report else None
+    if variant is None or report is None:
+        return None
+    accuracy, drop = variant.accuracy[provider], variant.drop.get("test")
+    return Tested(
+        n=accuracy.n, top1=100 * accuracy.top1, balanced=100 * accuracy.balanced,
+        drop=drop.points if drop else 0.0, drop_ends=drop.ci95 if drop else None,
+    )  # fmt: skip
