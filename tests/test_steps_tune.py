@@ -103,7 +103,9 @@ def test_recover_teaches_a_pruned_network(tmp_path: Path) -> None:
 
 def test_a_teacher_of_other_preprocessing_is_refused(tmp_path: Path) -> None:
     model, network = tiny()
-    other = network.model_copy(update={"preprocess": network.preprocess.model_copy(update={"height": 24})})
+    other = network.model_copy(
+        update={"preprocess": network.preprocess.model_copy(update={"mean": (0.1, 0.1, 0.1)})}
+    )
     inputs = {
         "model": stored(model, network, tmp_path / "model"),
         "teacher": stored(model, other, tmp_path / "teacher"),

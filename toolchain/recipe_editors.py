@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from toolchain.recipe import Recipe
-from toolchain.steps import (
-    Equalize,
-    Export,
-    FallBack,
-    Half,
-    Join,
-    Narrow,
-    PadStem,
-    Prune,
-    Quantize,
-    Recover,
-    Smooth,
-    WeightOnly,
-)
+from toolchain.steps import AnyStep
 
-_STEPS = (
-    Prune,
-    Recover,
-    Export,
-    Narrow,
-    Join,
-    PadStem,
-    Equalize,
-    Smooth,
-    Quantize,
-    FallBack,
-    WeightOnly,
-    Half,
-)
+_STEPS = get_args(get_args(AnyStep)[0])
 
 
 def recipe_schema() -> dict[str, Any]:
