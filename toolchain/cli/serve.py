@@ -36,6 +36,9 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--token-file", type=_FILE, help="Clients must bear the token in this file.")
 @click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate (chain).")
 @click.option("--tls-key", type=_FILE, help="PEM file with its key.")
+@click.option(
+    "--memory-limit", type=int, metavar="MB", help="Of the whole process; what needs more is refused."
+)
 @_limits
 def serve(bundle: Path, **options: object) -> int:
     """Answer over HTTP: Open Inference Protocol v2, picture posts, metrics, and a page at /.

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.refusals import RefusedError, busy
 from toolchain.runtime.server.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -19,6 +19,21 @@ class GoneError(Exception):
     """The client closed the connection before its request was whole."""
 
 
+class Incoming:
+    """A request's body as it arrives; `whole` once its end has come."""
+
+    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+        self._receive = receive
+        self.declared = int(headers.get(b"content-length") or b"0")
+        self.whole = not self.declared and b"transfer-encoding" not in headers
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        """The next ASGI message."""
+        message = await self._receive()
+        self.whole |= message["type"] == "http.request" and not message.get("more_body", False)
+        return message
+
+
 class Reader:
     """Reads bodies; all that are held at once share `limits.buffered`."""
 
@@ -26,18 +41,17 @@ class Reader:
         self._limits = limits
         self._held = 0
 
-    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytearray:
+    async def read(self, incoming: Incoming) -> bytearray:
         """The body as sent; call `release` with it when it is answered.
 
         Raises RefusedError 413 (too large), 408 (too slow) or 503 (too much in flight), and GoneError.
         """
-        declared = int(headers.get(b"content-length", b"0") or b"0")
-        if declared > self._limits.body:
+        if incoming.declared > self._limits.body:
             raise self._too_large()
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                while (part := await receive())["type"] == "http.request":
+                while (part := await incoming())["type"] == "http.request":
                     self._take(body, part.get("body", b""))
                     if not part.get("more_body", False):
                         return body
@@ -59,7 +73,7 @@ class Reader:
         if len(body) + len(part) > self._limits.body:
             raise self._too_large()
         if self._held + len(part) > self._limits.buffered:
-            raise RefusedError(503, "too many large requests are in flight; try again", 1)
+            raise busy("too many large requests are in flight; try again")
         self._held += len(part)
         body += part
 

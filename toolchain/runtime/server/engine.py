@@ -13,12 +13,11 @@ from typing import TypeVar
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
-from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.refusals import busy
 from toolchain.runtime.server.settings import Settings
 from toolchain.runtime.session import Session
 
 T = TypeVar("T")
-_RETRY_AFTER = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Engine:
         """
         limits = self._settings.limits
         if self.held >= self.workers + limits.queue:
-            raise RefusedError(503, "too many requests wait; try again", _RETRY_AFTER)
+            raise busy("too many requests wait; try again")
         self.held += 1
         loop = asyncio.get_running_loop()
         future = self._pool.submit(work)
@@ -80,7 +79,7 @@ class Engine:
             async with asyncio.timeout(limits.work_seconds):
                 return await asyncio.wrap_future(future)
         except TimeoutError as e:
-            raise RefusedError(503, f"no answer within {limits.work_seconds:g} seconds", _RETRY_AFTER) from e
+            raise busy(f"no answer within {limits.work_seconds:g} seconds") from e
 
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not loop.is_closed():

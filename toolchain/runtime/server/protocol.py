@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from toolchain.runtime.manifest import Manifest, Port
 from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.settings import Limits
 
 # {the protocol's name: numpy's}
 DATATYPES = {
@@ -45,13 +46,17 @@ def shape(port: Port) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in port.shape]
 
 
-def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest, most: int) -> Asked:
+def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest, limits: Limits) -> Asked:
     """Read an infer request for a model with one input and one output; the array may look into `body`.
 
-    header_length: the header Inference-Header-Content-Length. most: elements an input may have / 3, its pixels.
-    Raises RefusedError 400 with a sentence that names the field.
+    header_length: the header Inference-Header-Content-Length. Raises RefusedError 400 with a sentence that names
+    the field, and 413 for more JSON, pictures or pixels than `limits` allow.
     """
     split = _header_length(header_length, len(body))
+    if split > limits.json:
+        raise RefusedError(
+            413, f"the JSON has more than the {limits.json} bytes allowed; send the array as binary data"
+        )
     content = _object(body[:split])
     tail = memoryview(body)[split:]
     inputs = content.get("inputs")
@@ -59,8 +64,10 @@ def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest
         raise RefusedError(400, f"'inputs' must be a list of one object, the input {declared.input.name!r}")
     given = inputs[0]
     sizes = _shape(given, declared.input)
-    if math.prod(sizes) > 3 * most:
-        raise RefusedError(400, f"the input {sizes} has more than the {most} pixels allowed")
+    if sizes[0] > limits.batch:
+        raise RefusedError(413, f"the input {sizes} has more than the {limits.batch} pictures allowed")
+    if math.prod(sizes) > 3 * limits.pixels:
+        raise RefusedError(413, f"the input {sizes} has more than the {limits.pixels} pixels allowed")
     options = _parameters(given)
     if "binary_data_size" in options:
         array = _binary(tail, options["binary_data_size"], sizes, declared.input)

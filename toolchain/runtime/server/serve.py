@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 
 from toolchain.runtime.errors import HostError, ToolchainError
+from toolchain.runtime.limits import allow_files
+from toolchain.runtime.server import notify
 from toolchain.runtime.server.settings import Settings
 
 try:
@@ -21,42 +23,49 @@ except ModuleNotFoundError as error:
     raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools") from error
 
 from toolchain.runtime.server.app import App
-from toolchain.runtime.server.connection import connection_type
+from toolchain.runtime.server.connection import SPARE, connection_type
 from toolchain.runtime.server.engine import Engine
+
+_OWN_FILES = 64  # of the process itself: libraries, models, the event loop
 
 
 def serve(settings: Settings) -> None:
     """Verify the bundle, answer until SIGTERM or SIGINT, finish what is in flight, return.
 
     SIGHUP reads the bundle's path again and swaps to it when it verifies; SIGUSR1 goes back to the one before.
-    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files, HostError when the
-    address cannot be listened on.
+    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files or more connections than
+    the process may have, HostError when the address cannot be listened on.
     """
     _check_tls(settings)
+    allow_files(settings.limits.connections + SPARE + _OWN_FILES)
     listening = _listen(settings)
     with contextlib.closing(listening):
         engine = Engine(settings)
         app = App(engine, settings)
-        scheme = "http" if settings.certificate is None else "https"
-        port = listening.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(
-            f"serving {engine.current.name} {engine.current.version} on {scheme}://{host}:{port} "
-            f"({engine.workers} calls at once, {engine.threads} threads each)",
-            flush=True,
-        )
-        if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
-            print("Warning: no --token-file, so everybody who reaches this port can ask", file=sys.stderr)
+        _greet(settings, engine, listening)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
+        notify.tell("READY=1")
         _Server(_config(app, settings), app, engine).run(sockets=[listening])
         engine.close()
+
+
+def _greet(settings: Settings, engine: Engine, listening: socket.socket) -> None:
+    scheme = "http" if settings.certificate is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"serving {engine.current.name} {engine.current.version} on {scheme}://{host}:{listening.getsockname()[1]} "
+        f"({engine.workers} calls at once, {engine.threads} threads each)",
+        flush=True,
+    )
+    if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        print("Warning: no --token-file, so everybody who reaches this port can ask", file=sys.stderr)
 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     limits = settings.limits
     return uvicorn.Config(
         app,
-        http=connection_type(limits),
+        http=connection_type(limits, app.refuse),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -64,7 +73,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_keep_alive=int(max(1, limits.idle_seconds)),
         timeout_graceful_shutdown=int(max(1, limits.drain_seconds)),
         ssl_certfile=None if settings.certificate is None else str(settings.certificate),
@@ -91,6 +99,7 @@ class _Server(uvicorn.Server):
         yield
 
     def _stop(self) -> None:
+        notify.tell("STOPPING=1")
         self._engine.draining = True
         self.should_exit = True
 
