@@ -21,7 +21,7 @@ import pytest
 from package_helpers import wheel, wheels, wish
 from runtime_helpers import edit_manifest
 
-from toolchain.errors import HostError, PackageError, VerificationError
+from toolchain.errors import BundleError, HostError, PackageError, VerificationError
 from toolchain.package import TARGETS, archive, deb, distribution, package, payload
 from toolchain.package import triton as triton_target
 from toolchain.runtime import manifest
@@ -148,7 +148,8 @@ def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:
         b"Package: gone\nStatus: deinstall ok not-installed\nVersion: 1\n"
     )
     root = tmp_path / "debian.tar"
-    root.write_bytes(archive.tar({"usr/bin/python3.11": b"", "var/lib/dpkg/status": status}, 0, prefix="./"))
+    files = {"usr/bin/python3": b"", "usr/bin/python3.11": b"", "var/lib/dpkg/status": status}
+    root.write_bytes(archive.tar(files, 0, prefix="./"))
     given = wish(tmp_path, base=root, base_sha256=hashlib.sha256(root.read_bytes()).hexdigest())
     package(given, "oci", tmp_path / "image.tar")
     layers = [c for n, c in unpacked(tmp_path / "image.tar").items() if c.startswith(b"\x1f\x8b")]
@@ -214,6 +215,8 @@ def test_the_triton_repository_holds_model_config_and_golden_pictures(tmp_path: 
     assert files["colours-red/1/model.onnx"] == (tmp_path / "bundle" / "model.onnx").read_bytes()
     loaded = payload.load(wish(tmp_path))
     assert triton_target.config(loaded, []).count("model_warmup") == 0
+    hostile = replace(loaded.manifest, input=replace(loaded.manifest.input, name='a" } #\n'))
+    assert r'name: "a\" } #\n", data_type' in triton_target.config(replace(loaded, manifest=hostile), [])
 
 
 def test_the_modelpack_addresses_every_file_by_its_own_hash(tmp_path: Path) -> None:
@@ -311,6 +314,22 @@ def test_the_runtimes_own_wheel_is_reproducible_and_runs_alone(tmp_path: Path) -
     code = f"import sys; sys.path.insert(0, {str(path)!r}); import toolchain.runtime.bundle as b; print(b.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert name in done.stdout
+
+
+def test_a_gpu_target_asks_for_the_gpu(tmp_path: Path) -> None:
+    given = wish(tmp_path, accelerator="cuda")
+    wheel(tmp_path / "wheels", "onnxruntime_gpu")
+    assert "--port ${PORT} --provider cuda $OPTIONS" in deb.unit(payload.load(given))
+    package(given, "oci", tmp_path / "image.tar")
+    assert any(b'"--provider","cuda"' in content for content in unpacked(tmp_path / "image.tar").values())
+
+
+@pytest.mark.parametrize("licences", ["MIT", [1], {"a": 1}])
+def test_licences_of_another_form_are_told(licences: object, tmp_path: Path) -> None:
+    given = wish(tmp_path)
+    edit_manifest(given.bundle, lambda content: content.update(licences=licences))
+    with pytest.raises(BundleError, match="'licences' of its manifest must be a list"):
+        package(given, "triton", tmp_path / "t.tar")
 
 
 def test_a_changed_manifest_name_cannot_leave_the_folder(tmp_path: Path) -> None:

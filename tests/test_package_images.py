@@ -148,7 +148,7 @@ def test_deb_is_installed_verified_tampered_refused_removed(tmp_path: Path, devi
     """Into the base's root from outside, for it holds no shell; and python3-minimal only, so dependencies are overridden."""
     given, root = wish(tmp_path, device), tmp_path / "root"
     package(given, "deb", tmp_path / "c.deb")
-    emulate.unpack(given.base, root)  # type: ignore[arg-type]
+    emulate.unpack(given.base.read_bytes(), root)  # type: ignore[union-attr]
     dpkg = ["dpkg", f"--root={root}", "--force-depends", "--force-script-chrootless"]
     home = "/opt/toolchain/colours"
     script = 'mkdir -p "$0/proc" && mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'

@@ -31,7 +31,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "server": ("uvicorn>=0.54,<0.60", "httptools>=0.9,<0.10"),
 }
 _BASE = ("numpy>=2", "pillow>=11")
-_LEFT_OUT = ("__pycache__", ".pyc")
+_KINDS = (".py", ".html")
 
 
 def epoch() -> int:
@@ -51,7 +51,7 @@ def sources() -> dict[str, bytes]:
     found = {
         f"toolchain/runtime/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part in str(path.relative_to(folder)) for part in _LEFT_OUT)
+        if path.suffix in _KINDS and path.is_file()
     }
     return {"toolchain/__init__.py": b"", **found}
 

@@ -10,6 +10,7 @@ onnxruntime, so 10 or newer is asked for. Answers are what is emulated; speed is
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import subprocess
 import sys
@@ -86,20 +87,23 @@ def _run(emulator: list[str], payload: Payload, root: Path, carried: Path, isa: 
     raise kind(f"on emulated {isa}: {lines[-1] if lines else f'ended with {done.returncode}'}")
 
 
-def unpack(content: Path, root: Path) -> None:
+def unpack(base: bytes, root: Path) -> None:
     """Unpack a base for reading, its device files left out. Raises PackageError for a name that leaves it."""
 
     def kept(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         for member in archive:
             if member.name.startswith("/") or ".." in member.name.split("/"):
-                raise PackageError(f"{content}: holds {member.name!r}, which leaves the folder; refused")
+                raise PackageError(f"the base holds {member.name!r}, which leaves the folder; refused")
             if member.isfile() or member.isdir() or member.issym() or member.islnk():
                 member.uid = member.gid = 0
                 yield member
 
     root.mkdir()
-    with tarfile.open(content) as archive:
-        archive.extractall(root, members=kept(archive), filter="tar")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(base)) as archive:
+            archive.extractall(root, members=kept(archive), filter="tar")
+    except tarfile.TarError as e:  # a link that leads out of the folder, among others
+        raise PackageError(f"the base cannot be unpacked ({e}); refused") from e
 
 
 def main() -> int:

@@ -74,11 +74,16 @@ class Payload:
     def version(self) -> str:
         """As wished, or the toolchain's version, `+` and 12 digits of the bundle's identity."""
         version = self.wish.version or f"{__version__}+{self.manifest.identity[:12]}"
-        if not re.fullmatch(r"[0-9][A-Za-z0-9.+~]*", version):
+        if not re.fullmatch(r"[0-9][A-Za-z0-9.+~]{,63}", version):
             raise PackageError(
-                f"--version {version}: must begin with a digit and hold letters, digits, . + ~ only"
+                f"--version {version}: must begin with a digit and hold letters, digits, . + ~ only, 64 at most"
             )
         return version
+
+    @property
+    def tag(self) -> str:
+        """The version in what registries and Mender take: without + and ~."""
+        return re.sub(r"[+~]", "-", self.version)
 
     @property
     def device(self) -> str:
@@ -144,10 +149,10 @@ def load(wish: Wish) -> Payload:
     return Payload(wish, declared, content)
 
 
-def command(folder: str, *, host: str, extra: tuple[str, ...] = ()) -> list[str]:
+def command(wish: Wish, folder: str, *, host: str, port: str = str(PORT)) -> list[str]:
     """How a target starts the server, which verifies the bundle in `folder` before it is ready."""
-    words = ["/usr/bin/python3", "-m", "toolchain.runtime", "serve", folder]
-    return [*words, "--host", host, "--port", str(PORT), *extra]
+    words = ["/usr/bin/python3", "-m", "toolchain.runtime", "serve", folder, "--host", host, "--port", port]
+    return words if wish.accelerator == "cpu" else [*words, "--provider", "cuda"]
 
 
 def _licence() -> bytes:
