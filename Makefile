@@ -142,6 +142,26 @@ parity: setup base device-wheels
 	    --base $$base --base-sha256 $$(sha256sum $$base | cut -d' ' -f1) || exit $$?; \
 	done; done
 
-# Builds and runs each target; wants root, podman, runc, buildah, skopeo, qemu-user, rauc, mender-artifact.
-test-images: setup base device-wheels
+# For bootable images: Debian's kernel for virtual machines (KERNEL=linux-image for real ones), systemd's EFI stub, a static
+# busybox.
+KERNEL ?= linux-image-cloud
+.PHONY: boot
+boot: $(DEVICE)/boot-amd64.tar $(DEVICE)/boot-arm64.tar
+$(DEVICE)/boot-%.tar:
+	@command -v mmdebstrap >/dev/null || { echo "mmdebstrap is missing: apt-get install mmdebstrap"; exit 1; }
+	mkdir -p $(DEVICE)
+	SOURCE_DATE_EPOCH=$(EPOCH) mmdebstrap --quiet --architectures=$* --variant=extract \
+	  --include=$(KERNEL)-$*,systemd-boot-efi,busybox-static --dpkgopt='path-exclude=/usr/share/*' \
+	  --dpkgopt='path-include=/usr/share/doc/*/copyright' bookworm $@
+	sha256sum $@
+
+# A Debian with systemd, in which the .deb is installed and started.
+$(DEVICE)/system-amd64.tar:
+	mkdir -p $(DEVICE)
+	SOURCE_DATE_EPOCH=$(EPOCH) mmdebstrap --quiet --architectures=amd64 --variant=minbase \
+	  --include=systemd,systemd-sysv,dbus,python3,libstdc++6 bookworm $@
+
+# Builds and runs each target; wants root, podman, runc, buildah, skopeo, systemd-container, qemu-user, rauc,
+# qemu-system, ovmf, qemu-efi-aarch64, mender-artifact: what is missing is skipped, and said so.
+test-images: setup base boot device-wheels $(DEVICE)/system-amd64.tar
 	TOOLCHAIN_DEVICE=$(abspath $(DEVICE)) $(BIN)/python -m pytest -m root tests/test_package_images.py

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from package_helpers import wheel, wheels, wish
 from runtime_helpers import edit_manifest
 
 from toolchain.errors import BundleError, HostError, PackageError, VerificationError
-from toolchain.package import TARGETS, archive, deb, distribution, package, payload
+from toolchain.package import TARGETS, archive, deb, disk, distribution, esp, package, payload, pinned, uki
 from toolchain.package import triton as triton_target
 from toolchain.runtime import manifest
 
@@ -139,6 +140,107 @@ def test_the_image_is_an_oci_layout_and_a_docker_archive(tmp_path: Path) -> None
     assert config["config"]["User"] == "10001:10001"
     assert config["config"]["Entrypoint"][1:4] == ["-m", "toolchain.runtime", "serve"]
     assert json.loads(files["manifest.json"])[0]["Layers"][0] in files
+
+
+def test_a_disk_is_a_gpt_with_a_fat_that_others_read(tmp_path: Path) -> None:
+    """By Linux' own view of it where mtools and sfdisk are there, and by its checksums everywhere."""
+    program = bytes(range(256)) * 40_000
+    path = tmp_path / "disk.img"
+    path.write_bytes(esp.disk(program, "BOOTX64.EFI", "seed"))
+    data = path.read_bytes()
+    for at in (512, len(data) - 512):
+        head = bytearray(data[at : at + 92])
+        assert head[:8] == b"EFI PART"
+        said, head[16:20] = int.from_bytes(head[16:20], "little"), bytes(4)
+        assert zlib.crc32(head) == said
+        assert int.from_bytes(head[24:32], "little") * 512 == at
+    if shutil.which("sfdisk"):
+        done = subprocess.run(["sfdisk", "-J", path], capture_output=True, text=True, check=True)
+        (partition,) = json.loads(done.stdout)["partitiontable"]["partitions"]
+        assert (partition["start"], partition["type"]) == (2048, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B")
+    if shutil.which("fsck.vfat"):
+        (tmp_path / "volume").write_bytes(data[2048 * 512 : -33 * 512])
+        done = subprocess.run(
+            ["fsck.vfat", "-n", tmp_path / "volume"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+    if shutil.which("mcopy"):
+        words = ["mcopy", "-n", "-i", f"{path}@@1M", "::EFI/BOOT/BOOTX64.EFI", tmp_path / "copied"]
+        subprocess.run(words, check=True, capture_output=True)
+        assert (tmp_path / "copied").read_bytes() == program
+
+
+def test_a_disk_of_any_size_is_fat16() -> None:
+    assert [esp.cluster_bytes(size << 20) >> 10 for size in (0, 1, 255, 257, 600, 2000)] == [
+        4,
+        4,
+        4,
+        8,
+        16,
+        32,
+    ]
+    with pytest.raises(PackageError, match="more than FAT16 holds"):
+        esp.cluster_bytes(3 << 30)
+    volume = memoryview(esp.disk(b"x", "BOOTAA64.EFI", "seed"))[2048 * 512 :]
+    each, tables = volume[13] * 512, int.from_bytes(volume[22:24], "little")
+    total = int.from_bytes(volume[19:21], "little") or int.from_bytes(volume[32:36], "little")
+    clusters = (total * 512 - 512 * (1 + 2 * tables + 32)) // each
+    assert 4085 <= clusters <= 65524
+    assert tables * 256 >= clusters + 2
+    assert total * 512 == len(volume) - 33 * 512
+
+
+def test_a_stub_that_is_none_is_told() -> None:
+    for stub in (b"", b"MZ" + bytes(100), b"\x7fELF" + bytes(4000)):
+        with pytest.raises(PackageError, match="EFI stub"):
+            uki.build(stub, {".linux": b"kernel"})
+
+
+def test_modules_are_loaded_after_what_they_need() -> None:
+    def module(*needs: str) -> bytes:
+        return b"\x7fELF\0license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"
+
+    folder = "lib/modules/6.1/kernel"
+    tree = {
+        f"{folder}/net/virtio_net.ko": module("net_failover", "virtio-ring"),
+        f"{folder}/net/net_failover.ko": module("failover"),
+        f"{folder}/core/failover.ko": module(),
+        f"{folder}/virtio/virtio_ring.ko": module(),
+        f"{folder}/fs/squashfs.ko": module("built_in"),
+        f"{folder}/other.ko": module(),
+    }
+    boot = archive.tar(tree, 0, prefix="./")
+    found = list(disk._drivers(boot, pinned.names(boot, None), "6.1", None))
+    order = [name.removeprefix("modules/")[3:-3] for name in found]
+    assert sorted(order) == ["failover", "net_failover", "squashfs", "virtio_net", "virtio_ring"]
+    assert order.index("failover") < order.index("net_failover") < order.index("virtio_net")
+    assert order.index("virtio_ring") < order.index("virtio_net")
+    assert found == sorted(found)
+
+
+def test_a_disk_wants_a_pinned_kernel(tmp_path: Path) -> None:
+    given = wish(tmp_path)
+    with pytest.raises(PackageError, match=r"--boot FILE\.tar"):
+        package(given, "disk", tmp_path / "d.img")
+    boot = tmp_path / "boot.tar"
+    boot.write_bytes(archive.tar({"boot/vmlinuz-1": b"", "boot/vmlinuz-2": b""}, 0))
+    pinned_to = hashlib.sha256(boot.read_bytes()).hexdigest()
+    if shutil.which("mksquashfs"):
+        with pytest.raises(PackageError, match="holds 2 kernels"):
+            package(replace(given, boot=boot, boot_sha256=pinned_to), "disk", tmp_path / "d.img")
+    with pytest.raises(PackageError, match="not the pinned"):
+        package(replace(given, boot=boot, boot_sha256="0" * 64), "disk", tmp_path / "d.img")
+
+
+def test_a_cpio_is_one_that_cpio_reads(tmp_path: Path) -> None:
+    if shutil.which("cpio") is None:
+        pytest.skip("cpio is not installed (apt-get install cpio)")
+    content = archive.cpio({"init": b"#!", "a/b": b"12345"}, 7, ("proc",), {"init"})
+    done = subprocess.run(["cpio", "-itv"], input=content, capture_output=True, check=True)
+    rows = [line.split() for line in done.stdout.decode().splitlines()]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("drwxr-xr-x", "a"), ("-rw-r--r--", "a/b"), ("-rwxr-xr-x", "init"), ("drwxr-xr-x", "proc"),
+    ]  # fmt: skip
 
 
 def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ EnvironmentFile=-/etc/default/{package}
 ExecStart={start}
 Restart=always
 RestartSec=2
+RestartPreventExitStatus=2 3
 TimeoutStopSec=30
 MemoryMax=2G
 TasksMax=256

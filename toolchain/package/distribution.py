@@ -46,14 +46,14 @@ def epoch() -> int:
 
 
 def sources() -> dict[str, bytes]:
-    """{path: content} of the runtime, `toolchain/runtime/…` with an empty `toolchain/__init__.py`."""
+    """{path: content} of the runtime, `toolchain/runtime/…`, with a `toolchain/__init__.py` that only says the version."""
     folder = Path(str(resources.files("toolchain.runtime")))
     found = {
         f"toolchain/runtime/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.suffix in _KINDS and path.is_file()
     }
-    return {"toolchain/__init__.py": b"", **found}
+    return {"toolchain/__init__.py": f'__version__ = "{__version__}"\n'.encode(), **found}
 
 
 def wheel(when: int) -> tuple[str, bytes]:

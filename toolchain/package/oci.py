@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import PackageError
-from toolchain.package import archive
+from toolchain.package import archive, pinned
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
 from toolchain.package.sbom import DebianPackage, installed
 from toolchain.record import JSON
@@ -61,7 +60,7 @@ def as_json(value: JSON) -> bytes:
 def write(payload: Payload, out: Path) -> None:
     """Write the archive. Raises PackageError for a base that is missing, not pinned, another, or unfit."""
     base = pinned_base(payload)
-    ours = archive.tar(payload.tree(system=_system(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
+    ours = archive.tar(payload.tree(system=system_of(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
     zipped = [base if base.startswith(b"\x1f\x8b") else archive.gzipped(base), archive.gzipped(ours)]
     unpacked = [_plain(base), ours]
     layout = Layout()
@@ -118,32 +117,17 @@ def pinned_base(payload: Payload) -> bytes:
     Raises PackageError otherwise.
     """
     wish = payload.wish
-    if wish.base is None or wish.base_sha256 is None:
-        raise PackageError(
-            "a root file system is needed: give --base FILE.tar and --base-sha256 HEX ('make base')"
-        )
-    try:
-        content = wish.base.read_bytes()
-    except OSError as e:
-        raise PackageError(f"{wish.base}: cannot be read ({e.strerror})") from e
-    found = hashlib.sha256(content).hexdigest()
-    if found != wish.base_sha256.lower():
-        raise PackageError(f"{wish.base}: its sha256 is {found}, not the pinned {wish.base_sha256}; refused")
+    content = pinned.content(wish.base, wish.base_sha256, "--base")
     python = "usr/bin/python{}.{}".format(*payload.python)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as base:
-            names = {member.name.removeprefix("./") for member in base}
-    except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise PackageError(f"{wish.base}: not a tar or tar.gz ({e})") from e
-    if not {python, "usr/bin/python3"} <= names:
+    if not {python, "usr/bin/python3"} <= pinned.names(content, wish.base):
         raise PackageError(
             f"{wish.base}: has no /{python} as /usr/bin/python3, which the wheels are built for"
         )
     return content
 
 
-def _system(base: bytes) -> tuple[DebianPackage, ...]:
-    """The base's packages; none where it is no Debian."""
+def system_of(base: bytes) -> tuple[DebianPackage, ...]:
+    """The packages in a root file system's tar; none where it is no Debian."""
     with tarfile.open(fileobj=io.BytesIO(base)) as root:
         for member in root:
             if member.name.removeprefix("./") == "var/lib/dpkg/status" and (file := root.extractfile(member)):

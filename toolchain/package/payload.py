@@ -39,7 +39,8 @@ class Wish:
     """What is to be packaged, and how.
 
     arch: "amd64" or "arm64". accelerator: "cpu", "cuda" or "jetson". wheels: the folder with the libraries'
-    wheels. base, base_sha256: a root file system as tar, pinned. version: the package's; by default the
+    wheels. base, base_sha256: a root file system as tar, pinned; boot, boot_sha256: a kernel, an EFI stub and a
+    busybox, as Debian installs them, likewise. version: the package's; by default the
     toolchain's with the bundle's identity. device: what update bundles say that they fit; by default
     "toolchain-ARCH". key, certificate: who signs. epoch: the time that everything carries, in seconds.
     """
@@ -50,6 +51,8 @@ class Wish:
     wheels: Path | None = None
     base: Path | None = None
     base_sha256: str | None = None
+    boot: Path | None = None
+    boot_sha256: str | None = None
     version: str | None = None
     device: str | None = None
     key: Path | None = None

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -258,8 +258,5 @@ async def _send(send: Send, response: Response, *, head: bool, last: bool) -> No
 
 
 def _version() -> str:
-    """The installed distribution's version; "unknown" where the folder was only copied."""
-    try:
-        return metadata.version("toolchain")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """What the package around the runtime says, the whole toolchain or the runtime's own distribution."""
+    return str(getattr(sys.modules["toolchain"], "__version__", "unknown"))

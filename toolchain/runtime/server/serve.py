@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from toolchain.runtime.errors import HostError, ToolchainError
 from toolchain.runtime.limits import allow_files
@@ -42,14 +43,14 @@ def serve(settings: Settings) -> None:
     with contextlib.closing(listening):
         engine = Engine(settings)
         app = App(engine, settings)
-        _greet(settings, engine, listening)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
-        notify.tell("READY=1")
-        _Server(_config(app, settings), app, engine).run(sockets=[listening])
+        ready = functools.partial(_greet, settings, engine, listening)
+        _Server(_config(app, settings), app, engine, ready).run(sockets=[listening])
         engine.close()
 
 
 def _greet(settings: Settings, engine: Engine, listening: socket.socket) -> None:
+    """Tell a person and a supervisor that requests are answered from now on."""
     scheme = "http" if settings.certificate is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(
@@ -58,7 +59,12 @@ def _greet(settings: Settings, engine: Engine, listening: socket.socket) -> None
         flush=True,
     )
     if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
-        print("Warning: no --token-file, so everybody who reaches this port can ask", file=sys.stderr)
+        print(
+            "Warning: no --token-file, so everybody who reaches this port can ask",
+            file=sys.stderr,
+            flush=True,
+        )
+    notify.tell("READY=1")
 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
@@ -83,8 +89,9 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals: it ends by itself after draining, with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, app: App, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, app: App, engine: Engine, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self._ready = ready
         self._app = app
         self._engine = engine
         self._swaps: set[asyncio.Task[None]] = set()
@@ -96,6 +103,7 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._swap, False)
         loop.add_signal_handler(signal.SIGUSR1, self._swap, True)
+        self._ready()  # not before: a signal would end the process undrained
         yield
 
     def _stop(self) -> None:
