@@ -54,8 +54,14 @@ class Engine:
         self._previous: Loaded | None = None
         self._swapping = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="answer")
-        self.held = 0
+        self._held = 0
+        self._counting = threading.Lock()
         self.draining = False
+
+    @property
+    def held(self) -> int:
+        """Requests that wait or are worked on."""
+        return self._held
 
     @property
     def current(self) -> Loaded:
@@ -69,24 +75,22 @@ class Engine:
         holds its place until then, also when nobody waits for it any more.
         """
         limits = self._settings.limits
-        if self.held >= self.workers + limits.queue:
-            raise busy("too many requests wait; try again")
-        self.held += 1
-        loop = asyncio.get_running_loop()
+        with self._counting:
+            if self._held >= self.workers + limits.queue:
+                raise busy("too many requests wait; try again")
+            self._held += 1
         future = self._pool.submit(work)
-        future.add_done_callback(lambda _: self._later(loop))
+        future.add_done_callback(self._let_go)
         try:
             async with asyncio.timeout(limits.work_seconds):
                 return await asyncio.wrap_future(future)
         except TimeoutError as e:
             raise busy(f"no answer within {limits.work_seconds:g} seconds") from e
 
-    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._let_go)
-
-    def _let_go(self) -> None:
-        self.held -= 1
+    def _let_go(self, _: object) -> None:
+        """On the worker's thread, or the event loop's when work was cancelled before it began."""
+        with self._counting:
+            self._held -= 1
 
     def swap(self) -> Loaded:
         """Load and verify what lies at the bundle's path now, and answer with it from now on.
