@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 WHEELHOUSE ?=
 PIP_FLAGS := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE),)
 STAMP := $(VENV)/.ready
+BUNDLES ?= runs/quickstart/bundle
 
 .PHONY: setup demo test check test-slow test-gpu test-root wheelhouse schema clean
 
@@ -66,6 +67,16 @@ bench: setup
 	$(BIN)/python -m benchmarks.bench.explain_cases --by-hand --out build/bench/explain.json
 	$(BIN)/python -m benchmarks.bench.harness_cost --out build/bench/harness_cost.json
 	$(BIN)/python -m benchmarks.bench.own
+	@if [ -d $(firstword $(BUNDLES)) ]; then $(BIN)/python -m benchmarks.serve.overhead --bundle $(firstword $(BUNDLES)) \
+	    --rounds 10 --out build/bench/serve_overhead.json || [ $$? = 1 ]; \
+	  else echo "the server is not measured: 'make demo' makes $(firstword $(BUNDLES))"; fi
+
+# What serving costs, into benchmarks/results: a quiet machine, and BUNDLES="one bundle". The soak goes on where it was.
+.PHONY: bench-serve
+bench-serve: setup
+	$(BIN)/python -m benchmarks.serve.overhead --bundle $(firstword $(BUNDLES))
+	$(BIN)/python -m benchmarks.serve.saturation --bundle $(firstword $(BUNDLES))
+	$(BIN)/python -m benchmarks.serve.soak --bundle $(firstword $(BUNDLES))
 
 bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write
@@ -134,7 +145,6 @@ $(DEVICE)/base-%.tar:
 	sha256sum $@
 
 # The golden pictures of BUNDLES on emulated AVX2-only x86 and arm64 (qemu-user 10): minutes.
-BUNDLES ?= runs/quickstart/bundle
 parity: setup base device-wheels
 	for bundle in $(BUNDLES); do for isa in x86-avx2 arm64; do \
 	  arch=$$(test $$isa = arm64 && echo arm64 || echo amd64); base=$(DEVICE)/base-$$arch.tar; \

@@ -64,6 +64,8 @@ ROWS: dict[str, tuple[bytes, bytes, bytes]] = {
     "a size that is not that of the shape": (infer([1, 9, 9, 3], bytes(9), said=243), b"400", b"243 bytes"),
     "gzip that unpacks to 1 GB": (
         post(INFER, gzip.compress(bytes(1 << 20)) * 1024, "Content-Encoding: gzip"), b"413", b"unpacks to more"),
+    "gzip of 9 MB of zeros": (
+        post(INFER, gzip.compress(bytes(9 << 20)), "Content-Encoding: gzip"), b"413", b"than the 8388608 bytes"),
     "a body that is said to have 99 GB": (
         f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode(), b"413", b"larger than"),
     "chunks without an end": (CHUNKED + b"\r\n" + (b"100000\r\n" + bytes(1 << 20) + b"\r\n") * 40, b"413", b"larger"),

@@ -12,6 +12,8 @@ from toolchain.runtime.server.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+# What a packed body may unpack to, whatever the limit: zeros pack 1000:1, and unpacking them takes a worker's time.
+_MOST_TIMES, _ALWAYS_BYTES = 100, 8 << 20
 _ENCODINGS = ("identity", "", "gzip", "x-gzip", "deflate")
 
 
@@ -84,13 +86,15 @@ class Reader:
 def unpack(body: bytearray, encoding: str, cap: int) -> bytes | bytearray:
     """Undo a body's content encoding: gzip or deflate (RFC 9110, 8.4.1), or none.
 
-    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out.
+    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out, or
+    more than 8 MiB that are also 100 times what was sent.
     """
     kind = encoding.strip().lower()
     if kind not in _ENCODINGS:
         raise RefusedError(415, f"the content encoding {kind!r} is not known; use gzip, deflate or none")
     if kind in _ENCODINGS[:2]:
         return body
+    cap = min(cap, max(_ALWAYS_BYTES, _MOST_TIMES * len(body)))
     out = bytearray()
     rest = bytes(body)
     try:
