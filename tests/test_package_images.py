@@ -26,7 +26,7 @@ import pytest
 from runtime_helpers import fused_model, make_bundle
 
 from toolchain.errors import VerificationError
-from toolchain.package import Wish, emulate, package, trust
+from toolchain.package import Wish, emulate, package, pinned, trust
 from toolchain.package.payload import command
 from toolchain.runtime import manifest
 from toolchain.runtime.bundle import Bundle
@@ -194,7 +194,7 @@ def test_deb_is_installed_verified_tampered_refused_removed(tmp_path: Path, devi
     """Into the base's root from outside, for it holds no shell; and python3-minimal only, so dependencies are overridden."""
     given, root = wish(tmp_path, device), tmp_path / "root"
     package(given, "deb", tmp_path / "c.deb")
-    emulate.unpack(given.base.read_bytes(), root)  # type: ignore[union-attr]
+    pinned.unpack(given.base.read_bytes(), root)  # type: ignore[union-attr]
     dpkg = ["dpkg", f"--root={root}", "--force-depends", "--force-script-chrootless"]
     home = "/opt/toolchain/colours"
     script = 'mkdir -p "$0/proc" && mount --bind /proc "$0/proc" && exec chroot "$0" "$@"'
@@ -322,7 +322,7 @@ def test_deb_on_a_running_system_starts_restarts_refuses_and_goes(tmp_path: Path
     """Debian with systemd, booted in a container with a network of its own: the unit as it ships."""
     given, root = wish(tmp_path, device), tmp_path / "root"
     package(given, "deb", tmp_path / "c.deb")
-    emulate.unpack((device / "system-amd64.tar").read_bytes(), root)
+    pinned.unpack((device / "system-amd64.tar").read_bytes(), root)
     shutil.copy(tmp_path / "c.deb", root / "root" / "c.deb")
     unit, home = "toolchain-colours", "/opt/toolchain/colours"
     with booted(root, tmp_path / "boot.log") as (inside, network):
@@ -409,6 +409,9 @@ def test_a_disk_boots_by_firmware_and_answers(arch: str, isa: str, tmp_path: Pat
         pytest.skip("needs the firmware (apt-get install ovmf qemu-efi-aarch64) and 'make boot'")
     given = wish(tmp_path, device, arch, boot=boot, boot_sha256=sha256_of(boot))
     package(given, "disk", tmp_path / "disk.img")
+    first = sha256_of(tmp_path / "disk.img")
+    package(given, "disk", tmp_path / "disk.img")
+    assert sha256_of(tmp_path / "disk.img") == first
     shutil.copy(FIRMWARE / variables, tmp_path / "vars.fd")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

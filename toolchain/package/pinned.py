@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolchain.errors import PackageError
@@ -49,3 +49,22 @@ def files(archive: bytes, wanted: Mapping[str, str], path: Path | None) -> dict[
     if missing := [name for key, name in wanted.items() if key not in found]:
         raise PackageError(f"{path}: lacks {', '.join(missing)}")
     return found
+
+
+def unpack(base: bytes, root: Path) -> None:
+    """Unpack a base for reading, its device files left out. Raises PackageError for a name that leaves it."""
+
+    def kept(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        for member in archive:
+            if member.name.startswith("/") or ".." in member.name.split("/"):
+                raise PackageError(f"the base holds {member.name!r}, which leaves the folder; refused")
+            if member.isfile() or member.isdir() or member.issym() or member.islnk():
+                member.uid = member.gid = 0
+                yield member
+
+    root.mkdir()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(base)) as archive:
+            archive.extractall(root, members=kept(archive), filter="tar")
+    except tarfile.TarError as e:  # a link that leads out of the folder, among others
+        raise PackageError(f"the base cannot be unpacked ({e}); refused") from e
