@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,3 +66,18 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
             process.wait(60)
         finally:
             process.stdout.close()
+
+
+def refused(folder: Path, *options: str) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command(folder, *options), capture_output=True, text=True, env=environment, timeout=60
+    )
+    return done.returncode, done.stderr
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)

@@ -388,6 +388,7 @@ def test_wheels_that_are_missing_double_damaged_or_hostile(tmp_path: Path) -> No
 def test_versions_and_devices_are_checked(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="--version"):
         package(wish(tmp_path, version="1.0\nDepends: evil"), "deb", tmp_path / "d")
+    assert payload.load(wish(tmp_path, version="1.0~rc1+b")).tag == "1.0-rc1-b"
     assert payload.load(wish(tmp_path)).device == "toolchain-amd64"
     with pytest.raises(PackageError, match="--device"):
         _ = payload.load(wish(tmp_path, device="a b")).device

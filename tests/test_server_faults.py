@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -25,7 +23,7 @@ from runtime_helpers import (
     write_golden,
     write_manifest,
 )
-from server_helpers import ROOT, Server, command, serving
+from server_helpers import Server, refused, serving, wait_for
 
 from toolchain.runtime import manifest
 from toolchain.runtime.bundle import Bundle
@@ -49,25 +47,10 @@ def other_bundle(folder: Path) -> Path:
     return folder
 
 
-def refused(folder: Path, *options: str) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command(folder, *options), capture_output=True, text=True, env=environment, timeout=60
-    )
-    return done.returncode, done.stderr
-
-
 def ask(client: httpx.Client) -> httpx.Response:
     array = GOLDEN[0][None]
     given = {"name": "pictures", "datatype": "UINT8", "shape": list(array.shape), "data": array.tolist()}
     return client.post("/v2/models/colours/infer", json={"inputs": [given]})
-
-
-def wait_for(happened, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_changed_bundle_is_not_served(tmp_path: Path) -> None:

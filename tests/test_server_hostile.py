@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from runtime_helpers import make_bundle
-from server_helpers import Server, serving
+from server_helpers import Server, refused, serving, wait_for
 
 pytest.importorskip("uvicorn", reason="serving needs the extra 'server'")
 INFER = "/v2/models/colours/infer"
@@ -119,8 +119,6 @@ def test_too_many_connections_are_told_to_come_again(server: Server) -> None:
 
 
 def test_more_connections_than_the_process_may_have(tmp_path: Path) -> None:
-    from test_server_faults import refused
-
     code, told = refused(make_bundle(tmp_path / "bundle"), "--limit-connections", "99999999")
     assert code == 2
     assert "ulimit -n" in told
@@ -171,6 +169,4 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _until_ready(server: Server) -> None:
-    from test_server_faults import wait_for
-
     wait_for(lambda: server.client.get("/v2/health/ready").status_code == 200)
