@@ -26,6 +26,7 @@ class Server:
     url: str
     folder: Path
     log: Path
+    grpc_port: int = 0
 
     @property
     def port(self) -> int:
@@ -56,9 +57,11 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
+        beside = re.match(r"gRPC on port (\d+)", line)
+        line = process.stdout.readline() if beside else line
         found = re.search(r"on (https?://\S+)", line)
         assert found, f"{line}{log.read_text()}"
-        yield Server(process, found[1], folder, log)
+        yield Server(process, found[1], folder, log, int(beside[1]) if beside else 0)
     finally:
         if process.poll() is None:
             process.terminate()

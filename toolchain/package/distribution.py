@@ -28,6 +28,7 @@ REPRODUCIBLE_EPOCH = 315532800  # 1980-01-01, the first day that a zip can name
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cpu": (f"onnxruntime>={MINIMUM_ONNXRUNTIME}",),
     "gpu": (f"onnxruntime-gpu>={MINIMUM_ONNXRUNTIME}",),
+    "grpc": ("grpcio>=1.70,<2",),
     "server": ("uvicorn>=0.54,<0.60", "httptools>=0.9,<0.10"),
 }
 _BASE = ("numpy>=2", "pillow>=11")

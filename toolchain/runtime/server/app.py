@@ -108,7 +108,7 @@ class App:
             self._check_token(request)
         served = self._engine.current
         if request.model is not None:
-            _check_model(request, served)
+            served.check(request.model, request.version)
         return await self._routes[request.route](request, served)
 
     def _check_token(self, request: Request) -> None:
@@ -132,7 +132,7 @@ class App:
         return _json({"ready": True})
 
     async def _server(self, request: Request, served: Loaded) -> Response:
-        return _json({"name": "toolchain", "version": _version(), "extensions": ["binary_tensor_data"]})
+        return _json({"name": "toolchain", "version": version(), "extensions": ["binary_tensor_data"]})
 
     async def _show_metrics(self, request: Request, served: Loaded) -> Response:
         engine = self._engine
@@ -229,13 +229,6 @@ def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], incoming: bo
     return Request(route, model, version, headers, incoming)
 
 
-def _check_model(request: Request, served: Loaded) -> None:
-    if request.model != served.name:
-        raise RefusedError(404, f"the only model here is {served.name!r}")
-    if request.version not in (None, served.version):
-        raise RefusedError(404, f"the only version here is {served.version!r}")
-
-
 def _refusal(error: RefusedError) -> Response:
     return Response(
         json.dumps({"error": error.sentence}).encode(), status=error.status, headers=error.headers
@@ -257,6 +250,6 @@ async def _send(send: Send, response: Response, *, head: bool, last: bool) -> No
     await send({"type": "http.response.body", "body": b"" if head else response.content})
 
 
-def _version() -> str:
+def version() -> str:
     """What the package around the runtime says, the whole toolchain or the runtime's own distribution."""
     return str(getattr(sys.modules["toolchain"], "__version__", "unknown"))

@@ -13,7 +13,7 @@ from typing import TypeVar
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
-from toolchain.runtime.server.refusals import busy
+from toolchain.runtime.server.refusals import RefusedError, busy
 from toolchain.runtime.server.settings import Settings
 from toolchain.runtime.session import Session
 
@@ -34,6 +34,13 @@ class Loaded:
     @property
     def version(self) -> str:
         return self.bundle.manifest.identity[:12]
+
+    def check(self, model: str, version: str | None) -> None:
+        """Raise RefusedError 404 when a request asks for another model, or another version than this."""
+        if model != self.name:
+            raise RefusedError(404, f"the only model here is {self.name!r}")
+        if version not in (None, self.version):
+            raise RefusedError(404, f"the only version here is {self.version!r}")
 
 
 class Engine:

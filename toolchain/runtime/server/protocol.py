@@ -62,7 +62,17 @@ def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise RefusedError(400, f"'inputs' must be a list of one object, the input {declared.input.name!r}")
-    given = inputs[0]
+    identity = content.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise RefusedError(400, "'id' must be a text")
+    return Asked(tensor(inputs[0], tail, declared, limits), identity, _wants_binary(content, declared.output))
+
+
+def tensor(given: dict[str, Any], tail: memoryview, declared: Manifest, limits: Limits) -> NDArray[Any]:
+    """The array of one input, its bytes in `tail` or its numbers in `given`; may look into `tail`.
+
+    Raises RefusedError as `parse`.
+    """
     sizes = _shape(given, declared.input)
     if sizes[0] > limits.batch:
         raise RefusedError(413, f"the input {sizes} has more than the {limits.batch} pictures allowed")
@@ -70,17 +80,12 @@ def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest
         raise RefusedError(413, f"the input {sizes} has more than the {limits.pixels} pixels allowed")
     options = _parameters(given)
     if "binary_data_size" in options:
-        array = _binary(tail, options["binary_data_size"], sizes, declared.input)
-    elif len(tail):
+        return _binary(tail, options["binary_data_size"], sizes, declared.input)
+    if len(tail):
         raise RefusedError(
             400, "binary data follows the JSON, but no input has the parameter 'binary_data_size'"
         )
-    else:
-        array = _listed(given.get("data"), sizes, declared.input)
-    identity = content.get("id")
-    if identity is not None and not isinstance(identity, str):
-        raise RefusedError(400, "'id' must be a text")
-    return Asked(array, identity, _wants_binary(content, declared.output))
+    return _listed(given.get("data"), sizes, declared.input)
 
 
 def answer(asked: Asked, output: NDArray[Any], port: Port, about: dict[str, Any]) -> tuple[bytes, int | None]:

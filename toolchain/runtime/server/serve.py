@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from toolchain.runtime.errors import HostError, ToolchainError
 from toolchain.runtime.limits import allow_files
@@ -23,7 +24,7 @@ try:
 except ModuleNotFoundError as error:
     raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools") from error
 
-from toolchain.runtime.server.app import App
+from toolchain.runtime.server.app import App, version
 from toolchain.runtime.server.connection import SPARE, connection_type
 from toolchain.runtime.server.engine import Engine
 
@@ -45,8 +46,27 @@ def serve(settings: Settings) -> None:
         app = App(engine, settings)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
         ready = functools.partial(_greet, settings, engine, listening)
-        _Server(_config(app, settings), app, engine, ready).run(sockets=[listening])
+        _Server(_config(app, settings), app, engine, _rpc(settings, engine, app), ready).run(
+            sockets=[listening]
+        )
         engine.close()
+
+
+class _Beside(Protocol):
+    """Another protocol that is answered in the same event loop (`rpc.Rpc`)."""
+
+    async def start(self) -> int: ...
+
+    async def stop(self) -> None: ...
+
+
+def _rpc(settings: Settings, engine: Engine, app: App) -> Callable[[], _Beside] | None:
+    """How gRPC is made once there is an event loop, where it was asked for. Raises ToolchainError without grpcio."""
+    if settings.grpc_port is None:
+        return None
+    from toolchain.runtime.server.rpc import Rpc
+
+    return functools.partial(Rpc, engine, settings, app.metrics, version())
 
 
 def _greet(settings: Settings, engine: Engine, listening: socket.socket) -> None:
@@ -89,8 +109,17 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals: it ends by itself after draining, with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, app: App, engine: Engine, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: App,
+        engine: Engine,
+        beside: Callable[[], _Beside] | None,
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._make_beside = beside
+        self._beside: _Beside | None = None
         self._ready = ready
         self._app = app
         self._engine = engine
@@ -103,8 +132,19 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._swap, False)
         loop.add_signal_handler(signal.SIGUSR1, self._swap, True)
-        self._ready()  # not before: a signal would end the process undrained
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer, then tell so: signals are taken already, so that none ends the process undrained."""
+        await super().startup(sockets)
+        if self._make_beside is not None:
+            self._beside = self._make_beside()
+            print(f"gRPC on port {await self._beside.start()}", flush=True)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is in flight, over both protocols at once."""
+        await asyncio.gather(super().shutdown(sockets), *([self._beside.stop()] if self._beside else []))
 
     def _stop(self) -> None:
         notify.tell("STOPPING=1")

@@ -57,7 +57,7 @@ class Settings:
 
     bundle: a folder, or a link to one (hot swap reads it again). threads of a session and workers (calls at
     once): None takes them from the bundle's measurements. token: what clients must bear, or None.
-    certificate, key: PEM files for TLS, both or none.
+    certificate, key: PEM files for TLS, both or none. grpc_port: where gRPC is answered as well, or None.
     """
 
     bundle: Path
@@ -69,14 +69,16 @@ class Settings:
     token: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    grpc_port: int | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         for name in ("threads", "workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ToolchainError(f"--{name} must be at least 1, not {value}")
-        if not 0 <= self.port <= 65535:
-            raise ToolchainError(f"--port must be 0 to 65535, not {self.port}")
+        for name, port in (("port", self.port), ("grpc-port", self.grpc_port or 0)):
+            if not 0 <= port <= 65535:
+                raise ToolchainError(f"--{name} must be 0 to 65535, not {port}")
         if (self.certificate is None) != (self.key is None):
             raise ToolchainError("TLS needs both --tls-certificate and --tls-key")
 
