@@ -99,6 +99,23 @@ def sign(file: Path, key: Path, certificate: Path | None) -> None:
     click.echo(write(file, key, certificate))
 
 
+@trust.command("seal")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+def seal(bundle: Path, out: Path) -> None:
+    """Copy BUNDLE with its model files encrypted; the key comes from TOOLCHAIN_MODEL_KEY_FILE or TOOLCHAIN_MODEL_KEY.
+
+    \b
+    Example:
+      openssl rand -hex 32 > model.key
+      TOOLCHAIN_MODEL_KEY_FILE=model.key toolchain trust seal runs/tiles/bundle --out sealed
+    """
+    from toolchain.package.seal import write
+
+    write(bundle, out)
+    click.echo(f"{out}: its model files open with the key only")
+
+
 @trust.command("verify")
 @click.argument("file", type=_FILE)
 @click.option("--ca", type=_FILE, help="Certificate of the CA that is trusted.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from toolchain import __version__
 from toolchain.errors import PackageError
 from toolchain.package import distribution, sbom, wheels
-from toolchain.runtime import verification
+from toolchain.runtime import sealed, verification
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.manifest import MANIFEST, Manifest
 
@@ -147,7 +147,7 @@ def load(wish: Wish) -> Payload:
     names = [MANIFEST, *declared.files]
     content = {name: (wish.bundle / name).read_bytes() for name in sorted(names)}
     for name, digest in declared.files.items():  # what was read is what is carried
-        if hashlib.sha256(content[name]).hexdigest() != digest:
+        if hashlib.sha256(sealed.opened(content[name], name)).hexdigest() != digest:
             raise PackageError(f"{wish.bundle / name}: changed while it was read; try again")
     return Payload(wish, declared, content)
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from toolchain.errors import PackageError
 from toolchain.package import archive
 from toolchain.package.payload import Payload
 from toolchain.runtime import manifest as names
-from toolchain.runtime import verification
+from toolchain.runtime import sealed, verification
 from toolchain.runtime.errors import BundleError
 
 # numpy's names in Triton's: triton-inference-server/common, model_config.proto, enum DataType.
@@ -32,6 +33,8 @@ _WARM_UPS = 4
 
 def write(payload: Payload, out: Path) -> None:
     """Write the repository as a tar whose one folder is the model's."""
+    if sealed.is_sealed(payload.bundle[names.MODEL]):
+        raise PackageError(f"{payload.wish.bundle}: its model is sealed, which Triton cannot open")
     golden = verification.read_golden_bytes(payload.bundle[payload.manifest.golden], "golden answers")
     pictures = golden.pictures[:_WARM_UPS]
     tree = {
