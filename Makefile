@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 WHEELHOUSE ?=
 PIP_FLAGS := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE),)
 STAMP := $(VENV)/.ready
+BUNDLES ?= runs/quickstart/bundle
 
 .PHONY: setup demo test check test-slow test-gpu test-root wheelhouse schema clean
 
@@ -66,6 +67,16 @@ bench: setup
 	$(BIN)/python -m benchmarks.bench.explain_cases --by-hand --out build/bench/explain.json
 	$(BIN)/python -m benchmarks.bench.harness_cost --out build/bench/harness_cost.json
 	$(BIN)/python -m benchmarks.bench.own
+	@if [ -d $(firstword $(BUNDLES)) ]; then $(BIN)/python -m benchmarks.serve.overhead --bundle $(firstword $(BUNDLES)) \
+	    --rounds 10 --out build/bench/serve_overhead.json || [ $$? = 1 ]; \
+	  else echo "the server is not measured: 'make demo' makes $(firstword $(BUNDLES))"; fi
+
+# What serving costs, into benchmarks/results: a quiet machine, and BUNDLES="one bundle". The soak goes on where it was.
+.PHONY: bench-serve
+bench-serve: setup
+	$(BIN)/python -m benchmarks.serve.overhead --bundle $(firstword $(BUNDLES))
+	$(BIN)/python -m benchmarks.serve.saturation --bundle $(firstword $(BUNDLES))
+	$(BIN)/python -m benchmarks.serve.soak --bundle $(firstword $(BUNDLES))
 
 bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write
@@ -137,7 +148,6 @@ $(DEVICE)/base-%.tar:
 	sha256sum $@
 
 # The golden pictures of BUNDLES on emulated AVX2-only x86 and arm64 (qemu-user 10): minutes.
-BUNDLES ?= runs/quickstart/bundle
 parity: setup base device-wheels
 	for bundle in $(BUNDLES); do for isa in x86-avx2 arm64; do \
 	  arch=$$(test $$isa = arm64 && echo arm64 || echo amd64); base=$(DEVICE)/base-$$arch.tar; \
@@ -145,6 +155,26 @@ parity: setup base device-wheels
 	    --base $$base --base-sha256 $$(sha256sum $$base | cut -d' ' -f1) || exit $$?; \
 	done; done
 
-# Builds and runs each target; wants root, podman, runc, buildah, skopeo, qemu-user, rauc, mender-artifact.
-test-images: setup base device-wheels
+# For bootable images: Debian's kernel for virtual machines (KERNEL=linux-image for real ones), systemd's EFI stub, a static
+# busybox.
+KERNEL ?= linux-image-cloud
+.PHONY: boot
+boot: $(DEVICE)/boot-amd64.tar $(DEVICE)/boot-arm64.tar
+$(DEVICE)/boot-%.tar:
+	@command -v mmdebstrap >/dev/null || { echo "mmdebstrap is missing: apt-get install mmdebstrap"; exit 1; }
+	mkdir -p $(DEVICE)
+	SOURCE_DATE_EPOCH=$(EPOCH) mmdebstrap --quiet --architectures=$* --variant=extract \
+	  --include=$(KERNEL)-$*,systemd-boot-efi,busybox-static --dpkgopt='path-exclude=/usr/share/*' \
+	  --dpkgopt='path-include=/usr/share/doc/*/copyright' bookworm $@
+	sha256sum $@
+
+# A Debian with systemd, in which the .deb is installed and started.
+$(DEVICE)/system-amd64.tar:
+	mkdir -p $(DEVICE)
+	SOURCE_DATE_EPOCH=$(EPOCH) mmdebstrap --quiet --architectures=amd64 --variant=minbase \
+	  --include=systemd,systemd-sysv,dbus,python3,libstdc++6 bookworm $@
+
+# Builds and runs each target; wants root, podman, runc, buildah, skopeo, systemd-container, qemu-user, rauc,
+# qemu-system, ovmf, qemu-efi-aarch64, mender-artifact: what is missing is skipped, and said so.
+test-images: setup base boot device-wheels $(DEVICE)/system-amd64.tar
 	TOOLCHAIN_DEVICE=$(abspath $(DEVICE)) $(BIN)/python -m pytest -m root tests/test_package_images.py

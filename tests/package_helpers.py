@@ -47,7 +47,9 @@ def wheels(folder: Path, machine: str = "x86_64") -> Path:
 def base(path: Path) -> tuple[Path, str]:
     """A tar that holds a file where Python is looked for, and its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(archive.tar({"usr/bin/python3.11": b"#!/bin/false\n"}, 0, prefix="./"))
+    path.write_bytes(
+        archive.tar({"usr/bin/python3": b"", "usr/bin/python3.11": b"#!/bin/false\n"}, 0, prefix="./")
+    )
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Server:
     url: str
     folder: Path
     log: Path
+    grpc_port: int = 0
 
     @property
     def port(self) -> int:
@@ -55,9 +57,11 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
+        beside = re.match(r"gRPC on port (\d+)", line)
+        line = process.stdout.readline() if beside else line
         found = re.search(r"on (https?://\S+)", line)
         assert found, f"{line}{log.read_text()}"
-        yield Server(process, found[1], folder, log)
+        yield Server(process, found[1], folder, log, int(beside[1]) if beside else 0)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -65,3 +69,18 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
             process.wait(60)
         finally:
             process.stdout.close()
+
+
+def refused(folder: Path, *options: str) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command(folder, *options), capture_output=True, text=True, env=environment, timeout=60
+    )
+    return done.returncode, done.stderr
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ import pytest
 from package_helpers import wheel, wheels, wish
 from runtime_helpers import edit_manifest
 
-from toolchain.errors import HostError, PackageError, VerificationError
-from toolchain.package import TARGETS, archive, deb, distribution, package, payload
+from toolchain.errors import BundleError, HostError, PackageError, VerificationError
+from toolchain.package import TARGETS, archive, deb, disk, distribution, esp, package, payload, pinned, uki
 from toolchain.package import triton as triton_target
 from toolchain.runtime import manifest
 
@@ -141,6 +142,107 @@ def test_the_image_is_an_oci_layout_and_a_docker_archive(tmp_path: Path) -> None
     assert json.loads(files["manifest.json"])[0]["Layers"][0] in files
 
 
+def test_a_disk_is_a_gpt_with_a_fat_that_others_read(tmp_path: Path) -> None:
+    """By Linux' own view of it where mtools and sfdisk are there, and by its checksums everywhere."""
+    program = bytes(range(256)) * 40_000
+    path = tmp_path / "disk.img"
+    path.write_bytes(esp.disk(program, "BOOTX64.EFI", "seed"))
+    data = path.read_bytes()
+    for at in (512, len(data) - 512):
+        head = bytearray(data[at : at + 92])
+        assert head[:8] == b"EFI PART"
+        said, head[16:20] = int.from_bytes(head[16:20], "little"), bytes(4)
+        assert zlib.crc32(head) == said
+        assert int.from_bytes(head[24:32], "little") * 512 == at
+    if shutil.which("sfdisk"):
+        done = subprocess.run(["sfdisk", "-J", path], capture_output=True, text=True, check=True)
+        (partition,) = json.loads(done.stdout)["partitiontable"]["partitions"]
+        assert (partition["start"], partition["type"]) == (2048, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B")
+    if shutil.which("fsck.vfat"):
+        (tmp_path / "volume").write_bytes(data[2048 * 512 : -33 * 512])
+        done = subprocess.run(
+            ["fsck.vfat", "-n", tmp_path / "volume"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+    if shutil.which("mcopy"):
+        words = ["mcopy", "-n", "-i", f"{path}@@1M", "::EFI/BOOT/BOOTX64.EFI", tmp_path / "copied"]
+        subprocess.run(words, check=True, capture_output=True)
+        assert (tmp_path / "copied").read_bytes() == program
+
+
+def test_a_disk_of_any_size_is_fat16() -> None:
+    assert [esp.cluster_bytes(size << 20) >> 10 for size in (0, 1, 255, 257, 600, 2000)] == [
+        4,
+        4,
+        4,
+        8,
+        16,
+        32,
+    ]
+    with pytest.raises(PackageError, match="more than FAT16 holds"):
+        esp.cluster_bytes(3 << 30)
+    volume = memoryview(esp.disk(b"x", "BOOTAA64.EFI", "seed"))[2048 * 512 :]
+    each, tables = volume[13] * 512, int.from_bytes(volume[22:24], "little")
+    total = int.from_bytes(volume[19:21], "little") or int.from_bytes(volume[32:36], "little")
+    clusters = (total * 512 - 512 * (1 + 2 * tables + 32)) // each
+    assert 4085 <= clusters <= 65524
+    assert tables * 256 >= clusters + 2
+    assert total * 512 == len(volume) - 33 * 512
+
+
+def test_a_stub_that_is_none_is_told() -> None:
+    for stub in (b"", b"MZ" + bytes(100), b"\x7fELF" + bytes(4000)):
+        with pytest.raises(PackageError, match="EFI stub"):
+            uki.build(stub, {".linux": b"kernel"})
+
+
+def test_modules_are_loaded_after_what_they_need() -> None:
+    def module(*needs: str) -> bytes:
+        return b"\x7fELF\0license=GPL\0depends=" + ",".join(needs).encode() + b"\0name=x\0"
+
+    folder = "lib/modules/6.1/kernel"
+    tree = {
+        f"{folder}/net/virtio_net.ko": module("net_failover", "virtio-ring"),
+        f"{folder}/net/net_failover.ko": module("failover"),
+        f"{folder}/core/failover.ko": module(),
+        f"{folder}/virtio/virtio_ring.ko": module(),
+        f"{folder}/fs/squashfs.ko": module("built_in"),
+        f"{folder}/other.ko": module(),
+    }
+    boot = archive.tar(tree, 0, prefix="./")
+    found = list(disk._drivers(boot, pinned.names(boot, None), "6.1", None))
+    order = [name.removeprefix("modules/")[3:-3] for name in found]
+    assert sorted(order) == ["failover", "net_failover", "squashfs", "virtio_net", "virtio_ring"]
+    assert order.index("failover") < order.index("net_failover") < order.index("virtio_net")
+    assert order.index("virtio_ring") < order.index("virtio_net")
+    assert found == sorted(found)
+
+
+def test_a_disk_wants_a_pinned_kernel(tmp_path: Path) -> None:
+    given = wish(tmp_path)
+    with pytest.raises(PackageError, match=r"--boot FILE\.tar"):
+        package(given, "disk", tmp_path / "d.img")
+    boot = tmp_path / "boot.tar"
+    boot.write_bytes(archive.tar({"boot/vmlinuz-1": b"", "boot/vmlinuz-2": b""}, 0))
+    pinned_to = hashlib.sha256(boot.read_bytes()).hexdigest()
+    if shutil.which("mksquashfs"):
+        with pytest.raises(PackageError, match="holds 2 kernels"):
+            package(replace(given, boot=boot, boot_sha256=pinned_to), "disk", tmp_path / "d.img")
+    with pytest.raises(PackageError, match="not the pinned"):
+        package(replace(given, boot=boot, boot_sha256="0" * 64), "disk", tmp_path / "d.img")
+
+
+def test_a_cpio_is_one_that_cpio_reads(tmp_path: Path) -> None:
+    if shutil.which("cpio") is None:
+        pytest.skip("cpio is not installed (apt-get install cpio)")
+    content = archive.cpio({"init": b"#!", "a/b": b"12345"}, 7, ("proc",), {"init"})
+    done = subprocess.run(["cpio", "-itv"], input=content, capture_output=True, check=True)
+    rows = [line.split() for line in done.stdout.decode().splitlines()]
+    assert [(row[0], row[-1]) for row in rows] == [
+        ("drwxr-xr-x", "a"), ("-rw-r--r--", "a/b"), ("-rwxr-xr-x", "init"), ("drwxr-xr-x", "proc"),
+    ]  # fmt: skip
+
+
 def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:
     status = (
         b"Package: libc6\nStatus: install ok unpacked\nArchitecture: amd64\nVersion: 2.36-9+deb12u14\n"
@@ -148,7 +250,8 @@ def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:
         b"Package: gone\nStatus: deinstall ok not-installed\nVersion: 1\n"
     )
     root = tmp_path / "debian.tar"
-    root.write_bytes(archive.tar({"usr/bin/python3.11": b"", "var/lib/dpkg/status": status}, 0, prefix="./"))
+    files = {"usr/bin/python3": b"", "usr/bin/python3.11": b"", "var/lib/dpkg/status": status}
+    root.write_bytes(archive.tar(files, 0, prefix="./"))
     given = wish(tmp_path, base=root, base_sha256=hashlib.sha256(root.read_bytes()).hexdigest())
     package(given, "oci", tmp_path / "image.tar")
     layers = [c for n, c in unpacked(tmp_path / "image.tar").items() if c.startswith(b"\x1f\x8b")]
@@ -214,6 +317,8 @@ def test_the_triton_repository_holds_model_config_and_golden_pictures(tmp_path: 
     assert files["colours-red/1/model.onnx"] == (tmp_path / "bundle" / "model.onnx").read_bytes()
     loaded = payload.load(wish(tmp_path))
     assert triton_target.config(loaded, []).count("model_warmup") == 0
+    hostile = replace(loaded.manifest, input=replace(loaded.manifest.input, name='a" } #\n'))
+    assert r'name: "a\" } #\n", data_type' in triton_target.config(replace(loaded, manifest=hostile), [])
 
 
 def test_the_modelpack_addresses_every_file_by_its_own_hash(tmp_path: Path) -> None:
@@ -283,6 +388,7 @@ def test_wheels_that_are_missing_double_damaged_or_hostile(tmp_path: Path) -> No
 def test_versions_and_devices_are_checked(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="--version"):
         package(wish(tmp_path, version="1.0\nDepends: evil"), "deb", tmp_path / "d")
+    assert payload.load(wish(tmp_path, version="1.0~rc1+b")).tag == "1.0-rc1-b"
     assert payload.load(wish(tmp_path)).device == "toolchain-amd64"
     with pytest.raises(PackageError, match="--device"):
         _ = payload.load(wish(tmp_path, device="a b")).device
@@ -311,6 +417,22 @@ def test_the_runtimes_own_wheel_is_reproducible_and_runs_alone(tmp_path: Path) -
     code = f"import sys; sys.path.insert(0, {str(path)!r}); import toolchain.runtime.bundle as b; print(b.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert name in done.stdout
+
+
+def test_a_gpu_target_asks_for_the_gpu(tmp_path: Path) -> None:
+    given = wish(tmp_path, accelerator="cuda")
+    wheel(tmp_path / "wheels", "onnxruntime_gpu")
+    assert "--port ${PORT} --provider cuda $OPTIONS" in deb.unit(payload.load(given))
+    package(given, "oci", tmp_path / "image.tar")
+    assert any(b'"--provider","cuda"' in content for content in unpacked(tmp_path / "image.tar").values())
+
+
+@pytest.mark.parametrize("licences", ["MIT", [1], {"a": 1}])
+def test_licences_of_another_form_are_told(licences: object, tmp_path: Path) -> None:
+    given = wish(tmp_path)
+    edit_manifest(given.bundle, lambda content: content.update(licences=licences))
+    with pytest.raises(BundleError, match="'licences' of its manifest must be a list"):
+        package(given, "triton", tmp_path / "t.tar")
 
 
 def test_a_changed_manifest_name_cannot_leave_the_folder(tmp_path: Path) -> None:

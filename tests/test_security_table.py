@@ -266,6 +266,7 @@ ROWS: dict[str, tuple[Row, str]] = {
     "a tolerance of 1e999": (lambda f: edited(f, "0.0001", "1e999"), "tolerances"),
     "a listed file above the folder": (lambda f: leaving(f, "../../etc/shadow"), "plain relative paths"),
     "a listed file on another drive": (lambda f: leaving(f, "C:\\windows"), "plain relative paths"),
+    "a listed file with a line break": (lambda f: leaving(f, "a\nb"), "plain relative paths"),
     "a model that is a link": (
         lambda f: replaced(f, manifest.PLAIN_MODEL, lambda p: p.symlink_to("model.onnx")), "is a link"),
     "a model that is a pipe": (lambda f: replaced(f, manifest.PLAIN_MODEL, os.mkfifo), "no plain file"),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -25,11 +23,12 @@ from runtime_helpers import (
     write_golden,
     write_manifest,
 )
-from server_helpers import ROOT, Server, command, serving
+from server_helpers import Server, refused, serving, wait_for
 
 from toolchain.runtime import manifest
 from toolchain.runtime.bundle import Bundle
-from toolchain.runtime.server import threads
+from toolchain.runtime.server import serve, threads
+from toolchain.runtime.server.settings import Settings
 from toolchain.runtime.session import Session
 
 pytest.importorskip("uvicorn", reason="serving needs the extra 'server'")
@@ -48,25 +47,10 @@ def other_bundle(folder: Path) -> Path:
     return folder
 
 
-def refused(folder: Path, *options: str) -> tuple[int, str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command(folder, *options), capture_output=True, text=True, env=environment, timeout=60
-    )
-    return done.returncode, done.stderr
-
-
 def ask(client: httpx.Client) -> httpx.Response:
     array = GOLDEN[0][None]
     given = {"name": "pictures", "datatype": "UINT8", "shape": list(array.shape), "data": array.tolist()}
     return client.post("/v2/models/colours/infer", json={"inputs": [given]})
-
-
-def wait_for(happened, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_changed_bundle_is_not_served(tmp_path: Path) -> None:
@@ -93,6 +77,17 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         code, told = refused(make_bundle(tmp_path / "bundle"), "--port", str(taken.getsockname()[1]))
     assert code == 1
     assert "cannot listen" in told
+
+
+def test_answers_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    """Two small writes in a row take 40 ms without TCP_NODELAY, which asyncio alone does not set here."""
+    with (
+        serve._listen(Settings(tmp_path, port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+    ):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_token_is_asked_for(tmp_path: Path) -> None:

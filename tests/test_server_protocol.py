@@ -78,7 +78,7 @@ def test_json_without_asking_for_outputs(server: Server) -> None:
         ({"shape": [2, 6, 5]}, "takes [-1, -1, -1, 3]"),
         ({"shape": [2, -6, 5, 3]}, "above 0"),
         ({"shape": [2, 6, 5.0, 3]}, "above 0"),
-        ({"shape": [10**6, 6, 5, 3]}, "pixels"),
+        ({"shape": [2, 6, 0, 3]}, "above 0"),
         ({"data": [1, 2]}, "must be 180 numbers"),
         ({"data": [[1], [2, 3]]}, "no array"),
         ({"data": [256] * 180}, "outside 0 to 255"),

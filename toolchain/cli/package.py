@@ -13,7 +13,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--target", required=True, help="docker, oci, deb, triton, modelpack, rauc or mender (docs/deploy.md)."
+    "--target",
+    required=True,
+    help="docker, oci, deb, triton, modelpack, rauc, mender or disk (docs/deploy.md).",
 )
 @click.option("--arch", type=click.Choice(["amd64", "arm64"]), default="amd64", show_default=True)
 @click.option("--out", required=True, type=_FILE, help="The file to write; a signature lies beside it.")
@@ -25,8 +27,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--wheels", type=click.Path(path_type=Path, file_okay=False),
     help="Folder with the wheels of numpy, pillow and onnxruntime ('make device-wheels').",
 )  # fmt: skip
-@click.option("--base", type=_FILE, help="oci: root file system as a tar ('make base').")
-@click.option("--base-sha256", metavar="HEX", help="oci: what the base must hash to.")
+@click.option("--base", type=_FILE, help="oci, disk: root file system as a tar ('make base').")
+@click.option("--base-sha256", metavar="HEX", help="oci, disk: what the base must hash to.")
+@click.option("--boot", type=_FILE, help="disk: kernel, EFI stub and busybox as a tar ('make boot').")
+@click.option("--boot-sha256", metavar="HEX", help="disk: what it must hash to.")
 @click.option(
     "--version", "version", help="The package's version; by default ours with the bundle's identity."
 )
@@ -93,6 +97,23 @@ def sign(file: Path, key: Path, certificate: Path | None) -> None:
     from toolchain.package.trust import sign as write
 
     click.echo(write(file, key, certificate))
+
+
+@trust.command("seal")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+def seal(bundle: Path, out: Path) -> None:
+    """Copy BUNDLE with its model files encrypted; the key comes from TOOLCHAIN_MODEL_KEY_FILE or TOOLCHAIN_MODEL_KEY.
+
+    \b
+    Example:
+      openssl rand -hex 32 > model.key
+      TOOLCHAIN_MODEL_KEY_FILE=model.key toolchain trust seal runs/tiles/bundle --out sealed
+    """
+    from toolchain.package.seal import write
+
+    write(bundle, out)
+    click.echo(f"{out}: its model files open with the key only")
 
 
 @trust.command("verify")

@@ -30,12 +30,16 @@ def _limits(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--grpc-port", type=int, help="Answer gRPC there as well; 0 takes a free one (needs grpcio).")
 @click.option("--provider", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--threads", type=int, help="Of a call; else taken from the bundle's measurements.")
 @click.option("--workers", type=int, help="Calls at once; else cores / threads.")
 @click.option("--token-file", type=_FILE, help="Clients must bear the token in this file.")
 @click.option("--tls-certificate", type=_FILE, help="PEM file with the certificate (chain).")
 @click.option("--tls-key", type=_FILE, help="PEM file with its key.")
+@click.option(
+    "--memory-limit", type=int, metavar="MB", help="Of the whole process; what needs more is refused."
+)
 @_limits
 def serve(bundle: Path, **options: object) -> int:
     """Answer over HTTP: Open Inference Protocol v2, picture posts, metrics, and a page at /.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolchain.errors import PackageError
-from toolchain.package import deb, docker, mender, modelpack, oci, rauc, triton, trust
+from toolchain.package import deb, disk, docker, mender, modelpack, oci, rauc, triton, trust
 from toolchain.package.payload import ACCELERATORS, ARCHES, Payload, Wish, load
 from toolchain.store import host_faults
 
@@ -25,6 +25,7 @@ TARGETS: Mapping[str, Callable[[Payload, Path], None]] = {
     "modelpack": modelpack.write,
     "rauc": rauc.write,
     "mender": mender.write,
+    "disk": disk.write,
 }
 
 

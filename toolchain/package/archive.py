@@ -1,4 +1,4 @@
-"""Archives whose bytes depend on their content and one time only: tar, gzip, xz, ar and zip.
+"""Archives whose bytes depend on their content and one time only: tar, gzip, xz, ar, cpio and zip.
 
 Entries are sorted, owned by root, files 0644 (0755 where said) and folders 0755, all of one time.
 See https://reproducible-builds.org/docs/archives and ar(5).
@@ -58,6 +58,20 @@ def ar(members: Mapping[str, bytes], epoch: int) -> bytes:
     for name, content in members.items():
         parts.append(f"{name:<16}{epoch:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode())
         parts += [content, b"\n" if len(content) % 2 else b""]
+    return b"".join(parts)
+
+
+def cpio(tree: Tree, epoch: int, folders: Collection[str], executable: Collection[str]) -> bytes:
+    """A cpio archive ("newc") as kernels take it, of `tree` and of empty `folders`; cpio(5)."""
+    names = sorted({*tree, *folders, *_folders(tree)})
+    parts = []
+    for number, name in enumerate([*names, "TRAILER!!!"], start=1):
+        content = tree.get(name, b"")
+        kind = 0o100000 if name in tree else 0o040000
+        mode = kind | (0o755 if name in executable or name not in tree else 0o644)
+        fields = [number, mode, 0, 0, 1, epoch, len(content), 0, 0, 0, 0, len(name.encode()) + 1, 0]
+        head = b"070701" + "".join(f"{field:08X}" for field in fields).encode() + name.encode() + b"\0"
+        parts += [head, bytes(-len(head) % 4), content, bytes(-len(content) % 4)]
     return b"".join(parts)
 
 

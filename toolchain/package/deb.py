@@ -11,6 +11,7 @@ from pathlib import Path
 
 from toolchain.package import archive
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
+from toolchain.package.sbom import stated_licences
 
 _UNIT = """\
 [Unit]
@@ -19,13 +20,14 @@ Documentation=file:///usr/share/doc/{package}/
 After=network.target
 
 [Service]
-Type=exec
+Type=notify
 DynamicUser=yes
 EnvironmentFile=-/etc/default/{package}
 {environment}
 ExecStart={start}
 Restart=always
 RestartSec=2
+RestartPreventExitStatus=2 3
 TimeoutStopSec=30
 MemoryMax=2G
 TasksMax=256
@@ -61,6 +63,12 @@ SystemCallErrorNumber=EPERM
 [Install]
 WantedBy=multi-user.target
 """
+_DEFAULTS = """\
+# Where {package} listens. More options of the server (python3 -m toolchain.runtime serve --help) go into OPTIONS.
+HOST=127.0.0.1
+PORT={port}
+#OPTIONS=--limit-queue=16
+"""
 _POSTINST = """\
 #!/bin/sh
 set -e
@@ -83,6 +91,15 @@ fi
 """
 
 
+_POSTRM = """\
+#!/bin/sh
+set -e
+if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+fi
+"""
+
+
 def package_name(payload: Payload) -> str:
     """The Debian package's name, which is also the unit's."""
     return f"toolchain-{payload.name}"
@@ -95,7 +112,7 @@ def write(payload: Payload, out: Path) -> None:
     tree = {f"{home}/{name}": content for name, content in payload.tree().items()}
     tree |= {
         f"lib/systemd/system/{package}.service": unit(payload).encode(),
-        f"etc/default/{package}": f"# Where {package} listens.\nHOST=127.0.0.1\nPORT={PORT}\n".encode(),
+        f"etc/default/{package}": _DEFAULTS.format(package=package, port=PORT).encode(),
         f"usr/share/doc/{package}/copyright": _copyright(payload, home).encode(),
     }
     members = {
@@ -109,15 +126,21 @@ def write(payload: Payload, out: Path) -> None:
 def unit(payload: Payload) -> str:
     """The systemd unit's text."""
     home = f"/opt/toolchain/{payload.name}"
-    words = command(f"{home}/bundle", host="${HOST}")
-    words[words.index("--port") + 1] = "${PORT}"
-    environment = {"HOST": "127.0.0.1", "PORT": str(PORT), "PYTHONPATH": f"{home}/lib", **ENVIRONMENT}
-    # EnvironmentFile wins over Environment, so the values here are what holds without the file.
+    words = command(payload.wish, f"{home}/bundle", host="${HOST}", port="${PORT}")
+    environment = {
+        "HOST": "127.0.0.1",
+        "PORT": str(PORT),
+        "OPTIONS": "",
+        "PYTHONPATH": f"{home}/lib",
+        **ENVIRONMENT,
+    }
+    # EnvironmentFile wins over Environment, so the values here are what holds without the file. $OPTIONS, without
+    # braces, is split into words.
     return _UNIT.format(
-        title=" ".join(payload.manifest.name.replace("%", "%%").split()),
+        title=payload.name,
         package=package_name(payload),
         environment="\n".join(f"Environment={key}={value}" for key, value in environment.items()),
-        start=" ".join(words),
+        start=" ".join([*words, "$OPTIONS"]),
         devices="PrivateDevices=yes" if payload.wish.accelerator == "cpu" else "DevicePolicy=auto",
     )
 
@@ -140,7 +163,9 @@ def _control(payload: Payload, tree: dict[str, bytes]) -> bytes:
         f" Bundle {payload.manifest.identity}.",
     ]
     sums = [
-        f"{hashlib.md5(c, usedforsecurity=False).hexdigest()}  {name}" for name, c in sorted(tree.items())
+        f"{hashlib.md5(c, usedforsecurity=False).hexdigest()}  {name}"
+        for name, c in sorted(tree.items())
+        if not name.startswith("etc/")  # what the administrator may change
     ]
     files = {
         "control": "\n".join([*fields, ""]).encode(),
@@ -148,11 +173,12 @@ def _control(payload: Payload, tree: dict[str, bytes]) -> bytes:
         "conffiles": f"/etc/default/{package}\n".encode(),
         "postinst": _POSTINST.format(package=package).encode(),
         "prerm": _PRERM.format(package=package).encode(),
+        "postrm": _POSTRM.encode(),
     }
-    return archive.tar(files, payload.wish.epoch, prefix="./", executable={"postinst", "prerm"})
+    return archive.tar(files, payload.wish.epoch, prefix="./", executable={"postinst", "prerm", "postrm"})
 
 
 def _copyright(payload: Payload, home: str) -> str:
     lines = [f"{one.name} {one.version}: {one.licence}" for one in payload.libraries]
-    models = [f"{one.get('what')}: {one.get('licence')}" for one in payload.manifest.raw.get("licences", [])]
+    models = [f"{what}: {licence}" for what, licence in stated_licences(payload.manifest)]
     return "\n".join(["toolchain: Apache-2.0", *lines, *models, f"Full texts: /{home}/licences", ""])

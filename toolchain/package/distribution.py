@@ -28,10 +28,11 @@ REPRODUCIBLE_EPOCH = 315532800  # 1980-01-01, the first day that a zip can name
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cpu": (f"onnxruntime>={MINIMUM_ONNXRUNTIME}",),
     "gpu": (f"onnxruntime-gpu>={MINIMUM_ONNXRUNTIME}",),
+    "grpc": ("grpcio>=1.70,<2",),
     "server": ("uvicorn>=0.54,<0.60", "httptools>=0.9,<0.10"),
 }
 _BASE = ("numpy>=2", "pillow>=11")
-_LEFT_OUT = ("__pycache__", ".pyc")
+_KINDS = (".py", ".html")
 
 
 def epoch() -> int:
@@ -46,14 +47,14 @@ def epoch() -> int:
 
 
 def sources() -> dict[str, bytes]:
-    """{path: content} of the runtime, `toolchain/runtime/…` with an empty `toolchain/__init__.py`."""
+    """{path: content} of the runtime, `toolchain/runtime/…`, with a `toolchain/__init__.py` that only says the version."""
     folder = Path(str(resources.files("toolchain.runtime")))
     found = {
         f"toolchain/runtime/{path.relative_to(folder).as_posix()}": path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part in str(path.relative_to(folder)) for part in _LEFT_OUT)
+        if path.suffix in _KINDS and path.is_file()
     }
-    return {"toolchain/__init__.py": b"", **found}
+    return {"toolchain/__init__.py": f'__version__ = "{__version__}"\n'.encode(), **found}
 
 
 def wheel(when: int) -> tuple[str, bytes]:

@@ -13,13 +13,12 @@ import argparse
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolchain.errors import HostError, PackageError, ToolchainError, VerificationError
-from toolchain.package import squash, tools
+from toolchain.package import pinned, squash, tools
 from toolchain.package.oci import pinned_base
 from toolchain.package.payload import ENVIRONMENT, Payload, Wish, load
 
@@ -52,7 +51,7 @@ def verify(wish: Wish, isa: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         root, carried = Path(scratch, "root"), Path(scratch, "toolchain")
         carried.mkdir()
-        unpack(pinned_base(payload), root)
+        pinned.unpack(pinned_base(payload), root)
         squash.spread(payload.tree(), carried)
         return _run([tool, *emulator[1:]], payload, root, carried, isa)
 
@@ -84,22 +83,6 @@ def _run(emulator: list[str], payload: Payload, root: Path, carried: Path, isa: 
     lines = [line.removeprefix("Error: ") for line in done.stderr.splitlines() if line.startswith("Error: ")]
     kind = {2: PackageError, VerificationError.exit_code: VerificationError}.get(done.returncode, HostError)
     raise kind(f"on emulated {isa}: {lines[-1] if lines else f'ended with {done.returncode}'}")
-
-
-def unpack(content: Path, root: Path) -> None:
-    """Unpack a base for reading, its device files left out. Raises PackageError for a name that leaves it."""
-
-    def kept(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        for member in archive:
-            if member.name.startswith("/") or ".." in member.name.split("/"):
-                raise PackageError(f"{content}: holds {member.name!r}, which leaves the folder; refused")
-            if member.isfile() or member.isdir() or member.issym() or member.islnk():
-                member.uid = member.gid = 0
-                yield member
-
-    root.mkdir()
-    with tarfile.open(content) as archive:
-        archive.extractall(root, members=kept(archive), filter="tar")
 
 
 def main() -> int:

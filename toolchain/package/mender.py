@@ -6,7 +6,6 @@ in it is reproducible; the artifact around it carries mender-artifact's own time
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
@@ -19,9 +18,7 @@ def write(payload: Payload, out: Path) -> None:
     tools.find("mender-artifact")
     name = deb.package_name(payload)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        # Mender takes letters, digits and . , _ - in file names.
-        version = re.sub(r"[+~]", "-", payload.version)
-        package = Path(scratch, f"{name}_{version}_{payload.wish.arch}.deb")
+        package = Path(scratch, f"{name}_{payload.tag}_{payload.wish.arch}.deb")
         deb.write(payload, package)
         artifact = Path(scratch, "out.mender")
         words: list[str | Path] = ["mender-artifact", "write", "module-image", "-T", "deb", "-f", package]

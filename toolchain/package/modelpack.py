@@ -14,6 +14,7 @@ from pathlib import Path
 from toolchain.package import archive
 from toolchain.package.oci import MANIFEST, Layout, as_json
 from toolchain.package.payload import Payload
+from toolchain.package.sbom import stated_licences
 
 _TYPE = "application/vnd.cncf.model.manifest.v1+json"
 _CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -35,12 +36,11 @@ def write(payload: Payload, out: Path) -> None:
         )
         for name, content in sorted(tree.items())
     ]
-    licences = [str(one["licence"]) for one in payload.manifest.raw.get("licences", []) if one.get("licence")]
     created = datetime.fromtimestamp(payload.wish.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     about = {
         "descriptor": {
             "name": payload.name, "version": payload.version, "createdAt": created,
-            "licenses": list(dict.fromkeys(licences)),
+            "licenses": list(dict.fromkeys(licence for _, licence in stated_licences(payload.manifest))),
         },
         "config": {"format": "onnx", "capabilities": {"inputTypes": ["image"], "outputTypes": ["other"]}},
         "modelfs": {
@@ -56,5 +56,4 @@ def write(payload: Payload, out: Path) -> None:
         "layers": layers,
     }
     manifest = layout.add(as_json(content), MANIFEST, artifactType=_TYPE)
-    tag = payload.version.replace("+", "-")
-    out.write_bytes(archive.tar(layout.tree(manifest, f"{payload.name}:{tag}"), payload.wish.epoch))
+    out.write_bytes(archive.tar(layout.tree(manifest, f"{payload.name}:{payload.tag}"), payload.wish.epoch))

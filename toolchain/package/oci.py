@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import PackageError
-from toolchain.package import archive
+from toolchain.package import archive, pinned
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
 from toolchain.package.sbom import DebianPackage, installed
 from toolchain.record import JSON
-from toolchain.runtime.verification import sha256_of
 
 FOLDER = "/opt/toolchain"
 USER = "10001:10001"
@@ -61,8 +59,8 @@ def as_json(value: JSON) -> bytes:
 
 def write(payload: Payload, out: Path) -> None:
     """Write the archive. Raises PackageError for a base that is missing, not pinned, another, or unfit."""
-    base = pinned_base(payload).read_bytes()
-    ours = archive.tar(payload.tree(system=_system(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
+    base = pinned_base(payload)
+    ours = archive.tar(payload.tree(system=system_of(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
     zipped = [base if base.startswith(b"\x1f\x8b") else archive.gzipped(base), archive.gzipped(ours)]
     unpacked = [_plain(base), ours]
     layout = Layout()
@@ -71,13 +69,12 @@ def write(payload: Payload, out: Path) -> None:
     content = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
     platform = {"architecture": payload.wish.arch, "os": "linux"}
     manifest = layout.add(as_json(content), MANIFEST, platform=platform)
-    tag = payload.version.replace("+", "-")
     for_docker = {
         "Config": _place(config),
-        "RepoTags": [f"{payload.name}:{tag}"],
+        "RepoTags": [f"{payload.name}:{payload.tag}"],
         "Layers": [_place(layer) for layer in layers],
     }
-    tree = layout.tree(manifest, f"{payload.name}:{tag}") | {"manifest.json": as_json([for_docker])}
+    tree = layout.tree(manifest, f"{payload.name}:{payload.tag}") | {"manifest.json": as_json([for_docker])}
     out.write_bytes(archive.tar(tree, payload.wish.epoch))
 
 
@@ -95,7 +92,7 @@ def _config(payload: Payload, layers: list[bytes]) -> dict[str, Any]:
         "config": {
             "User": USER,
             "Env": [f"{key}={value}" for key, value in environment.items()],
-            "Entrypoint": command(f"{FOLDER}/bundle", host="0.0.0.0"),
+            "Entrypoint": command(payload.wish, f"{FOLDER}/bundle", host="0.0.0.0"),
             "ExposedPorts": {f"{PORT}/tcp": {}},
             "WorkingDir": FOLDER,
             "StopSignal": "SIGTERM",
@@ -114,35 +111,23 @@ def _config(payload: Payload, layers: list[bytes]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pinned_base(payload: Payload) -> Path:
-    """The base's file, once its sha256 is the pinned one and it holds the Python that the wheels need.
+def pinned_base(payload: Payload) -> bytes:
+    """The base's content, once its sha256 is the pinned one and it holds the Python that the wheels need.
 
     Raises PackageError otherwise.
     """
     wish = payload.wish
-    if wish.base is None or wish.base_sha256 is None:
-        raise PackageError(
-            "a root file system is needed: give --base FILE.tar and --base-sha256 HEX ('make base')"
-        )
-    try:
-        found = sha256_of(wish.base)
-    except OSError as e:
-        raise PackageError(f"{wish.base}: cannot be read ({e.strerror})") from e
-    if found != wish.base_sha256.lower():
-        raise PackageError(f"{wish.base}: its sha256 is {found}, not the pinned {wish.base_sha256}; refused")
+    content = pinned.content(wish.base, wish.base_sha256, "--base")
     python = "usr/bin/python{}.{}".format(*payload.python)
-    try:
-        with tarfile.open(wish.base) as base:
-            names = {member.name.removeprefix("./") for member in base}
-    except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise PackageError(f"{wish.base}: not a tar or tar.gz ({e})") from e
-    if python not in names:
-        raise PackageError(f"{wish.base}: has no /{python}, which the wheels are built for")
-    return wish.base
+    if not {python, "usr/bin/python3"} <= pinned.names(content, wish.base):
+        raise PackageError(
+            f"{wish.base}: has no /{python} as /usr/bin/python3, which the wheels are built for"
+        )
+    return content
 
 
-def _system(base: bytes) -> tuple[DebianPackage, ...]:
-    """The base's packages; none where it is no Debian."""
+def system_of(base: bytes) -> tuple[DebianPackage, ...]:
+    """The packages in a root file system's tar; none where it is no Debian."""
     with tarfile.open(fileobj=io.BytesIO(base)) as root:
         for member in root:
             if member.name.removeprefix("./") == "var/lib/dpkg/status" and (file := root.extractfile(member)):

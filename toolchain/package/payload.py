@@ -12,7 +12,7 @@ from pathlib import Path
 from toolchain import __version__
 from toolchain.errors import PackageError
 from toolchain.package import distribution, sbom, wheels
-from toolchain.runtime import verification
+from toolchain.runtime import sealed, verification
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.manifest import MANIFEST, Manifest
 
@@ -39,7 +39,8 @@ class Wish:
     """What is to be packaged, and how.
 
     arch: "amd64" or "arm64". accelerator: "cpu", "cuda" or "jetson". wheels: the folder with the libraries'
-    wheels. base, base_sha256: a root file system as tar, pinned. version: the package's; by default the
+    wheels. base, base_sha256: a root file system as tar, pinned; boot, boot_sha256: a kernel, an EFI stub and a
+    busybox, as Debian installs them, likewise. version: the package's; by default the
     toolchain's with the bundle's identity. device: what update bundles say that they fit; by default
     "toolchain-ARCH". key, certificate: who signs. epoch: the time that everything carries, in seconds.
     """
@@ -50,6 +51,8 @@ class Wish:
     wheels: Path | None = None
     base: Path | None = None
     base_sha256: str | None = None
+    boot: Path | None = None
+    boot_sha256: str | None = None
     version: str | None = None
     device: str | None = None
     key: Path | None = None
@@ -74,11 +77,16 @@ class Payload:
     def version(self) -> str:
         """As wished, or the toolchain's version, `+` and 12 digits of the bundle's identity."""
         version = self.wish.version or f"{__version__}+{self.manifest.identity[:12]}"
-        if not re.fullmatch(r"[0-9][A-Za-z0-9.+~]*", version):
+        if not re.fullmatch(r"[0-9][A-Za-z0-9.+~]{,63}", version):
             raise PackageError(
-                f"--version {version}: must begin with a digit and hold letters, digits, . + ~ only"
+                f"--version {version}: must begin with a digit and hold letters, digits, . + ~ only, 64 at most"
             )
         return version
+
+    @property
+    def tag(self) -> str:
+        """The version in what registries and Mender take: without + and ~."""
+        return re.sub(r"[+~]", "-", self.version)
 
     @property
     def device(self) -> str:
@@ -139,15 +147,15 @@ def load(wish: Wish) -> Payload:
     names = [MANIFEST, *declared.files]
     content = {name: (wish.bundle / name).read_bytes() for name in sorted(names)}
     for name, digest in declared.files.items():  # what was read is what is carried
-        if hashlib.sha256(content[name]).hexdigest() != digest:
+        if hashlib.sha256(sealed.opened(content[name], name)).hexdigest() != digest:
             raise PackageError(f"{wish.bundle / name}: changed while it was read; try again")
     return Payload(wish, declared, content)
 
 
-def command(folder: str, *, host: str, extra: tuple[str, ...] = ()) -> list[str]:
+def command(wish: Wish, folder: str, *, host: str, port: str = str(PORT)) -> list[str]:
     """How a target starts the server, which verifies the bundle in `folder` before it is ready."""
-    words = ["/usr/bin/python3", "-m", "toolchain.runtime", "serve", folder]
-    return [*words, "--host", host, "--port", str(PORT), *extra]
+    words = ["/usr/bin/python3", "-m", "toolchain.runtime", "serve", folder, "--host", host, "--port", port]
+    return words if wish.accelerator == "cpu" else [*words, "--provider", "cuda"]
 
 
 def _licence() -> bytes:

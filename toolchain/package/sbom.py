@@ -17,6 +17,7 @@ from toolchain import __version__
 from toolchain.package.distribution import DISTRIBUTION
 from toolchain.package.wheels import Library
 from toolchain.record import JSON
+from toolchain.runtime.errors import BundleError
 from toolchain.runtime.manifest import MODEL, Manifest
 
 
@@ -84,8 +85,20 @@ def _debian(package: DebianPackage) -> dict[str, Any]:
     }
 
 
+def stated_licences(manifest: Manifest) -> list[tuple[str, str]]:
+    """(what, its licence) for what the manifest says of weights and data. Raises BundleError for another form."""
+    stated = manifest.raw.get("licences", [])
+    if not isinstance(stated, list) or not all(isinstance(one, dict) for one in stated):
+        raise BundleError(f"{manifest.name}: field 'licences' of its manifest must be a list of objects")
+    return [(_line(one.get("what")), _line(one["licence"])) for one in stated if one.get("licence")]
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
 def _model(manifest: Manifest) -> dict[str, Any]:
-    licences = [str(one["licence"]) for one in manifest.raw.get("licences", []) if one.get("licence")]
+    licences = [licence for _, licence in stated_licences(manifest)]
     files = [
         {
             "type": "file", "bom-ref": f"model/{name}", "name": name,

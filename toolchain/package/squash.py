@@ -13,17 +13,22 @@ def write(tree: Tree, epoch: int, out: Path) -> None:
     """Make `out` from `tree`; everything root's. Raises HostError without mksquashfs, PackageError when it fails."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         spread(tree, Path(scratch))
-        # The time of everything and of the file system comes from SOURCE_DATE_EPOCH; its options would clash with it.
-        words: list[str | Path] = [
-            "mksquashfs",
-            scratch,
-            out,
-            "-all-root",
-            "-noappend",
-            "-no-progress",
-            "-no-xattrs",
-        ]
-        tools.run([*words, "-comp", "xz", "-processors", "1"], epoch=epoch)
+        pack(Path(scratch), epoch, out, "xz")
+
+
+def pack(folder: Path, epoch: int, out: Path, compression: str) -> None:
+    """As `write`, of what lies in a folder; no time in it is later than `epoch`."""
+    # Times come from SOURCE_DATE_EPOCH; mksquashfs' own options would clash with it.
+    words: list[str | Path] = [
+        "mksquashfs",
+        folder,
+        out,
+        "-all-root",
+        "-noappend",
+        "-no-progress",
+        "-no-xattrs",
+    ]
+    tools.run([*words, "-comp", compression, "-processors", "1"], epoch=epoch)
 
 
 def spread(tree: Tree, folder: Path) -> None:

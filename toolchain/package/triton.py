@@ -8,15 +8,17 @@ the whole bundle for that. Format: Triton's model_repository and model_config do
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from toolchain.errors import PackageError
 from toolchain.package import archive
 from toolchain.package.payload import Payload
 from toolchain.runtime import manifest as names
-from toolchain.runtime import verification
+from toolchain.runtime import sealed, verification
 from toolchain.runtime.errors import BundleError
 
 # numpy's names in Triton's: triton-inference-server/common, model_config.proto, enum DataType.
@@ -31,11 +33,13 @@ _WARM_UPS = 4
 
 def write(payload: Payload, out: Path) -> None:
     """Write the repository as a tar whose one folder is the model's."""
+    if sealed.is_sealed(payload.bundle[names.MODEL]):
+        raise PackageError(f"{payload.wish.bundle}: its model is sealed, which Triton cannot open")
     golden = verification.read_golden_bytes(payload.bundle[payload.manifest.golden], "golden answers")
     pictures = golden.pictures[:_WARM_UPS]
     tree = {
         "config.pbtxt": config(payload, [picture.shape for picture in pictures]).encode(),
-        "labels.txt": ("\n".join(payload.manifest.labels) + "\n").encode(),
+        "labels.txt": "".join(f"{' '.join(label.split())}\n" for label in payload.manifest.labels).encode(),
         "1/model.onnx": payload.bundle[names.MODEL],
         **{f"warmup/picture_{i}": np.ascontiguousarray(p).tobytes() for i, p in enumerate(pictures)},
         **{f"toolchain/{name}": content for name, content in payload.tree(libraries=False).items()},
@@ -65,7 +69,7 @@ def config(payload: Payload, warm_ups: list[tuple[int, ...]]) -> str:
                 f"{payload.wish.bundle}: {role} {port.name!r} is {port.dtype}, which Triton does not take"
             )
         text.write(
-            f'{role} [ {{ name: "{port.name}", data_type: {_TYPES[port.dtype]}, dims: [ {dims} ]{more} }} ]\n'
+            f"{role} [ {{ name: {_quoted(port.name)}, data_type: {_TYPES[port.dtype]}, dims: [ {dims} ]{more} }} ]\n"
         )
     kind = "KIND_CPU" if payload.wish.accelerator == "cpu" else "KIND_GPU"
     text.write(f"instance_group [ {{ kind: {kind}, count: 1 }} ]\n")
@@ -76,6 +80,11 @@ def config(payload: Payload, warm_ups: list[tuple[int, ...]]) -> str:
         dims = ", ".join(map(str, (1, *shape)))
         given = f'data_type: TYPE_UINT8, dims: [ {dims} ], input_data_file: "picture_{index}"'
         text.write(
-            f'model_warmup [ {{ name: "golden {index}", inputs {{ key: "{name}" value: {{ {given} }} }} }} ]\n'
+            f'model_warmup [ {{ name: "golden {index}", inputs {{ key: {_quoted(name)} value: {{ {given} }} }} }} ]\n'
         )
     return text.getvalue()
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format; JSON's escapes are a part of its."""
+    return json.dumps(text, ensure_ascii=False)

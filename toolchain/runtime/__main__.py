@@ -93,6 +93,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from toolchain.runtime.server.serve import serve
 
+    _limit(arguments)
     serve(server_arguments.asked(arguments))
     return 0
 
@@ -119,10 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--provider", choices=providers.NAMES, default="cpu")
     predict.add_argument("--threads", type=int, default=1)
     predict.set_defaults(work=_predict)
-    for asked in (verify, predict):
-        asked.add_argument(
-            "--memory-limit", type=int, metavar="MB", help="refuse what would need more memory than this"
-        )
     timed = commands.add_parser("bench", help="time a bundle or an ONNX file; prints its record as JSON")
     timed.add_argument("model", type=Path, metavar="MODEL|BUNDLE")
     bench_arguments.add_to(timed)
@@ -130,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     served = commands.add_parser("serve", help="answer over HTTP: Open Inference Protocol v2 and pictures")
     server_arguments.add_to(served)
     served.set_defaults(work=_serve)
+    for asked in (verify, predict, served):
+        asked.add_argument(
+            "--memory-limit",
+            type=int,
+            metavar="MB",
+            help="refuse what would need more memory than this, libraries included",
+        )
     return parser
 
 

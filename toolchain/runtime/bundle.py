@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from toolchain.runtime import external, manifest, verification
-from toolchain.runtime.errors import BundleError, PictureError
+from toolchain.runtime import external, manifest, sealed, verification
+from toolchain.runtime.errors import BundleError, PictureError, VerificationError
 from toolchain.runtime.manifest import Manifest, identity
 from toolchain.runtime.session import Session
 from toolchain.runtime.verification import Verification
@@ -70,14 +71,23 @@ class Bundle:
         manifest says, ProviderError and ModelError as Session does.
         """
         path = self.folder / manifest.MODEL
-        for name in (manifest.MODEL, *sorted(set(external.locations(path)))):
-            verification.check_file(self.folder, name, self.manifest)
-        session = Session(path, provider=provider, threads=threads)
+        session = Session(self._checked(path), provider=provider, threads=threads)
         found = [(t.name, t.dtype, len(t.shape)) for t in (*session.inputs, *session.outputs)]
         said = [(p.name, p.dtype, len(p.shape)) for p in (self.manifest.input, self.manifest.output)]
         if found != said:
             raise BundleError(f"{path}: takes and gives {found}, but {manifest.MANIFEST} says {said}")
         return session
+
+    def _checked(self, path: Path) -> Path | bytes:
+        """The model's file once its hash and those of its weights were checked, or what is inside a sealed one."""
+        if path.is_file() and sealed.starts_sealed(path):
+            content = sealed.read(path)
+            if hashlib.sha256(content).hexdigest() != self.manifest.files[path.name]:
+                raise VerificationError(f"{path}: its content differs from its sha256")
+            return content
+        for name in (path.name, *sorted(set(external.locations(path)))):
+            verification.check_file(self.folder, name, self.manifest)
+        return path
 
     def predict(
         self, pictures: Sequence[NDArray[np.uint8]], session: Session | None = None

@@ -1,4 +1,4 @@
-"""Bounds on what one process may take for a bundle that is not trusted yet."""
+"""Bounds on what one process may take, and what it must be allowed."""
 
 from __future__ import annotations
 
@@ -22,3 +22,18 @@ def limit_memory(megabytes: int) -> None:
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise ToolchainError(f"--memory-limit {megabytes}: this process may have {hard >> 20} MB at most")
     resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+
+
+def allow_files(count: int) -> None:
+    """Raise the number of files and sockets that this process may have open to `count`, when it is lower.
+
+    Raises ToolchainError when the limit set from outside is lower still.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise ToolchainError(
+            f"{count} files and connections may be open at once, but this process is allowed {hard}; "
+            "lower --limit-connections or raise 'ulimit -n'"
+        )
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

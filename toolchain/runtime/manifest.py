@@ -219,6 +219,11 @@ def _is_files(value: JSON) -> bool:
 
 
 def _is_plain_path(name: str) -> bool:
-    """Whether a path stays in its folder on any system: relative, with slashes, no `.`, `..` or drive."""
+    """Whether a path stays in its folder on any system: relative, with slashes, no `.`, `..`, drive or control code."""
     parts: Sequence[str] = name.split("/")
-    return name != MANIFEST and not set("\\:\0") & set(name) and not {"", ".", ".."} & set(parts)
+    return (
+        name != MANIFEST
+        and name.isprintable()
+        and not set("\\:") & set(name)
+        and not {"", ".", ".."} & set(parts)
+    )

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from toolchain.runtime.pictures import decode
 from toolchain.runtime.server import body, openapi, protocol
 from toolchain.runtime.server.engine import Engine, Loaded
 from toolchain.runtime.server.metrics import CONTENT_TYPE, Metrics
-from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.refusals import RefusedError, busy
 from toolchain.runtime.server.settings import Settings
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -39,13 +39,13 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class Request:
-    """One request: the route's name, the model it names if any, its headers, and where its body comes from."""
+    """One request: the route's name, the model it names if any, its headers, and its body as it arrives."""
 
     route: str
     model: str | None
     version: str | None
     headers: Mapping[bytes, bytes]
-    receive: body.Receive
+    incoming: body.Incoming
 
     def header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
@@ -82,9 +82,10 @@ class App:
         """ASGI 3, http only."""
         start = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        incoming = body.Incoming(receive, headers)
         route = "other"
         try:
-            request = _request(scope, headers, receive)
+            request = _request(scope, headers, incoming)
             route = request.route
             response = await self._answer(request)
         except body.GoneError:
@@ -93,20 +94,31 @@ class App:
         except RefusedError as e:
             response = _refusal(e)
         self.metrics.answered(route, response.status, time.perf_counter() - start)
-        await _send(send, response, head=scope["method"] == "HEAD")
+        # What is left of a body is never read: no client can keep a connection by trickling it.
+        await _send(send, response, head=scope["method"] == "HEAD", last=not incoming.whole)
+
+    async def refuse(self, scope: MutableMapping[str, Any], receive: body.Receive, send: Send) -> None:
+        """What answers instead of `__call__` when there are too many connections (ASGI 3)."""
+        response = _refusal(busy("too many connections are open; try again"))
+        self.metrics.answered("other", response.status, 0.0)
+        await _send(send, response, head=scope["method"] == "HEAD", last=True)
 
     async def _answer(self, request: Request) -> Response:
         if request.route not in _OPEN:
             self._check_token(request)
         served = self._engine.current
         if request.model is not None:
-            _check_model(request, served)
+            served.check(request.model, request.version)
         return await self._routes[request.route](request, served)
 
     def _check_token(self, request: Request) -> None:
         given = request.headers.get(b"authorization", b"")
         if self._token is not None and not hmac.compare_digest(given, self._token):
-            raise RefusedError(401, "this server wants the header 'Authorization: Bearer TOKEN'")
+            raise RefusedError(
+                401,
+                "this server wants the header 'Authorization: Bearer TOKEN'",
+                {"www-authenticate": "Bearer"},
+            )
 
     async def _show_page(self, request: Request, served: Loaded) -> Response:
         return Response(self._page, _HTML, headers=_PAGE_HEADERS)
@@ -116,11 +128,11 @@ class App:
 
     async def _ready(self, request: Request, served: Loaded) -> Response:
         if self._engine.draining:
-            raise RefusedError(503, "the server is stopping", 1)
+            raise busy("the server is stopping")
         return _json({"ready": True})
 
     async def _server(self, request: Request, served: Loaded) -> Response:
-        return _json({"name": "toolchain", "version": _version(), "extensions": ["binary_tensor_data"]})
+        return _json({"name": "toolchain", "version": version(), "extensions": ["binary_tensor_data"]})
 
     async def _show_metrics(self, request: Request, served: Loaded) -> Response:
         engine = self._engine
@@ -150,20 +162,22 @@ class App:
 
     async def _with_body(self, request: Request, work: Callable[[bytes | bytearray], Response]) -> Response:
         """Read the body, then unpack it and work on it in a worker, so that the event loop stays free."""
-        raw = await self._reader.read(request.receive, request.headers)
+        raw = await self._reader.read(request.incoming)
         encoding = request.header(b"content-encoding") or ""
         try:
             return await self._engine.do(lambda: work(body.unpack(raw, encoding, self._limits.unpacked)))
         except ModelError as e:
             print(f"Error: {e}", file=sys.stderr, flush=True)
             raise RefusedError(400, "the model cannot answer for an input of this shape") from e
+        except MemoryError as e:
+            raise busy("this request needs more memory than there is now") from e
         finally:
             self._reader.release(raw)
 
     def _ask(self, request: Request, served: Loaded, content: bytes | bytearray) -> Response:
         declared = served.bundle.manifest
         length = request.header(b"inference-header-content-length")
-        asked = protocol.parse(content, length, declared, self._limits.pixels)
+        asked = protocol.parse(content, length, declared, self._limits)
         output = served.session.run({declared.input.name: asked.array})[0]
         about = {"model_name": served.name, "model_version": served.version}
         content, length_back = protocol.answer(asked, output, declared.output, about)
@@ -200,7 +214,7 @@ class App:
         print(f"now serving {loaded.name} {loaded.version}", file=sys.stderr, flush=True)
 
 
-def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], receive: body.Receive) -> Request:
+def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], incoming: body.Incoming) -> Request:
     """Find the route. Raises RefusedError 404 and 405."""
     path, method = str(scope["path"]), str(scope["method"])
     route, model, version = _PLAIN.get(path), None, None
@@ -211,45 +225,31 @@ def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], receive: bod
         raise RefusedError(404, "there is nothing at this path; /openapi.json lists what there is")
     allowed = ("POST",) if route in ("infer", "predict") else ("GET", "HEAD")
     if method not in allowed:
-        raise RefusedError(405, f"this path takes {allowed[0]}")
-    return Request(route, model, version, headers, receive)
-
-
-def _check_model(request: Request, served: Loaded) -> None:
-    if request.model != served.name:
-        raise RefusedError(404, f"the only model here is {served.name!r}")
-    if request.version not in (None, served.version):
-        raise RefusedError(404, f"the only version here is {served.version!r}")
+        raise RefusedError(405, f"this path takes {allowed[0]}", {"allow": ", ".join(allowed)})
+    return Request(route, model, version, headers, incoming)
 
 
 def _refusal(error: RefusedError) -> Response:
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if error.status == 405:
-        headers["allow"] = error.sentence.rsplit(" ", 1)[1]
-    if error.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
-    return Response(json.dumps({"error": error.sentence}).encode(), status=error.status, headers=headers)
+    return Response(
+        json.dumps({"error": error.sentence}).encode(), status=error.status, headers=error.headers
+    )
 
 
 def _json(content: object) -> Response:
     return Response(json.dumps(content).encode())
 
 
-async def _send(send: Send, response: Response, *, head: bool) -> None:
+async def _send(send: Send, response: Response, *, head: bool, last: bool) -> None:
+    """Send the answer, without its content for `head`; `last`: the connection ends with it."""
     named = {
         "content-type": response.kind, "content-length": str(len(response.content)),
-        "x-content-type-options": "nosniff", **response.headers,
+        "x-content-type-options": "nosniff", **response.headers, **({"connection": "close"} if last else {}),
     }  # fmt: skip
     headers = [(name.encode(), value.encode("latin-1")) for name, value in named.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else response.content})
 
 
-def _version() -> str:
-    """The installed distribution's version; "unknown" where the folder was only copied."""
-    try:
-        return metadata.version("toolchain")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+def version() -> str:
+    """What the package around the runtime says, the whole toolchain or the runtime's own distribution."""
+    return str(getattr(sys.modules["toolchain"], "__version__", "unknown"))

@@ -15,6 +15,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="a bundle's folder, or a link to one")
     parser.add_argument("--host", default="127.0.0.1", help="[default: %(default)s]")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one [default: %(default)s]")
+    parser.add_argument(
+        "--grpc-port", type=int, help="answer gRPC there as well; 0 takes a free one (needs grpcio)"
+    )
     parser.add_argument("--provider", choices=providers.NAMES, default="cpu")
     parser.add_argument("--threads", type=int, help="of a call [default: from the bundle's measurements]")
     parser.add_argument("--workers", type=int, help="calls at once [default: cores / threads]")
@@ -41,5 +44,6 @@ def asked(arguments: argparse.Namespace) -> Settings:
         token=None if arguments.token_file is None else read_token(arguments.token_file),
         certificate=arguments.tls_certificate,
         key=arguments.tls_key,
+        grpc_port=arguments.grpc_port,
         limits=limits,
     )

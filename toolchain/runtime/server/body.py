@@ -7,16 +7,33 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.refusals import RefusedError, busy
 from toolchain.runtime.server.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+# What a packed body may unpack to, whatever the limit: zeros pack 1000:1, and unpacking them takes a worker's time.
+_MOST_TIMES, _ALWAYS_BYTES = 100, 8 << 20
 _ENCODINGS = ("identity", "", "gzip", "x-gzip", "deflate")
 
 
 class GoneError(Exception):
     """The client closed the connection before its request was whole."""
+
+
+class Incoming:
+    """A request's body as it arrives; `whole` once its end has come."""
+
+    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+        self._receive = receive
+        self.declared = int(headers.get(b"content-length") or b"0")
+        self.whole = not self.declared and b"transfer-encoding" not in headers
+
+    async def __call__(self) -> MutableMapping[str, Any]:
+        """The next ASGI message."""
+        message = await self._receive()
+        self.whole |= message["type"] == "http.request" and not message.get("more_body", False)
+        return message
 
 
 class Reader:
@@ -26,18 +43,17 @@ class Reader:
         self._limits = limits
         self._held = 0
 
-    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytearray:
+    async def read(self, incoming: Incoming) -> bytearray:
         """The body as sent; call `release` with it when it is answered.
 
         Raises RefusedError 413 (too large), 408 (too slow) or 503 (too much in flight), and GoneError.
         """
-        declared = int(headers.get(b"content-length", b"0") or b"0")
-        if declared > self._limits.body:
+        if incoming.declared > self._limits.body:
             raise self._too_large()
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                while (part := await receive())["type"] == "http.request":
+                while (part := await incoming())["type"] == "http.request":
                     self._take(body, part.get("body", b""))
                     if not part.get("more_body", False):
                         return body
@@ -59,7 +75,7 @@ class Reader:
         if len(body) + len(part) > self._limits.body:
             raise self._too_large()
         if self._held + len(part) > self._limits.buffered:
-            raise RefusedError(503, "too many large requests are in flight; try again", 1)
+            raise busy("too many large requests are in flight; try again")
         self._held += len(part)
         body += part
 
@@ -70,13 +86,15 @@ class Reader:
 def unpack(body: bytearray, encoding: str, cap: int) -> bytes | bytearray:
     """Undo a body's content encoding: gzip or deflate (RFC 9110, 8.4.1), or none.
 
-    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out.
+    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out, or
+    more than 8 MiB that are also 100 times what was sent.
     """
     kind = encoding.strip().lower()
     if kind not in _ENCODINGS:
         raise RefusedError(415, f"the content encoding {kind!r} is not known; use gzip, deflate or none")
     if kind in _ENCODINGS[:2]:
         return body
+    cap = min(cap, max(_ALWAYS_BYTES, _MOST_TIMES * len(body)))
     out = bytearray()
     rest = bytes(body)
     try:

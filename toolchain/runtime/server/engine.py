@@ -13,12 +13,11 @@ from typing import TypeVar
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
-from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.refusals import RefusedError, busy
 from toolchain.runtime.server.settings import Settings
 from toolchain.runtime.session import Session
 
 T = TypeVar("T")
-_RETRY_AFTER = 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,13 @@ class Loaded:
     @property
     def version(self) -> str:
         return self.bundle.manifest.identity[:12]
+
+    def check(self, model: str, version: str | None) -> None:
+        """Raise RefusedError 404 when a request asks for another model, or another version than this."""
+        if model != self.name:
+            raise RefusedError(404, f"the only model here is {self.name!r}")
+        if version not in (None, self.version):
+            raise RefusedError(404, f"the only version here is {self.version!r}")
 
 
 class Engine:
@@ -55,8 +61,14 @@ class Engine:
         self._previous: Loaded | None = None
         self._swapping = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="answer")
-        self.held = 0
+        self._held = 0
+        self._counting = threading.Lock()
         self.draining = False
+
+    @property
+    def held(self) -> int:
+        """Requests that wait or are worked on."""
+        return self._held
 
     @property
     def current(self) -> Loaded:
@@ -70,24 +82,22 @@ class Engine:
         holds its place until then, also when nobody waits for it any more.
         """
         limits = self._settings.limits
-        if self.held >= self.workers + limits.queue:
-            raise RefusedError(503, "too many requests wait; try again", _RETRY_AFTER)
-        self.held += 1
-        loop = asyncio.get_running_loop()
+        with self._counting:
+            if self._held >= self.workers + limits.queue:
+                raise busy("too many requests wait; try again")
+            self._held += 1
         future = self._pool.submit(work)
-        future.add_done_callback(lambda _: self._later(loop))
+        future.add_done_callback(self._let_go)
         try:
             async with asyncio.timeout(limits.work_seconds):
                 return await asyncio.wrap_future(future)
         except TimeoutError as e:
-            raise RefusedError(503, f"no answer within {limits.work_seconds:g} seconds", _RETRY_AFTER) from e
+            raise busy(f"no answer within {limits.work_seconds:g} seconds") from e
 
-    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._let_go)
-
-    def _let_go(self) -> None:
-        self.held -= 1
+    def _let_go(self, _: object) -> None:
+        """On the worker's thread, or the event loop's when work was cancelled before it began."""
+        with self._counting:
+            self._held -= 1
 
     def swap(self) -> Loaded:
         """Load and verify what lies at the bundle's path now, and answer with it from now on.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from toolchain.runtime.manifest import Manifest, Port
 from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.settings import Limits
 
 # {the protocol's name: numpy's}
 DATATYPES = {
@@ -45,35 +46,46 @@ def shape(port: Port) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in port.shape]
 
 
-def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest, most: int) -> Asked:
+def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest, limits: Limits) -> Asked:
     """Read an infer request for a model with one input and one output; the array may look into `body`.
 
-    header_length: the header Inference-Header-Content-Length. most: elements an input may have / 3, its pixels.
-    Raises RefusedError 400 with a sentence that names the field.
+    header_length: the header Inference-Header-Content-Length. Raises RefusedError 400 with a sentence that names
+    the field, and 413 for more JSON, pictures or pixels than `limits` allow.
     """
     split = _header_length(header_length, len(body))
+    if split > limits.json:
+        raise RefusedError(
+            413, f"the JSON has more than the {limits.json} bytes allowed; send the array as binary data"
+        )
     content = _object(body[:split])
     tail = memoryview(body)[split:]
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise RefusedError(400, f"'inputs' must be a list of one object, the input {declared.input.name!r}")
-    given = inputs[0]
-    sizes = _shape(given, declared.input)
-    if math.prod(sizes) > 3 * most:
-        raise RefusedError(400, f"the input {sizes} has more than the {most} pixels allowed")
-    options = _parameters(given)
-    if "binary_data_size" in options:
-        array = _binary(tail, options["binary_data_size"], sizes, declared.input)
-    elif len(tail):
-        raise RefusedError(
-            400, "binary data follows the JSON, but no input has the parameter 'binary_data_size'"
-        )
-    else:
-        array = _listed(given.get("data"), sizes, declared.input)
     identity = content.get("id")
     if identity is not None and not isinstance(identity, str):
         raise RefusedError(400, "'id' must be a text")
-    return Asked(array, identity, _wants_binary(content, declared.output))
+    return Asked(tensor(inputs[0], tail, declared, limits), identity, _wants_binary(content, declared.output))
+
+
+def tensor(given: dict[str, Any], tail: memoryview, declared: Manifest, limits: Limits) -> NDArray[Any]:
+    """The array of one input, its bytes in `tail` or its numbers in `given`; may look into `tail`.
+
+    Raises RefusedError as `parse`.
+    """
+    sizes = _shape(given, declared.input)
+    if sizes[0] > limits.batch:
+        raise RefusedError(413, f"the input {sizes} has more than the {limits.batch} pictures allowed")
+    if math.prod(sizes) > 3 * limits.pixels:
+        raise RefusedError(413, f"the input {sizes} has more than the {limits.pixels} pixels allowed")
+    options = _parameters(given)
+    if "binary_data_size" in options:
+        return _binary(tail, options["binary_data_size"], sizes, declared.input)
+    if len(tail):
+        raise RefusedError(
+            400, "binary data follows the JSON, but no input has the parameter 'binary_data_size'"
+        )
+    return _listed(given.get("data"), sizes, declared.input)
 
 
 def answer(asked: Asked, output: NDArray[Any], port: Port, about: dict[str, Any]) -> tuple[bytes, int | None]:

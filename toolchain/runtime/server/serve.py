@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from toolchain.runtime.errors import HostError, ToolchainError
+from toolchain.runtime.limits import allow_files
+from toolchain.runtime.server import notify
 from toolchain.runtime.server.settings import Settings
 
 try:
@@ -20,43 +24,74 @@ try:
 except ModuleNotFoundError as error:
     raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools") from error
 
-from toolchain.runtime.server.app import App
-from toolchain.runtime.server.connection import connection_type
+from toolchain.runtime.server.app import App, version
+from toolchain.runtime.server.connection import SPARE, connection_type
 from toolchain.runtime.server.engine import Engine
+
+_OWN_FILES = 64  # of the process itself: libraries, models, the event loop
 
 
 def serve(settings: Settings) -> None:
     """Verify the bundle, answer until SIGTERM or SIGINT, finish what is in flight, return.
 
     SIGHUP reads the bundle's path again and swaps to it when it verifies; SIGUSR1 goes back to the one before.
-    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files, HostError when the
-    address cannot be listened on.
+    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files or more connections than
+    the process may have, HostError when the address cannot be listened on.
     """
     _check_tls(settings)
+    allow_files(settings.limits.connections + SPARE + _OWN_FILES)
     listening = _listen(settings)
     with contextlib.closing(listening):
         engine = Engine(settings)
         app = App(engine, settings)
-        scheme = "http" if settings.certificate is None else "https"
-        port = listening.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
+        ready = functools.partial(_greet, settings, engine, listening)
+        _Server(_config(app, settings), app, engine, _rpc(settings, engine, app), ready).run(
+            sockets=[listening]
+        )
+        engine.close()
+
+
+class _Beside(Protocol):
+    """Another protocol that is answered in the same event loop (`rpc.Rpc`)."""
+
+    async def start(self) -> int: ...
+
+    async def stop(self) -> None: ...
+
+
+def _rpc(settings: Settings, engine: Engine, app: App) -> Callable[[], _Beside] | None:
+    """How gRPC is made once there is an event loop, where it was asked for. Raises ToolchainError without grpcio."""
+    if settings.grpc_port is None:
+        return None
+    from toolchain.runtime.server.rpc import Rpc
+
+    return functools.partial(Rpc, engine, settings, app.metrics, version())
+
+
+def _greet(settings: Settings, engine: Engine, listening: socket.socket) -> None:
+    """Tell a person and a supervisor that requests are answered from now on."""
+    scheme = "http" if settings.certificate is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(
+        f"serving {engine.current.name} {engine.current.version} on {scheme}://{host}:{listening.getsockname()[1]} "
+        f"({engine.workers} calls at once, {engine.threads} threads each)",
+        flush=True,
+    )
+    if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         print(
-            f"serving {engine.current.name} {engine.current.version} on {scheme}://{host}:{port} "
-            f"({engine.workers} calls at once, {engine.threads} threads each)",
+            "Warning: no --token-file, so everybody who reaches this port can ask",
+            file=sys.stderr,
             flush=True,
         )
-        if settings.token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
-            print("Warning: no --token-file, so everybody who reaches this port can ask", file=sys.stderr)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
-        _Server(_config(app, settings), app, engine).run(sockets=[listening])
-        engine.close()
+    notify.tell("READY=1")
 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     limits = settings.limits
     return uvicorn.Config(
         app,
-        http=connection_type(limits),
+        http=connection_type(limits, app.refuse),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -64,7 +99,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_keep_alive=int(max(1, limits.idle_seconds)),
         timeout_graceful_shutdown=int(max(1, limits.drain_seconds)),
         ssl_certfile=None if settings.certificate is None else str(settings.certificate),
@@ -75,8 +109,18 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """uvicorn's server with our signals: it ends by itself after draining, with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, app: App, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: App,
+        engine: Engine,
+        beside: Callable[[], _Beside] | None,
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(config)
+        self._make_beside = beside
+        self._beside: _Beside | None = None
+        self._ready = ready
         self._app = app
         self._engine = engine
         self._swaps: set[asyncio.Task[None]] = set()
@@ -90,7 +134,20 @@ class _Server(uvicorn.Server):
         loop.add_signal_handler(signal.SIGUSR1, self._swap, True)
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer, then tell so: signals are taken already, so that none ends the process undrained."""
+        await super().startup(sockets)
+        if self._make_beside is not None:
+            self._beside = self._make_beside()
+            print(f"gRPC on port {await self._beside.start()}", flush=True)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is in flight, over both protocols at once."""
+        await asyncio.gather(super().shutdown(sockets), *([self._beside.stop()] if self._beside else []))
+
     def _stop(self) -> None:
+        notify.tell("STOPPING=1")
         self._engine.draining = True
         self.should_exit = True
 
@@ -103,11 +160,15 @@ class _Server(uvicorn.Server):
 def _listen(settings: Settings) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
     except OSError as e:
         raise HostError(
             f"cannot listen on {settings.host} port {settings.port} ({e.strerror}); choose another --port"
         ) from e
+    # Connections inherit it. asyncio sets it only where a socket names TCP as its protocol, which these do not; without
+    # it the answer's body waits for the client's delayed acknowledgement of its head, 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _check_tls(settings: Settings) -> None:

@@ -10,7 +10,8 @@ from toolchain.runtime.errors import ToolchainError
 # What --help says of each limit.
 LIMITS = {
     "body": "bytes of a request as sent", "unpacked": "bytes of a request unpacked",
-    "buffered": "bytes of all requests held at once", "pixels": "pixels of a picture or batch",
+    "json": "bytes of an infer request's JSON", "buffered": "bytes of all requests held at once",
+    "pixels": "pixels of a picture or batch", "batch": "pictures of an infer request",
     "queue": "requests that wait", "connections": "open connections",
     "header_seconds": "for a request's head", "body_seconds": "for a request's body",
     "work_seconds": "from queueing to the answer", "idle_seconds": "between two requests",
@@ -22,18 +23,22 @@ LIMITS = {
 class Limits:
     """What one client can take of the machine; all are above 0.
 
-    body: bytes of a request's body as sent, and unpacked: after its content encoding. buffered: bytes of all
-    bodies that are held at once. pixels: of one picture, and of one infer request's whole batch. queue: requests
-    that wait for a worker. Seconds: header for a request's head, body for its body, work from queueing to the
-    answer, idle between two requests, drain after SIGTERM. connections: open at once.
+    body: bytes of a request's body as sent, and unpacked: after its content encoding. json: bytes of an infer
+    request's JSON part, whose objects take up to twenty times that in memory. buffered: bytes of all bodies that
+    are held at once. pixels: of one picture, and of one infer request's whole batch. batch: pictures of an infer
+    request, for the model enlarges small ones to its own size. queue: requests that wait for a worker. Seconds:
+    header for a request's head, body for its body, work from queueing to the answer, idle between two requests,
+    drain after SIGTERM. connections: open at once; each needs an open file.
     """
 
     body: int = 32 << 20
     unpacked: int = 64 << 20
+    json: int = 8 << 20
     buffered: int = 256 << 20
     pixels: int = 40_000_000
+    batch: int = 16
     queue: int = 64
-    connections: int = 1024
+    connections: int = 512
     header_seconds: float = 10.0
     body_seconds: float = 20.0
     work_seconds: float = 10.0
@@ -52,7 +57,7 @@ class Settings:
 
     bundle: a folder, or a link to one (hot swap reads it again). threads of a session and workers (calls at
     once): None takes them from the bundle's measurements. token: what clients must bear, or None.
-    certificate, key: PEM files for TLS, both or none.
+    certificate, key: PEM files for TLS, both or none. grpc_port: where gRPC is answered as well, or None.
     """
 
     bundle: Path
@@ -64,14 +69,16 @@ class Settings:
     token: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    grpc_port: int | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         for name in ("threads", "workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ToolchainError(f"--{name} must be at least 1, not {value}")
-        if not 0 <= self.port <= 65535:
-            raise ToolchainError(f"--port must be 0 to 65535, not {self.port}")
+        for name, port in (("port", self.port), ("grpc-port", self.grpc_port or 0)):
+            if not 0 <= port <= 65535:
+                raise ToolchainError(f"--{name} must be 0 to 65535, not {port}")
         if (self.certificate is None) != (self.key is None):
             raise ToolchainError("TLS needs both --tls-certificate and --tls-key")
 
