@@ -38,4 +38,9 @@ def test_long_networks_are_cut() -> None:
 
 
 def test_other_steps_have_none() -> None:
-    assert sensitivity("int8", [Measurement(name="layers_int8", value=3)]) is None
+    measured = [
+        Measurement(name="layers_int8", value=3),
+        Measurement(name="price", value=0.8),  # of narrow
+        Measurement(name="agreement", value=0.98, where={"when": "after"}),  # of qat
+    ]
+    assert sensitivity("int8", measured) is None

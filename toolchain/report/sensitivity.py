@@ -26,11 +26,7 @@ def sensitivities(found: Findings) -> Iterator[Sensitivity]:
 
 def sensitivity(variant: str, measured: Sequence[Measurement]) -> Sensitivity | None:
     """From the measurements of `fall_back`; None when there are none."""
-    gains = {str(m.where["layer"]): m.value for m in measured if m.name == "sensitivity"}
-    agreements = {
-        str(m.where["layer"]): m.value for m in measured if m.name == "agreement" and "layer" in m.where
-    }
-    prices = {str(m.where["layer"]): m.value for m in measured if m.name == "price"}
+    gains, agreements, prices = (_by_layer(measured, name) for name in ("sensitivity", "agreement", "price"))
     if not gains:
         return None
     parts = tuple(
@@ -38,6 +34,11 @@ def sensitivity(variant: str, measured: Sequence[Measurement]) -> Sensitivity | 
         for name, gain in gains.items()
     )
     return Sensitivity(variant=variant, agreement=agreements[""], parts=parts)
+
+
+def _by_layer(measured: Sequence[Measurement], name: str) -> dict[str, float]:
+    """A measurement's values by layer; other steps measure under the same name without one."""
+    return {str(m.where["layer"]): m.value for m in measured if m.name == name and "layer" in m.where}
 
 
 def drawing(found: Sensitivity) -> Markup:
