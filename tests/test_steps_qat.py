@@ -16,6 +16,7 @@ from tiny import tiny_run
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.backbones.network import DESCRIPTION, read
+from toolchain.calibration import padding
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import TrainingError
 from toolchain.record import Measurement
@@ -59,6 +60,20 @@ def test_it_answers_closer_to_float_than_before(network: Artifact, tmp_path: Pat
     assert abs(sizes[0] - sizes[1]) < 2000  # the same tensors; the lineage differs
     lineage = json.loads(graph.metadata(graph.read(lent.out / graph.FUSED))["lineage"])
     assert [entry["step"] for entry in lineage] == ["export", "qat"]
+
+
+def test_a_padded_stem_is_simulated_with_real_zeros(tmp_path: Path) -> None:
+    """The pad is written in integers, with the zero that stands for 0: no weight of that channel may learn from it."""
+    plain = mobile(side=16)
+    assert padding.pad(plain) == 1
+    padded = exported(tmp_path / "padded", plain, SQUARE)
+    lent = context(tmp_path / "qat")
+    quantize = Quantize(weight_bits=8, float_stem=False)
+    step = STEP.model_copy(update={"quantize": quantize, "epochs": 2, "lr": 1e-3})
+    step.run({"model": padded, "teacher": padded}, lent)
+    stem = graph.weights(graph.read(lent.out / graph.PLAIN))["stem.weight_padded_quantized"]
+    assert stem[:, :3].any()
+    assert not stem[:, 3].any()
 
 
 def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Path) -> None:
