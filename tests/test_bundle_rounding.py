@@ -27,7 +27,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def made(step: Step, network: Artifact, folder: Path) -> tuple[bool, bool]:
     lent = context(folder)
-    step.run({role: network for role in step.takes}, lent)
+    step.run(dict.fromkeys(step.takes, network), lent)
     return rounding(graph.read(lent.out / graph.FUSED))
 
 

@@ -70,7 +70,9 @@ class Simulated(nn.Module):
         self.rounded: list[Rounded] = []
         self.plain: dict[str, int] = {}
         self._stored: dict[str, int] = {}  # parameters by the name of their integers
-        self._steps: dict[str, tuple[float, int]] = {}  # scale and zero of tensors that the file holds in integers
+        self._steps: dict[
+            str, tuple[float, int]
+        ] = {}  # scale and zero of tensors that the file holds in integers
         self._calls: list[_Call] = []
         for node in model.graph.node:
             self._read(node)

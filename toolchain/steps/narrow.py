@@ -164,7 +164,10 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
         kept = sorted(candidate.order.order[chain.channels - count :])
         for layer in (chain.writer, *chain.depthwise):
             # What another chain's reader is may be this one's writer: its weights are new already, and its bias.
-            for name in [*filter(None, layer.node.input[1:]), *({_refitted_bias(layer.node)} & values.keys())]:
+            for name in [
+                *filter(None, layer.node.input[1:]),
+                *({_refitted_bias(layer.node)} & values.keys()),
+            ]:
                 values[name] = np.ascontiguousarray((values[name] if name in values else known[name])[kept])
         groups |= {layer.node.name: count for layer in chain.depthwise}
         weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)

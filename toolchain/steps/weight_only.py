@@ -68,7 +68,9 @@ class WeightOnly(Step):
         known = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         changed = []
         for layer in list(layers(model)):
-            if _convertible(layer, known) and any(fnmatchcase(layer.node.name, pattern) for pattern in self.layers):
+            if _convertible(layer, known) and any(
+                fnmatchcase(layer.node.name, pattern) for pattern in self.layers
+            ):
                 place = list(model.graph.node).index(layer.node)
                 integers, steps = quantize_blocks(layer.rows, self.bits, self.block)
                 constants: dict[str, NDArray[Any]] = {f"{layer.node.name}.nbits": integers}
