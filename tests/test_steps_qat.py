@@ -98,6 +98,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], se
         Qat.model_validate({"teacher": "fp32", **settings})
 
 
+def test_roundings_are_simulated_in_full_precision_unless_asked() -> None:
+    assert Qat(teacher="fp32").amp == "off"
+    assert Qat(teacher="fp32", amp="bf16").amp == "bf16"
+
+
 def test_weights_that_would_saturate_get_seven_bits() -> None:
     old = Qat(teacher="fp32", quantize=Quantize(targets=("x86-avx2",))).resolved()
     new = Qat(teacher="fp32", quantize=Quantize(targets=("x86-vnni",))).resolved()
