@@ -143,7 +143,7 @@ class Simulated(nn.Module):
         plain = NodeProto()
         plain.CopyFrom(node)
         plain.input[:] = [*node.input[:2], "value"]
-        value = np.float32((int(given) - zero) * scale)
+        value = np.asarray((int(given) - zero) * scale, np.float32)
         function = operator(plain, {**self._known, "value": value})
         return _Call(function, (node.input[0],), node.output[0])
 
