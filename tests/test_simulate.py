@@ -103,6 +103,16 @@ def test_integers_that_two_nodes_read_stay_one_parameter(integers: tuple[ModelPr
     assert same[0] == same[1]
 
 
+def test_a_convolution_takes_its_kernel_from_its_weight() -> None:
+    """kernel_shape may be missing in foreign files."""
+    weight = {"w": np.random.default_rng(3).normal(size=(3, 3, 3, 3)).astype(np.float32)}
+    node = make_node("Conv", ["input", "w"], ["logits"], name="c", pads=[1, 1, 1, 1])
+    single = model([node], weight, shape=(4, 3, 16, 16))
+    single.graph.output[0].type.tensor_type.ClearField("shape")
+    given = torch.from_numpy(PICTURES), torch.from_numpy(weight["w"])
+    np.testing.assert_allclose(operator(node, weight)(*given).numpy(), run(single, PICTURES), atol=1e-4)
+
+
 def test_a_clip_without_ends_changes_nothing() -> None:
     x = torch.from_numpy(PICTURES)
     assert torch.equal(operator(make_node("Clip", ["input"], ["logits"], name="it"), {})(x), x)

@@ -38,8 +38,11 @@ def operator(node: NodeProto, constants: Constants) -> Operator:
     return make(node, constants)
 
 
-def _conv(node: NodeProto, _: Constants) -> Operator:
-    rank = len(attribute(node, "kernel_shape", ()))
+def _conv(node: NodeProto, constants: Constants) -> Operator:
+    kernel = attribute(node, "kernel_shape", None)
+    if kernel is None and node.input[1] not in constants:
+        raise ModelError(f"'{node.name}': Conv without kernel_shape cannot be simulated in training")
+    rank = len(constants[node.input[1]].shape[2:] if kernel is None else kernel)
     _plain_padding(node)
     pads = attribute(node, "pads", [0] * 2 * rank)
     options = {
