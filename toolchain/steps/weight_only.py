@@ -37,6 +37,7 @@ class WeightOnly(Step):
     step: Literal["weight_only"] = "weight_only"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
     )  # fmt: skip
