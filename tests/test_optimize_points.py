@@ -85,6 +85,7 @@ def test_what_would_have_to_give_names_the_option_for_each_bound_alone() -> None
     ("miss", "words"),
     [
         (Miss("min_top1", 90.0, 87.999, "%"), "--set gates.min_top1=87.99"),
+        (Miss("min_recall.red", 90.0, 80.0, "%"), "gates.min_recall of 80.00 for red"),
         (Miss("parity", 1e-3, 0.012341, "1"), "--set gates.parity=0.0124"),
         (Miss("max_drop", 1.0, 1.3333, "points"), "--max-drop 1.34"),
     ],

@@ -199,7 +199,10 @@ def relaxed(miss: Miss) -> str:
     value = f"{_ceiling(miss.value):g}" if at_most else f"{floor(100 * miss.value) / 100:.2f}"
     if miss.name in OPTIONS:
         return f"{OPTIONS[miss.name]} {value}{SHORT.get(miss.unit, '')}"
-    return f"--set gates.{miss.name}={value}"
+    gate, _, label = miss.name.partition(".")
+    if label:  # the recipe may give one figure for all classes, which has no place for one of them
+        return f"gates.{gate} of {value} for {label}"
+    return f"--set gates.{gate}={value}"
 
 
 def _ceiling(value: float) -> float:
