@@ -145,6 +145,16 @@ def test_bounds_that_nothing_keeps_leave_no_older_bundle(trip: Trip, tmp_path: P
     assert not (tmp_path / "report.html").exists()
 
 
+def test_the_recipe_given_is_never_replaced(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tmp_path / "none", variants=VARIANTS, backbone=BACKBONE)
+    before = recipe.read_bytes()
+    run = TinyRun(recipe, tmp_path, tmp_path / "store", tmp_path / "none")
+    answer = ask(run, "--max-drop", "1")
+    assert answer.code == 2
+    assert "name another folder" in answer.err
+    assert recipe.read_bytes() == before
+
+
 def test_memory_can_be_a_bound(trip: Trip, tmp_path: Path) -> None:
     answer = ask(trip.run, "--max-memory", "1MB", "--budget", "90s", out=tmp_path)
     assert answer.code == 3, answer.err

@@ -10,7 +10,7 @@ import pytest
 from toolchain.errors import RecipeError
 from toolchain.optimize.asked import Asked, amount
 from toolchain.optimize.design import Design
-from toolchain.optimize.points import Miss, Point, closest, front, pick, reasons, would_do
+from toolchain.optimize.points import Miss, Point, closest, front, pick, reasons, relaxed, would_do
 from toolchain.recipe import Gates
 
 FP32 = Point(Design(), 1.0, 1.0, 99.0, 0.0, None, None, 5.0)
@@ -79,6 +79,19 @@ def test_what_would_have_to_give_names_the_option_for_each_bound_alone() -> None
         "--max-drop 1.6 would do (u80-e4-fp32)",
         "--max-latency 0.5ms would do (u30-e4-fp32)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("miss", "words"),
+    [
+        (Miss("min_top1", 90.0, 87.999, "%"), "--set gates.min_top1=87.99"),
+        (Miss("min_recall.red", 90.0, 80.0, "%"), "gates.min_recall of 80.00 for red"),
+        (Miss("parity", 1e-3, 0.012341, "1"), "--set gates.parity=0.0124"),
+        (Miss("max_drop", 1.0, 1.3333, "points"), "--max-drop 1.34"),
+    ],
+)
+def test_the_relaxed_bound_lets_the_point_pass(miss: Miss, words: str) -> None:
+    assert relaxed(miss) == words
 
 
 def test_where_no_single_bound_would_do_all_are_named() -> None:

@@ -16,6 +16,7 @@ from onnx_helpers import SQUARE, exported, mobile, model, run
 from toolchain import graph
 from toolchain.backbones.network import build
 from toolchain.backbones.settings import Backbone
+from toolchain.calibration import padding
 from toolchain.errors import ModelError
 from toolchain.simulate.network import Simulated, trained
 from toolchain.simulate.operators import operator
@@ -70,6 +71,51 @@ def test_integers_answer_as_without_onnxruntimes_optimizations(
     expected = run(quantized, PICTURES, optimize=False)
     assert np.abs(expected - run(plain, PICTURES)).max() > 1e-3  # it does round
     np.testing.assert_allclose(simulated(quantized, PICTURES, plain), expected, atol=1e-5)
+
+
+def test_a_pad_of_integers_pads_with_what_they_stand_for(tmp_path: Path) -> None:
+    plain = mobile(side=16)
+    assert padding.pad(plain) == 1
+    next(t for t in plain.graph.initializer if t.name == "stem.weight_padded").CopyFrom(
+        numpy_helper.from_array(
+            np.random.default_rng(2).normal(size=(16, 4, 3, 3)).astype(np.float32), "stem.weight_padded"
+        )
+    )
+    source = exported(tmp_path / "float", plain, SQUARE)
+    quantized = EIGHT.integers(plain, source.folder / graph.PREPROCESS, context(tmp_path / "int8"))
+    pad = next(node for node in quantized.graph.node if node.op_type == "Pad")
+    assert graph.weights(quantized)[pad.input[2]] != 0  # it does pad integers
+    expected = run(quantized, PICTURES, optimize=False)
+    near = 1e-5 * float(np.abs(expected).max())
+    np.testing.assert_allclose(simulated(quantized, PICTURES, plain), expected, atol=near)
+
+
+def test_integers_that_two_nodes_read_stay_one_parameter(integers: tuple[ModelProto, ModelProto]) -> None:
+    plain, quantized = integers
+    twice = ModelProto()
+    twice.CopyFrom(quantized)
+    reading = next(n for n in twice.graph.node if n.input[0] == "dense.weight_quantized")
+    again = make_node("DequantizeLinear", list(reading.input), ["again"], name="again", axis=0)
+    twice.graph.node.insert(0, again)
+    network = Simulated(twice, graph.weights(plain))
+    same = [one.index for one in network.rounded if one.integers == "dense.weight_quantized"]
+    assert len(same) == 2
+    assert same[0] == same[1]
+
+
+def test_a_convolution_takes_its_kernel_from_its_weight() -> None:
+    """kernel_shape may be missing in foreign files."""
+    weight = {"w": np.random.default_rng(3).normal(size=(3, 3, 3, 3)).astype(np.float32)}
+    node = make_node("Conv", ["input", "w"], ["logits"], name="c", pads=[1, 1, 1, 1])
+    single = model([node], weight, shape=(4, 3, 16, 16))
+    single.graph.output[0].type.tensor_type.ClearField("shape")
+    given = torch.from_numpy(PICTURES), torch.from_numpy(weight["w"])
+    np.testing.assert_allclose(operator(node, weight)(*given).numpy(), run(single, PICTURES), atol=1e-4)
+
+
+def test_a_clip_without_ends_changes_nothing() -> None:
+    x = torch.from_numpy(PICTURES)
+    assert torch.equal(operator(make_node("Clip", ["input"], ["logits"], name="it"), {})(x), x)
 
 
 def test_untrained_weights_go_back_as_the_same_integers(integers: tuple[ModelProto, ModelProto]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from learn_helpers import context, data
+from learn_helpers import context, data, pictures
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from onnx.helper import make_node
@@ -17,6 +18,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.calibration import equalization
 from toolchain.calibration.pictures import prepared
+from toolchain.data.dataset import Picture, PictureSet
 from toolchain.errors import DataError
 from toolchain.steps.equalize import Equalize
 from toolchain.steps.quantize import Quantize
@@ -73,6 +75,23 @@ def test_both_sides_of_a_channel_get_one_range_and_answers_stay(tmp_path: Path) 
         assert ratio.max() / ratio.min() < 1.01
         before = greatest(plain, f"{writer}.weight", 0) / greatest(plain, f"{reader}.weight", axis)
         assert before.max() / before.min() > 100
+
+
+def test_what_it_cost_is_measured_on_val(tmp_path: Path) -> None:
+    """Of train nothing can be told: there the channels are scaled so that nothing is cut."""
+    seen: list[str] = []
+    full = data()
+
+    def spy(name: str) -> Picture:
+        seen.append(name)
+        return full.val.decode(name)
+
+    spied = replace(full, val=PictureSet(full.val.samples, spy))
+    found = exported(tmp_path / "in", mobile(side=16), SQUARE)
+    assert "sqnr" in values(Equalize(probe=6).run({"model": found}, context(tmp_path, spied)))
+    assert len(seen) == 6
+    none = replace(full, val=pictures("val", ()))
+    assert "sqnr" not in values(Equalize().run({"model": found}, context(tmp_path / "none", none)))
 
 
 def test_one_step_a_tensor_comes_closer_to_float(tmp_path: Path) -> None:

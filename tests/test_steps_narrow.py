@@ -81,6 +81,35 @@ def test_channels_that_are_read_twice_are_no_chain() -> None:
     ]
 
 
+def test_convolutions_without_a_bias_in_a_row_are_narrowed_together(tmp_path: Path) -> None:
+    """The middle one is reader, and gets a bias, and writer, which gives channels."""
+    random = np.random.default_rng(4)
+    constants: dict[str, Any] = {"fc.weight": random.normal(size=(3, 8)), "fc.bias": np.zeros(3)}
+    nodes, before = [], "input"
+    for name, shape in (("a", (32, 3, 1, 1)), ("b", (32, 32, 1, 1)), ("c", (8, 32, 1, 1))):
+        constants[f"{name}.weight"] = random.normal(size=shape) / shape[1]
+        if name != "c":
+            constants[f"{name}.weight"][10:] *= 1e-5
+        nodes += [
+            make_node("Conv", [before, f"{name}.weight"], [f"{name}:0"], name=name, kernel_shape=[1, 1]),
+            make_node("Relu", [f"{name}:0"], [name], name=f"{name}/Relu"),
+        ]
+        before = name
+    nodes += [
+        make_node("GlobalAveragePool", ["c"], ["pooled"], name="pool"),
+        make_node("Flatten", ["pooled"], ["flat"], name="flat", axis=1),
+        make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], name="fc", transB=1),
+    ]
+    floats = {name: value.astype(np.float32) for name, value in constants.items()}
+    found = source(tmp_path / "float", model(nodes, floats, shape=("N", 3, 16, 16)))
+    lent = context(tmp_path / "narrow")
+    assert values(Narrow(min_sqnr=20).run({"model": found}, lent))["products"] == 0.5
+    tensors = shapes(lent.out / graph.PLAIN)
+    assert (tensors["b.weight"], tensors["b.bias_refitted"]) == ((16, 16, 1, 1), (16,))
+    expected, answers = (run(folder / graph.PLAIN, inputs(found)) for folder in (found.folder, lent.out))
+    assert noise_ratio(expected, answers) > 20
+
+
 def test_elimination_finds_what_others_can_replace() -> None:
     random = np.random.default_rng(1)
     values = random.normal(size=(6, 5000))

@@ -16,6 +16,7 @@ from tiny import tiny_run
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.backbones.network import DESCRIPTION, read
+from toolchain.calibration import padding
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import TrainingError
 from toolchain.record import Measurement
@@ -61,6 +62,20 @@ def test_it_answers_closer_to_float_than_before(network: Artifact, tmp_path: Pat
     assert [entry["step"] for entry in lineage] == ["export", "qat"]
 
 
+def test_a_padded_stem_is_simulated_with_real_zeros(tmp_path: Path) -> None:
+    """The pad is written in integers, with the zero that stands for 0: no weight of that channel may learn from it."""
+    plain = mobile(side=16)
+    assert padding.pad(plain) == 1
+    padded = exported(tmp_path / "padded", plain, SQUARE)
+    lent = context(tmp_path / "qat")
+    quantize = Quantize(weight_bits=8, float_stem=False)
+    step = STEP.model_copy(update={"quantize": quantize, "epochs": 2, "lr": 1e-3})
+    step.run({"model": padded, "teacher": padded}, lent)
+    stem = graph.weights(graph.read(lent.out / graph.PLAIN))["stem.weight_padded_quantized"]
+    assert stem[:, :3].any()
+    assert not stem[:, 3].any()
+
+
 def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Path) -> None:
     short = STEP.model_copy(update={"epochs": 1})
     for name in ("a", "b"):
@@ -81,6 +96,11 @@ def test_the_same_training_gives_the_same_bytes(network: Artifact, tmp_path: Pat
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         Qat.model_validate({"teacher": "fp32", **settings})
+
+
+def test_roundings_are_simulated_in_full_precision_unless_asked() -> None:
+    assert Qat(teacher="fp32").amp == "off"
+    assert Qat(teacher="fp32", amp="bf16").amp == "bf16"
 
 
 def test_weights_that_would_saturate_get_seven_bits() -> None:

@@ -94,6 +94,24 @@ def test_the_file_answers_by_its_integers(bits: int, products: str, worst: float
     assert noise_ratio(wanted, run(made, feed)) > worst
 
 
+@pytest.mark.parametrize("kind", ["computed", "scalar", "half"])
+def test_what_it_cannot_stand_for_is_left_alone(kind: str) -> None:
+    """A bias that is not a constant with a value an output would be lost or refused, 16-bit floats are no float32."""
+    random = np.random.default_rng(1)
+    narrow = np.float16 if kind == "half" else np.float32
+    constants = {"w": random.normal(size=(5, 96)).astype(narrow), "b": np.ones(1, narrow)}
+    nodes = [make_node("Gemm", ["input", "w", "b"], ["logits"], name="fc", transB=1)]
+    if kind == "computed":
+        nodes = [
+            make_node("Neg", ["b"], ["c"], name="c"),
+            make_node("Gemm", ["input", "w", "c"], ["logits"], name="fc", transB=1),
+        ]
+    made = model(nodes, constants, shape=("N", 96), classes=5)
+    before = made.SerializeToString()
+    assert WeightOnly().convert(made) == []
+    assert made.SerializeToString() == before
+
+
 def test_transformers_shrink_and_stay_close(transformer: Artifact, tmp_path: Path) -> None:
     feed = inputs(transformer)
     reference = run(transformer.folder / graph.PLAIN, feed)

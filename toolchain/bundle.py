@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
+from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.backbones.network import Network
 from toolchain.data.dataset import PictureSet
@@ -33,6 +35,9 @@ GOLDEN_PICTURES = 16
 # between x86 families. Families other than the one it was made on are bounds, not measurements.
 _SAME, _ROUNDING, _SATURATING = 1e-3, 2e-2, 0.25
 _FAMILIES = ("x86-vnni", "x86-avx2", "arm64")
+_INTEGERS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Papers:
     """What goes into a bundle beside the model.
 
     preprocessing and lineage are plain values; temperature and thresholds were fitted on val;
-    measured is the content of `measured.json`; card that of `MODEL_CARD.md`.
+    measured is the content of `measured.json`; card that of `MODEL_CARD.md`. quantized, saturating: see `rounding`.
     """
 
     name: str
@@ -148,6 +153,23 @@ def tolerances(made_on: str, *, quantized: bool, saturating: bool) -> dict[str, 
     """The largest difference of probabilities allowed on each ISA family, for an answer made on one."""
     elsewhere = _SATURATING if saturating else _ROUNDING if quantized else _SAME
     return {family: _SAME if family == made_on else elsewhere for family in {*_FAMILIES, made_on}}
+
+
+def rounding(model: ModelProto) -> tuple[bool, bool]:
+    """Whether a file computes in integers, and whether these may saturate on x86 without VNNI.
+
+    The operators tell the first, the lineage in the file's metadata the second, whichever step put the integers in
+    (quantize, fall_back, qat); integers that no entry tells of may saturate.
+    """
+    kinds = {node.op_type for node in model.graph.node}
+    if not kinds & _INTEGERS:
+        return "MatMulNBits" in kinds, False
+    lineage = json.loads(graph.metadata(model).get("lineage", "[]"))
+    given = [entry.get("settings", {}) for entry in lineage]
+    told = [inner for one in given if "weight_bits" in (inner := one.get("quantize", one))]
+    return True, not told or any(
+        one["weight_bits"] == 8 or (one["activation"], one["weight"]) == ("s8", "s8") for one in told
+    )
 
 
 def _notice(network: Network) -> str:

@@ -12,9 +12,10 @@ from typing import Literal, TypedDict
 
 import yaml
 
+from toolchain import graph
 from toolchain import report as reports
 from toolchain.artifact import Artifact, figure
-from toolchain.bundle import Papers
+from toolchain.bundle import Papers, rounding
 from toolchain.bundle import remove as remove_bundle
 from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
@@ -323,18 +324,13 @@ def _papers(found: Findings, report: reports.RunReport, chosen: str) -> Papers:
         "host": report.host,
         "speedups": [json.loads(s.model_dump_json()) for s in report.speedups if s.of == chosen],
     }
-    made = artifact.record
-    bits, kinds = (
-        made.settings.get("weight_bits"),
-        (made.settings.get("activation"), made.settings.get("weight")),
-    )
+    quantized, saturating = rounding(graph.read(artifact.folder / graph.FUSED))
     return Papers(
         name=found.recipe.name, variant=chosen, network=described,
         temperature=report.calibration[0].temperature,
         thresholds={label: limit.value for label, limit in report.thresholds.items()},
         lineage=lineage, measured=measured, card=render_card(report),
-        saturating=made.step == "quantize" and (bits == 8 or kinds == ("s8", "s8")),
-        quantized=made.step == "quantize",
+        saturating=saturating, quantized=quantized,
     )  # fmt: skip
 
 

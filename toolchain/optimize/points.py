@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 
 from toolchain.optimize.asked import Goal
 from toolchain.optimize.design import Design
@@ -194,18 +195,20 @@ def _each(point: Point) -> list[Miss]:
 
 def relaxed(miss: Miss) -> str:
     """The bound that would let it pass, as one would write it."""
-    value = f"{_ceiling(miss.value):g}" if miss.name.startswith("max_") else f"{miss.value:.2f}"
+    at_most = miss.value > miss.bound
+    value = f"{_ceiling(miss.value):g}" if at_most else f"{floor(100 * miss.value) / 100:.2f}"
     if miss.name in OPTIONS:
         return f"{OPTIONS[miss.name]} {value}{SHORT.get(miss.unit, '')}"
-    return f"--set gates.{miss.name}={value}"
+    gate, _, label = miss.name.partition(".")
+    if label:  # the recipe may give one figure for all classes, which has no place for one of them
+        return f"gates.{gate} of {value} for {label}"
+    return f"--set gates.{gate}={value}"
 
 
 def _ceiling(value: float) -> float:
     """Three significant digits, rounded up."""
     if value <= 0:
         return 0.0
-    from math import ceil, floor, log10
-
     step = 10.0 ** (floor(log10(value)) - 2)
     return round(ceil(value / step - 1e-9) * step, 9)
 

@@ -87,6 +87,10 @@ class _Optimize:
         providers.require(asked.provider)
         self.recipe = prepared(given, asked, wishes)
         self.out = (places.out or Path("runs") / self.recipe.name).resolve()
+        if not isinstance(recipe, Recipe) and Path(recipe).resolve() == self.out / "recipe.yaml":
+            raise RecipeError(
+                f"--out {self.out}: the chosen point's recipe would take the place of the one given: name another folder"
+            )
         self.deadline.at = self.started + (1 - _SHARE) * asked.budget
         self.begun = 0.0
         self.search: Search | None = None

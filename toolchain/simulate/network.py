@@ -69,6 +69,10 @@ class Simulated(nn.Module):
         self.values = nn.ParameterList()
         self.rounded: list[Rounded] = []
         self.plain: dict[str, int] = {}
+        self._stored: dict[str, int] = {}  # parameters by the name of their integers
+        self._steps: dict[
+            str, tuple[float, int]
+        ] = {}  # scale and zero of tensors that the file holds in integers
         self._calls: list[_Call] = []
         for node in model.graph.node:
             self._read(node)
@@ -111,6 +115,8 @@ class Simulated(nn.Module):
             self._constant(node)
         elif node.op_type == DEQUANTIZE:
             self._calls.append(_Call(lambda x: x, (node.input[0],), node.output[0]))
+        elif node.op_type == "Pad" and node.input[0] in self._steps:
+            self._calls.append(self._padding(node))
         else:
             for name in node.input[1:] if node.op_type in _TRAINED else ():
                 if name in self._known and name not in self.plain:
@@ -125,9 +131,21 @@ class Simulated(nn.Module):
             raise ModelError(f"'{node.name}': activations with a scale a channel cannot be simulated")
         limits = np.iinfo(zero.dtype)
         settings = (float(scale), int(zero), int(limits.min), int(limits.max))
+        self._steps[node.output[0]] = settings[:2]
         return _Call(
             lambda x: torch.fake_quantize_per_tensor_affine(x, *settings), (node.input[0],), node.output[0]
         )
+
+    def _padding(self, node: NodeProto) -> _Call:
+        """A Pad of integers (see calibration/padding.py): what it pads with counts by scale and zero as well."""
+        scale, zero = self._steps[node.output[0]] = self._steps[node.input[0]]
+        given = self._known[node.input[2]] if len(node.input) > 2 and node.input[2] else 0
+        plain = NodeProto()
+        plain.CopyFrom(node)
+        plain.input[:] = [*node.input[:2], "value"]
+        value = np.asarray((int(given) - zero) * scale, np.float32)
+        function = operator(plain, {**self._known, "value": value})
+        return _Call(function, (node.input[0],), node.output[0])
 
     def _constant(self, node: NodeProto) -> None:
         """A weight or bias in integers."""
@@ -141,7 +159,9 @@ class Simulated(nn.Module):
             value = integers * (steps if axis is None else steps.reshape(_along(axis, integers.ndim)))
         wide = integers.dtype == np.int32
         limit = _WIDE if wide else int(np.abs(integers.astype(np.int32)).max(initial=1))
-        index = self._parameter(np.asarray(value, np.float32))
+        if name not in self._stored:  # one tensor that several read stays one
+            self._stored[name] = self._parameter(np.asarray(value, np.float32))
+        index = self._stored[name]
         self.rounded.append(Rounded(node.output[0], name, scale, index, axis, limit))
 
     def _parameter(self, value: NDArray[Any]) -> int:

@@ -38,8 +38,11 @@ def operator(node: NodeProto, constants: Constants) -> Operator:
     return make(node, constants)
 
 
-def _conv(node: NodeProto, _: Constants) -> Operator:
-    rank = len(attribute(node, "kernel_shape", ()))
+def _conv(node: NodeProto, constants: Constants) -> Operator:
+    kernel = attribute(node, "kernel_shape", None)
+    if kernel is None and node.input[1] not in constants:
+        raise ModelError(f"'{node.name}': Conv without kernel_shape cannot be simulated in training")
+    rank = len(constants[node.input[1]].shape[2:] if kernel is None else kernel)
     _plain_padding(node)
     pads = attribute(node, "pads", [0] * 2 * rank)
     options = {
@@ -98,6 +101,8 @@ def _clip(node: NodeProto, constants: Constants) -> Operator:
     low, high = (
         float(constants[node.input[i]]) if len(node.input) > i and node.input[i] else None for i in (1, 2)
     )
+    if low is None and high is None:
+        return lambda x, *_: x
     return lambda x, *_: torch.clamp(x, low, high)
 
 

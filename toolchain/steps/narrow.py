@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from pydantic import Field
 
 from toolchain import graph
@@ -163,9 +163,12 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
             continue
         kept = sorted(candidate.order.order[chain.channels - count :])
         for layer in (chain.writer, *chain.depthwise):
-            for name in layer.node.input[1:]:
-                # What another chain's reader is may be this one's writer: its weights are new already.
-                values[name] = np.ascontiguousarray(values.get(name, known[name])[kept])
+            # What another chain's reader is may be this one's writer: its weights are new already, and its bias.
+            for name in [
+                *filter(None, layer.node.input[1:]),
+                *({_refitted_bias(layer.node)} & values.keys()),
+            ]:
+                values[name] = np.ascontiguousarray((values[name] if name in values else known[name])[kept])
         groups |= {layer.node.name: count for layer in chain.depthwise}
         weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)
         _refitted(changed, chain, weight, shift, values)
@@ -189,10 +192,16 @@ def _refitted(
         known = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
         values[node.input[2]] = (numpy_helper.to_array(known) + shift).astype(np.float32)
         return
-    name = f"{node.name}.bias_refitted"
-    model.graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), name))
+    name = _refitted_bias(node)
+    values[name] = shift.astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values[name], name))
     reader = next(other for other in model.graph.node if other.name == node.name)
     reader.input[:] = [*node.input[:2], name]
+
+
+def _refitted_bias(node: NodeProto) -> str:
+    """The bias of a reader that had none."""
+    return f"{node.name}.bias_refitted"
 
 
 def _left(chain: Chain, count: int) -> Measurement:

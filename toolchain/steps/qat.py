@@ -16,6 +16,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION, read
 from toolchain.calibration import pictures, sensitivity
+from toolchain.device import AmpName
 from toolchain.errors import TrainingError
 from toolchain.learn.loop import fit
 from toolchain.learn.settings import Count, Distillation, Keep, NotNegative, Positive, Share, Training
@@ -42,6 +43,7 @@ class Qat(Distillation, Training, Step):
     step: Literal["qat"] = "qat"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX, "teacher": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
+    version: ClassVar[int] = 2
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "numpy", "pillow", *Quantize.libraries)
     teacher: str
@@ -52,6 +54,7 @@ class Qat(Distillation, Training, Step):
     train: Literal["full"] = "full"
     norm_statistics: Literal["batch"] = "batch"  # norms are folded: there are none
     keep: Keep = "last"
+    amp: AmpName = "off"  # 16-bit floats are too coarse for the roundings that are simulated in them
     alpha: Share = 1.0
     temperature: Positive = 1.0
 

@@ -37,6 +37,7 @@ class WeightOnly(Step):
     step: Literal["weight_only"] = "weight_only"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
     )  # fmt: skip
@@ -65,15 +66,17 @@ class WeightOnly(Step):
 
     def convert(self, model: ModelProto) -> list[str]:
         """Replace the layers' nodes in place; returns their names."""
-        known = {tensor.name for tensor in model.graph.initializer}
+        known = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
         changed = []
         for layer in list(layers(model)):
-            if _convertible(layer) and any(fnmatchcase(layer.node.name, pattern) for pattern in self.layers):
+            if _convertible(layer, known) and any(
+                fnmatchcase(layer.node.name, pattern) for pattern in self.layers
+            ):
                 place = list(model.graph.node).index(layer.node)
                 integers, steps = quantize_blocks(layer.rows, self.bits, self.block)
                 constants: dict[str, NDArray[Any]] = {f"{layer.node.name}.nbits": integers}
                 constants[f"{layer.node.name}.steps"] = steps.reshape(-1)
-                bias = self._bias(layer.node, known)
+                bias = layer.node.input[2] if len(layer.node.input) > 2 else ""
                 model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in constants.items())
                 made = self._node(layer, list(constants), bias)
                 model.graph.node[place].CopyFrom(made)
@@ -89,10 +92,6 @@ class WeightOnly(Step):
             K=layer.rows.shape[1], N=len(layer.rows), bits=self.bits, block_size=self.block,
             accuracy_level=4 if self.products == "int8" else 1,
         )  # fmt: skip
-
-    @staticmethod
-    def _bias(node: NodeProto, known: set[str]) -> str:
-        return node.input[2] if len(node.input) > 2 and node.input[2] in known else ""
 
 
 def quantize_blocks(
@@ -114,10 +113,15 @@ def quantize_blocks(
     return integers, steps
 
 
-def _convertible(layer: Layer) -> bool:
+def _convertible(layer: Layer, known: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether MatMulNBits can stand for it: float32, and as bias nothing or a constant with a value an output."""
     node = layer.node
+    if layer.rows.dtype != np.float32:
+        return False
     if node.op_type == "MatMul":
         return True
+    if len(node.input) > 2 and node.input[2] and known.get(node.input[2]) != (len(layer.rows),):
+        return False
     plain = all(attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta")) and not attribute(
         node, "transA", 0
     )
