@@ -135,8 +135,9 @@ def test_measured_statistics_are_those_of_the_pruned_networks_inputs(
 
 
 def test_measured_statistics_need_pictures(network: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="norm_statistics 'measured' needs training pictures"):
-        run(Prune(norm_statistics="measured"), tmp_path / "out", network, pictures=0)
+    with pytest.raises(BackboneError, match="norm_statistics 'measured' needs at least two"):
+        run(Prune(norm_statistics="measured"), tmp_path / "out", network, pictures=1)
+    run(Prune(norm_statistics="measured", batch_size=2), tmp_path / "odd", network, pictures=3)
 
 
 def test_settings_of_both_parents_are_checked() -> None:

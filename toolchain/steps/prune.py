@@ -87,11 +87,12 @@ def measure_statistics(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
 
     Pruning takes channels away from what a batch norm sees, so that its old statistics are wrong: L. Li et al.,
     EagleEye (arXiv:2007.02491), call it adaptive batch normalization. The model is in eval mode afterwards.
-    Raises BackboneError without pictures.
+    A last batch of one picture is left out. Raises BackboneError without pictures.
     """
     norms = [m for m in model.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    batches = [batch for batch in batches if len(batch[1]) > 1]  # one picture on a 1x1 map has no variance
     if not batches:
-        raise BackboneError("norm_statistics 'measured' needs training pictures, and there are none")
+        raise BackboneError("norm_statistics 'measured' needs at least two training pictures a batch")
     device = batches[0][0].device
     model.to(device)
     before = [norm.momentum for norm in norms]
