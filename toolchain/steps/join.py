@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
-from toolchain.calibration import pictures
+from toolchain.calibration import costs, pictures
 from toolchain.calibration.chains import Chain, chains, pointwise
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Layer
@@ -28,10 +28,11 @@ class Join(Step):
     MobileNetV2's first block narrows 32 channels to 16 and the next widens them again: once `narrow` has left 16,
     narrowing them to 16 is for nothing. Pairs whose product would take more multiplications stay.
     Measures `joined` (layers that went) and `price`, how many times the latency of the file before, where a
-    validation picture is at hand.
+    validation picture is at hand; and what is left of `macs` and `parameters`.
     """
 
     step: Literal["join"] = "join"
+    version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
@@ -58,7 +59,9 @@ class Join(Step):
         if joined and len(val):
             one = next(pictures.prepared(source / graph.PREPROCESS, val, [0]))
             price = [Measurement(name="price", value=round(latency_ratio(original, changed, one), 3))]
-        return (Measurement(name="joined", value=len(joined)), *price, *graph.sizes(context.out))
+        return (
+            Measurement(name="joined", value=len(joined)), *price, *costs.measured(changed), *graph.sizes(context.out),
+        )  # fmt: skip
 
 
 def join(model: ModelProto) -> list[str]:

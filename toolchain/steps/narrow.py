@@ -17,7 +17,7 @@ from pydantic import Field
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
-from toolchain.calibration import elimination, pictures, selection, sensitivity
+from toolchain.calibration import costs, elimination, pictures, selection, sensitivity
 from toolchain.calibration.chains import Chain, chains, put
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Floats
@@ -56,11 +56,12 @@ class Narrow(Step):
     min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
     is looked at. multiple: counts that channels go down to, as kernels like them (16: blocks of AVX-512 and
     of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). pictures: of train, for the least squares.
-    Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), and `price`, how many times
-    the latency of the file before.
+    Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), `price`, how many times the
+    latency of the file before, and what is left of `macs` and `parameters`.
     """
 
     step: Literal["narrow"] = "narrow"
+    version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
@@ -98,6 +99,7 @@ class Narrow(Step):
             Measurement(name="agreement", value=reached.agreement),
             Measurement(name="products", value=round(left / all_work, 4) if all_work else 1.0),
             Measurement(name="price", value=price),
+            *costs.measured(narrowed),
             *graph.sizes(context.out),
         )
 

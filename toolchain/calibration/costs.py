@@ -1,0 +1,32 @@
+"""What an ONNX network costs: multiply-accumulates of one picture, and weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from toolchain.calibration.weights import layers
+from toolchain.graph import weights
+from toolchain.record import Measurement
+
+
+def measured(model: ModelProto) -> tuple[Measurement, Measurement]:
+    """`macs` of convolutions and products with a constant weight, and `parameters`, their weights and biases."""
+    single = ModelProto()
+    single.CopyFrom(model)
+    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(single).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.output)
+    }
+    known, macs, read = weights(model), 0, set[str]()
+    for layer in layers(model):
+        read.update(name for name in layer.node.input[1:] if name in known)
+        outputs = int(np.prod([size or 1 for size in shapes.get(layer.node.output[0], [1])]))
+        macs += outputs * int(layer.rows[0].size)
+    return (
+        Measurement(name="macs", value=macs, unit="MAC"),
+        Measurement(name="parameters", value=sum(int(known[name].size) for name in read)),
+    )
