@@ -141,7 +141,9 @@ def test_a_stop_answers_what_is_in_flight(tmp_path: Path) -> None:
             for client in clients:
                 client.join()
         assert server.process.wait(60) == 0
-        assert set(codes) <= {"OK", "UNAVAILABLE"}  # those that came too late
+        # Too late for the listener, or sent but not taken up yet: grpc itself ends those as CANCELLED.
+        assert set(codes) <= {"OK", "UNAVAILABLE", "CANCELLED"}
+        assert codes[0] == "OK"
 
 
 def test_a_port_that_is_no_port(tmp_path: Path) -> None:
