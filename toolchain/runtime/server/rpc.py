@@ -93,7 +93,7 @@ class Rpc:
         return int(port)
 
     async def stop(self) -> None:
-        """Answer what is in flight, within the limit for draining."""
+        """Answer the calls that were taken up, within the limit for draining; grpc ends the others as CANCELLED."""
         await self._server.stop(self._settings.limits.drain_seconds)
 
     def _guarded(
