@@ -145,8 +145,8 @@ def scored(found: Tiles, given: dict[str, Answers], speed: dict[str, tuple[float
         "what": "surface-inspection, the whole trip over five grouped folds: every file out of fold, 1,344 pictures",
         "rows": lines,
         "passed": all(row["passed"] for row in lines if row["passed"] is not None),
-        "note": "Bars: int8 agrees with fp32 on 98 %, loses at most 1.5 points, 1.8 times faster; pruned-int8 at most 3 points, "
-        "3 times faster. Lost: points of balanced accuracy, paired.",
+        "note": "Bars: int8 agrees with fp32 on 98 %, loses at most 1.5 points, 1.8 times faster; pruned-int8 at most "
+        "3 points, 3 times faster. Lost: points of balanced accuracy, paired.",
         "host": host.facts(),
     }  # fmt: skip
 
