@@ -25,7 +25,6 @@ from ours import OUT, RECIPE, split
 from score import Answers
 
 from toolchain import stats
-from toolchain.artifact import Artifact
 from toolchain.data.dataset import Data
 from toolchain.data.settings import DataSettings
 from toolchain.measure import accuracy, latency
@@ -36,7 +35,7 @@ from toolchain.runtime import host
 from toolchain.workflow import Wishes, open_pipeline
 
 RESULT = OUT.with_name("magnetic_tile_trip.json")
-CPU = "CPUExecutionProvider"
+CPU = "cpu"
 FILES = ("fp32", "int8", "pruned", "pruned-int8")
 # variant: (pictures that must be answered as fp32 answers them, points of balanced accuracy, times faster)
 BARS: dict[str, tuple[float | None, float, float]] = {
@@ -72,8 +71,8 @@ def path(fold: int) -> Path:
     return OUT / f"trip_fold{fold}.json"
 
 
-def trip(found: Tiles, fold: int, scratch: Path) -> tuple[Pipeline, Data, dict[str, Artifact]]:
-    """Every file of the recipe, made from the fold's training fifths; taken from the store where it is there."""
+def opened(found: Tiles, fold: int, scratch: Path) -> tuple[Pipeline, Data]:
+    """The recipe over a fold: its training fifths are train and val, its held-out fifth is test."""
     scratch.mkdir(parents=True, exist_ok=True)
     base = folder() / "factory_magnetic_tile"
     train, held = folds(found)[fold]
@@ -88,13 +87,13 @@ def trip(found: Tiles, fold: int, scratch: Path) -> tuple[Pipeline, Data, dict[s
     given = DataSettings(csv=table.resolve(), root=base)
     recipe = recipe.model_copy(update={"data": given, "name": f"{RECIPE}-fold{fold}"})
     pipeline = open_pipeline(recipe, scratch / "store", Wishes(device="cpu"), Silent())
-    data, _ = pipeline.data()
-    return pipeline, data, pipeline.build(data)
+    return pipeline, pipeline.data()[0]
 
 
 def answered(found: Tiles, fold: int, scratch: Path) -> dict[str, Any]:
     """The probabilities of every file for the pictures of the held-out fifth, by name."""
-    pipeline, data, made = trip(found, fold, scratch)
+    pipeline, data = opened(found, fold, scratch)
+    made = pipeline.build(data)
     answers = {
         name: np.round(accuracy.load(pipeline.answers(made[name], "test", data.test, CPU).folder), 5).tolist()
         for name in FILES
@@ -105,7 +104,8 @@ def answered(found: Tiles, fold: int, scratch: Path) -> dict[str, Any]:
 
 def timed(found: Tiles, fold: int, scratch: Path) -> dict[str, NDArray[np.int64]]:
     """Nanoseconds [blocks, calls] of every file, interleaved in one run."""
-    pipeline, data, made = trip(found, fold, scratch)
+    pipeline, data = opened(found, fold, scratch)
+    made = pipeline.build(data)
     files = {name: made[name] for name in FILES}
     entry = pipeline.latencies(files, data.train, pipeline.recipe.measure, {CPU: FILES})
     return {
