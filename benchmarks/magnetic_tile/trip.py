@@ -103,7 +103,7 @@ def answered(found: Tiles, fold: int, scratch: Path) -> dict[str, Any]:
 
 
 def timed(found: Tiles, fold: int, scratch: Path) -> dict[str, NDArray[np.int64]]:
-    """Nanoseconds [blocks, calls] of every file, interleaved in one run."""
+    """Nanoseconds [blocks, calls] of every plain file (the network without its resizing), interleaved in one run."""
     pipeline, data = opened(found, fold, scratch)
     made = pipeline.build(data)
     files = {name: made[name] for name in FILES}
@@ -111,7 +111,7 @@ def timed(found: Tiles, fold: int, scratch: Path) -> dict[str, NDArray[np.int64]
     return {
         measured.variant: measured.samples
         for measured in latency.load(entry.folder)
-        if measured.condition.file == "fused"
+        if measured.condition.file == "plain"
     }
 
 
