@@ -133,9 +133,10 @@ class Trials:
         return None if entry is None else str(json.loads((entry.folder / _REFUSED).read_text())["why"])
 
     def _refuse(self, design: Design, why: str) -> None:
-        self.pipeline.measured(
-            self._refusal(design), lambda out: (out / _REFUSED).write_text(json.dumps({"why": why}))
-        )
+        def write(out: Path) -> None:
+            (out / _REFUSED).write_text(json.dumps({"why": why}))
+
+        self.pipeline.measured(self._refusal(design), write)
 
     def _refusal(self, design: Design) -> Job:
         """The job whose result is a refusal: what would be made, from what, with what."""

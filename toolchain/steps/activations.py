@@ -95,7 +95,7 @@ def _speedups(
         except ModelError as error:
             context.progress.say(f"activations: not timed in int8: {error}")
             return
-        yield _speedup("int8", latency_ratio(*integers, one))
+        yield _speedup("int8", latency_ratio(integers[0], integers[1], one))
         task.advance()
 
 
