@@ -10,7 +10,7 @@ import pytest
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import Design
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
-from toolchain.optimize.strategy import TOP, Arm, Space, next_ratio, propose
+from toolchain.optimize.strategy import TOP, Arm, Space, leading, next_ratio, propose
 
 WAYS = {"fp32": 1.0, "int8": 0.5, "int8-stem": 0.55, "int8-percentile": 0.5, "int8-mixed": 0.6}
 ARMS = (Arm("table"), Arm("uniform"), Arm("table", size=96))
@@ -167,6 +167,15 @@ def test_activations_are_replaced_where_int8_needs_it() -> None:
     assert best.design.ratio > 0.5
     first = next(design for design in tried if design.trained)
     assert (first.relu, first.ratio, first.scheme) == (True, 0.0, "int8")
+
+
+def test_narrowing_comes_after_training_and_leads_no_search() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    narrow = replace(world.measure(Design(scheme="int8")), design=Design(scheme="int8-narrow"), share=0.4)
+    history: dict[Design, Outcome] = {
+        **judged(world.measure(Design(scheme="int8"))), narrow.design: narrow,
+    }  # fmt: skip
+    assert leading(history) == "int8"
 
 
 def test_a_network_that_cannot_be_pruned_is_still_tried_smaller() -> None:

@@ -109,10 +109,11 @@ def _order(space: Space) -> Iterator[tuple[int, Arm]]:
 def leading(history: History, relu: bool = False) -> Scheme:
     """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32.
 
-    relu: with its activations replaced; before recovery none keeps the accuracy, so the fastest is taken.
+    relu: with its activations replaced; before recovery none keeps the accuracy, so the fastest is taken. What `narrow`
+    does depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling.
     """
     whole = [p for p in points(history) if p.design.network == Design(relu=relu) and not p.slower]
-    base = [p for p in whole if p.accurate or relu]
+    base = [p for p in whole if (p.accurate or relu) and p.design.scheme not in _BY_WEIGHTS]
     return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
 
 
