@@ -16,7 +16,7 @@ import pytest
 from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
-from toolchain.errors import HostError
+from toolchain.errors import BackboneError, HostError
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design
@@ -224,17 +224,21 @@ def trials(trip: Trip) -> Trials:
 def test_what_was_refused_once_is_not_asked_for_again(
     trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = Design(0.01)
-    first = trials.trial(nothing)
-    assert isinstance(first, Failure)
-    assert "nothing of 'resnet10t' was pruned" in first.why
     asked = []
-    monkeypatch.setattr(Trials, "_tried", lambda self, design, predicted: asked.append(design))
-    assert trials.trial(nothing) == first
+
+    def refuse(self: Trials, design: Design, predicted: float | None) -> None:
+        asked.append(design)
+        raise BackboneError("nothing was pruned")
+
+    monkeypatch.setattr(Trials, "_tried", refuse)
+    nothing = Design(0.33)
+    assert trials.trial(nothing) == Failure(nothing, "nothing was pruned")
+    assert trials.trial(nothing) == Failure(nothing, "nothing was pruned")
     assert trials.seconds(nothing) == 0
+    assert asked == [nothing]
     trials.pipeline.fresh = True
     trials.trial(nothing)
-    assert asked == [nothing]
+    assert asked == [nothing, nothing]
 
 
 def test_a_design_without_memory_enough_is_one_failure_and_no_end(
