@@ -82,7 +82,7 @@ bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write
 	$(BIN)/python benchmarks/table.py
 
-.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-transfer bench-table
+.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-table
 bench-kill: setup
 	$(BIN)/python benchmarks/kill/run.py
 
@@ -94,6 +94,15 @@ bench-imagenet: setup
 
 bench-ptq: setup
 	$(BIN)/python -m benchmarks.ptq.run
+
+# Both train for many minutes, go on where they were, and want a quiet machine for their times.
+bench-activations: setup
+	$(BIN)/python -m benchmarks.activations.run
+	$(BIN)/python benchmarks/table.py
+
+bench-qat: setup
+	$(BIN)/python -m benchmarks.qat.run
+	$(BIN)/python benchmarks/table.py
 
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer.digits --out benchmarks/results/transfer_digits.json

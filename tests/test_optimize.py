@@ -15,7 +15,18 @@ from typing import Any
 import pytest
 from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
 
+from toolchain import workflow
+from toolchain.errors import BackboneError, HostError
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.budget import Deadline, Durations
+from toolchain.optimize.design import Design
+from toolchain.optimize.points import Failure, Point
+from toolchain.optimize.trials import Trials
+from toolchain.optimize.workflow import prepared
+from toolchain.progress import Silent
+from toolchain.recipe import load
 from toolchain.store import Store
+from toolchain.workflow import Wishes
 
 RECOVER = {"recover": {"teacher": "tuned", "epochs": 1, "batch_size": 8, "lr": 0.01}}
 VARIANTS: dict[str, Any] = {
@@ -175,7 +186,7 @@ def test_a_foreign_file_is_searched_for_quantization_only(trip: Trip, tmp_path: 
     run = TinyRun(recipe, tmp_path / "out", tmp_path / "store", trip.run.pictures)
     assert ask(run, "--budget", "5m").code == 0
     found = json.loads((run.out / "optimize.json").read_text())
-    assert {point["name"] for point in found["points"]} == {"fp32", "int8", "int8-stem"}
+    assert {point["name"] for point in found["points"]} == {"fp32", "int8", "int8-stem", "int8-narrow"}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,63 @@ def test_a_budget_too_short_for_fp32_ends_with_3_and_says_so(tmp_path: Path) -> 
     answer = ask(run, "--budget", "5s")
     assert answer.code == 3
     assert "the time budget ended within" in answer.err
+
+
+@pytest.fixture
+def trials(trip: Trip) -> Trials:
+    """What a later start over the trip's store would make its files with."""
+    asked = Asked(max_drop=100.0)
+    recipe = prepared(load(trip.run.recipe), asked, Wishes())
+    pipeline = workflow.open_pipeline(recipe, trip.run.store, Wishes(), Silent())
+    return Trials(recipe, asked, pipeline.data()[0], pipeline, Deadline(Silent(), 1e12), Durations(1.0))
+
+
+def test_what_was_refused_once_is_not_asked_for_again(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(self: Trials, design: Design, predicted: float | None) -> None:
+        asked.append(design)
+        raise BackboneError("nothing was pruned")
+
+    monkeypatch.setattr(Trials, "_tried", refuse)
+    nothing = Design(0.33)
+    assert trials.trial(nothing) == Failure(nothing, "nothing was pruned")
+    assert trials.trial(nothing) == Failure(nothing, "nothing was pruned")
+    assert trials.seconds(nothing) == 0
+    assert asked == [nothing]
+    trials.pipeline.fresh = True
+    trials.trial(nothing)
+    assert asked == [nothing, nothing]
+
+
+def test_a_design_without_memory_enough_is_one_failure_and_no_end(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Trials, design: Design, predicted: float | None) -> None:
+        raise HostError("no memory left on 'cpu'") from MemoryError()
+
+    design = Design(0.6)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trials, "_tried", full)
+        found = trials.trial(design)
+        assert isinstance(found, Failure)
+        assert "memory" in found.why
+        with pytest.raises(HostError):
+            trials.trial(Design())
+    assert isinstance(trials.trial(design), Point)  # the next start tries again
+
+
+def test_another_fault_of_the_machine_ends_the_search(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Trials, design: Design, predicted: float | None) -> None:
+        raise HostError("the disk is full")
+
+    monkeypatch.setattr(Trials, "_tried", broken)
+    with pytest.raises(HostError, match="disk"):
+        trials.trial(Design(0.7))
 
 
 @pytest.mark.slow

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import Design
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
-from toolchain.optimize.strategy import TOP, Arm, Space, next_ratio, propose
+from toolchain.optimize.strategy import TOP, Arm, Space, leading, next_ratio, propose
 
 WAYS = {"fp32": 1.0, "int8": 0.5, "int8-stem": 0.55, "int8-percentile": 0.5, "int8-mixed": 0.6}
 ARMS = (Arm("table"), Arm("uniform"), Arm("table", size=96))
@@ -138,6 +138,54 @@ def test_a_bound_out_of_reach_still_finds_what_comes_closest() -> None:
     assert pick(points(world.history), "latency") is None
     accurate = [p.share for p in points(world.history) if p.accurate]
     assert min(accurate) <= 1.05 * best_of_all(World(Asked(max_drop=1.0), grows))
+
+
+@dataclass
+class Split(World):
+    """A network whose activations have no integer kernels: only with others is int8 fast."""
+
+    def latency(self, design: Design) -> float:
+        slow = 2.2 if design.scheme != "fp32" and not design.relu else 1.0
+        return slow * super().latency(design)
+
+    def measure(self, design: Design) -> Point:
+        point = super().measure(design)
+        if design.relu and not design.trained:
+            miss = Miss("max_drop", 1.0, 60.0, "points")
+            return replace(point, drop=60.0, misses=(*point.misses, miss))
+        return replace(point, slower=point.share > 1)
+
+
+def test_activations_are_replaced_where_int8_needs_it() -> None:
+    arms = (Arm("table", relu=True), *ARMS)
+    world = Split(Asked(max_drop=1.0), grows, arms=arms)
+    tried = world.run(90)
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.design.relu
+    assert best.design.scheme == "int8"
+    assert best.design.ratio > 0.5
+    first = next(design for design in tried if design.trained)
+    assert (first.relu, first.ratio, first.scheme) == (True, 0.0, "int8")
+
+
+def test_narrowing_comes_after_training_and_leads_no_search() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    narrow = replace(world.measure(Design(scheme="int8")), design=Design(scheme="int8-narrow"), share=0.4)
+    history: dict[Design, Outcome] = {
+        **judged(world.measure(Design(scheme="int8"))), narrow.design: narrow,
+    }  # fmt: skip
+    assert leading(history) == "int8"
+
+
+def test_a_network_that_cannot_be_pruned_is_still_tried_smaller() -> None:
+    arms = (Arm("uniform", size=96, top=0.0),)
+    world = World(Asked(max_drop=1.0), lambda design: -0.1 if design.epochs < 8 else 1.0, arms=arms)
+    tried = world.run()
+    assert not any(design.ratio for design in tried)
+    assert Design(size=96, scheme="int8") in tried
+    assert Design(size=96, scheme="int8", epochs=4) in tried
+    assert pick(points(world.history), "latency") == world.history[Design(size=96, scheme="int8", epochs=8)]
 
 
 def judged(*outcomes: Outcome) -> History:

@@ -162,3 +162,24 @@ def test_the_schema_refuses_what_the_reader_refuses() -> None:
 
 def test_the_recipes_the_issue_asks_for_are_shipped() -> None:
     assert {"quickstart", "surface-inspection", "blood-cells", "resnet50-imagefolder"} <= shipped().keys()
+
+
+def test_targets_of_the_recipe_are_those_of_every_quantization_that_names_none(tmp_path: Path) -> None:
+    variants = {
+        "fp32": {"from": "tuned", "steps": ["export"]},
+        "int8": {"from": "fp32", "steps": ["quantize"]},
+        "own": {"from": "fp32", "steps": [{"quantize": {"targets": ["arm64"]}}]},
+        "mixed": {"from": "fp32", "steps": [{"fall_back": {"quantize": {"float_stem": False}}}]},
+        "trained": {"from": "fp32", "steps": [{"qat": {"teacher": "fp32"}}]},
+    }
+    made = build(raw(targets=["x86-vnni", "x86-avx2"], variants=variants), tmp_path)
+    found = {name: variant.steps[-1] for name, variant in made.variants.items()}
+    both = ("x86-vnni", "x86-avx2")
+    assert found["int8"].targets == both  # type: ignore[union-attr]
+    assert found["own"].targets == ("arm64",)  # type: ignore[union-attr]
+    assert found["mixed"].quantize.targets == both  # type: ignore[union-attr]
+    assert found["mixed"].quantize.float_stem is False  # type: ignore[union-attr]
+    assert found["trained"].quantize.targets == both  # type: ignore[union-attr]
+    wrong = {**variants, "int8": {"from": "fp32", "steps": [{"quantize": {"weight_bits": 8}}]}}
+    with pytest.raises(RecipeError, match=r"variants\.int8\.steps.*saturates on target x86-avx2"):
+        build(raw(targets=["x86-avx2"], variants=wrong), tmp_path)

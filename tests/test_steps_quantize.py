@@ -193,6 +193,25 @@ def test_targets_go_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> Non
         Quantize(targets=("x86-avx2",), weight_bits=8)
 
 
+def test_what_targets_cost_is_measured_where_8_bits_would_do(
+    mobilenet: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(isa: str, *targets: str) -> dict[str, float]:
+        monkeypatch.setattr(host, "isa", lambda: isa)
+        lent = context(tmp_path / "-".join((isa, *targets)))
+        step = Quantize.model_validate({"targets": targets}).resolved()
+        told = step.run({"model": mobilenet}, lent)
+        return {f"{m.name} {m.where['weights']}": m.value for m in told if "weights" in m.where}
+
+    found = costs("x86-vnni", "x86-vnni", "x86-avx2")
+    assert found["price portable"] > 0
+    assert found["sqnr 8 bits"] > found["sqnr portable"] - 1
+    assert 0 < found["agreement portable"] <= 1
+    assert costs("x86-vnni", "x86-vnni", "arm64", "x86-vnni") == {}  # nothing is given up
+    assert costs("x86-avx2", "x86-vnni", "x86-avx2") == {}  # 8 bits would saturate here
+    assert costs("x86-vnni", "x86-avx2") == {}  # not meant for this host
+
+
 @pytest.mark.parametrize(
     "wrong", [{"activation": "s8", "weight": "u8"}, {"scheme": "dynamic", "activation": "s8"}]
 )

@@ -16,6 +16,7 @@ from toolchain.errors import DeviceError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bf16", "fp16"]
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Failed to allocate memory")
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,16 @@ def select(wanted: DeviceName = "auto", threads: int | None = None) -> Device:
     if available and wanted != "cpu":
         return Device("cuda", torch.cuda.get_device_name(), count)  # noqa: TID251
     return Device("cpu", "cpu", count)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says that there was no memory left; on the CPU torch and ONNX Runtime have
+    no type of their own for that."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError | torch.OutOfMemoryError) or any(
+            w in str(found) for w in _NO_MEMORY
+        ):
+            return True
+        found = found.__cause__
+    return False

@@ -32,6 +32,7 @@ from toolchain.recipe_problems import nearest, problems
 from toolchain.recipe_text import expand, parse, set_value
 from toolchain.record import JSON
 from toolchain.steps import Adopt, AnyStep, Load, Tune
+from toolchain.steps.quantize import Target
 
 TRUNK = "tuned"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -78,7 +79,10 @@ class Variant(_Settings):
 
 
 class Recipe(_Settings):
-    """A whole run: data, a trunk (`tuned`) and named variants of it, what to measure, what must hold."""
+    """A whole run: data, a trunk (`tuned`) and named variants of it, what to measure, what must hold.
+
+    targets: processors that every quantized file must be right on: those of each `quantize` that names none itself.
+    """
 
     name: Name
     description: str = ""
@@ -90,6 +94,7 @@ class Recipe(_Settings):
     tune: Tune | None = None
     tuned: Load | None = None
     variants: dict[Name, Variant]
+    targets: tuple[Target, ...] = ()
     measure: Measure = Measure()
     gates: Gates = Gates()
 
@@ -206,16 +211,17 @@ def _long_form(raw: Mapping[str, JSON]) -> dict[str, JSON]:
     if isinstance(full.get("tuned"), dict):
         full["tuned"] = {"step": "load", "backbone": full.get("backbone"), **full["tuned"]}
     if isinstance(full.get("variants"), dict):
-        full["variants"] = {name: _long_variant(variant) for name, variant in full["variants"].items()}
+        targets = full.get("targets") or None
+        full["variants"] = {n: _long_variant(variant, targets) for n, variant in full["variants"].items()}
     return full
 
 
-def _long_variant(variant: JSON) -> JSON:
+def _long_variant(variant: JSON, targets: JSON) -> JSON:
     if not isinstance(variant, dict):
         return variant
     full = dict(variant)
     if isinstance(full.get("steps"), list):
-        full["steps"] = [_long_step(step) for step in full["steps"]]
+        full["steps"] = [_targeted(_long_step(step), targets) for step in full["steps"]]
     if isinstance(full.get("adopt"), dict):
         full["adopt"] = {"step": "adopt", **full["adopt"]}
     return full
@@ -228,6 +234,18 @@ def _long_step(step: JSON) -> JSON:
         name, settings = next(iter(step.items()))
         if settings is None or isinstance(settings, dict):
             return {"step": name, **(settings or {})}
+    return step
+
+
+def _targeted(step: JSON, targets: JSON) -> JSON:
+    """A step that quantizes with the recipe's targets, unless it names its own."""
+    if not isinstance(step, dict) or targets is None:
+        return step
+    if step.get("step") == "quantize":
+        return {"targets": targets, **step}
+    inner = step.get("quantize", {})
+    if step.get("step") in ("fall_back", "qat") and isinstance(inner, dict):
+        return {**step, "quantize": {"targets": targets, **inner}}
     return step
 
 

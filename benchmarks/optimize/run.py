@@ -104,7 +104,8 @@ def drawn(search: Search, chance: random.Random) -> Iterator[Design]:
     while True:
         ratio = round(GRID * chance.randint(0, round(TOP / GRID)), 2)
         arm, scheme = chance.choice(arms), chance.choice(ways)
-        needed = bool(ratio or arm.size)
+        ratio = min(ratio, arm.top)
+        needed = bool(ratio or arm.starts_whole)
         yield arm.design(ratio, chance.choice(rungs) if needed else 0, scheme)
 
 
@@ -132,7 +133,8 @@ def proposed(search: Search, seed: int) -> Iterator[tuple[Any, Design]]:
         arm = arms[trial.suggest_categorical("arm", list(range(len(arms))))]
         epochs = trial.suggest_categorical("epochs", list(rungs))
         scheme = trial.suggest_categorical("scheme", list(WAYS["cpu"] + MENDING["cpu"]))
-        yield (study, trial), arm.design(ratio, epochs if ratio or arm.size else 0, scheme)
+        ratio = min(ratio, arm.top)
+        yield (study, trial), arm.design(ratio, epochs if ratio or arm.starts_whole else 0, scheme)
 
 
 def others(way: Course, method: str, seed: int) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.data.config import resolve_data_config
 from torch import nn
 
+from toolchain.backbones import activations as replacements
 from toolchain.backbones import bundled, files, hub
 from toolchain.backbones import plan as plans
 from toolchain.backbones.architecture import create, fixed_size, published, seeded
@@ -39,21 +40,25 @@ class Provenance(BaseModel):
 
 
 class Network(BaseModel):
-    """A timm architecture with its kwargs and the levels that its classifier reads (None: its end), labels (one
-    output each), preprocessing, the channel plan of a pruned network and the provenance of its weights."""
+    """A timm architecture with its kwargs and the levels that its classifier reads (None: its end), activations that
+    were replaced by module name, labels (one output each), preprocessing, the channel plan of a pruned network and
+    the provenance of its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     architecture: str
     kwargs: Mapping[str, JSON] = {}
     out_indices: tuple[int, ...] | None = None
+    activations: Mapping[str, replacements.Activation] = {}
     labels: tuple[str, ...]
     preprocess: Preprocess
     plan: ChannelPlan | None = None
     provenance: Provenance
 
     def unpruned(self) -> nn.Module:
-        """The architecture at full size, with random weights, in eval mode."""
-        return self.leveled(create(self.architecture, self.kwargs, len(self.labels)))
+        """The architecture at full size with its replaced activations, with random weights, in eval mode."""
+        model = self.leveled(create(self.architecture, self.kwargs, len(self.labels)))
+        replacements.apply(model, self.activations)
+        return model
 
     def leveled(self, model: nn.Module, seed: int = 0) -> nn.Module:
         """The timm model, or, with `out_indices`, what reads its levels (a new head, drawn from `seed`); in eval mode."""

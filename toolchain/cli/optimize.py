@@ -31,6 +31,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     help="What to make best within the bounds.",
 )  # fmt: skip
 @click.option(
+    "--target", "targets", multiple=True, type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),
+    help="A processor that the file must be right on; repeat it for several [default: the recipe's].",
+)  # fmt: skip
+@click.option(
     "--budget",
     metavar="TIME",
     default="30m",
@@ -51,7 +55,7 @@ def optimize(
     recipe: str, provider: Literal["cpu", "cuda"], threads: int, max_drop: float | None, budget: str,
     goal: Literal["latency", "accuracy", "size", "memory"], **options: object,
 ) -> int:  # fmt: skip
-    """Search for the best file of RECIPE within bounds: pruning, input size, recovery, quantization.
+    """Search for the best file of RECIPE within bounds: pruning, activations, input size, recovery, quantization.
 
     Every point is measured: latency in ONNX Runtime, accuracy on val. Ends within --budget; started again, it goes on
     with what is finished. Exit code 3 when no point keeps the bounds: then it tells the closest ones, and what would
@@ -62,6 +66,7 @@ def optimize(
       toolchain optimize quickstart --max-drop 1.0 --budget 10m
       toolchain optimize recipe.yaml --provider cpu --threads 1 --max-latency 3ms --max-drop 1.0
       toolchain optimize recipe.yaml --goal accuracy --max-latency 2ms --max-size 3MB
+      toolchain optimize recipe.yaml --max-drop 1.0 --target x86-vnni --target x86-avx2 --target arm64
     """
     started = time.monotonic()
     from toolchain.cli.progress import Bars
@@ -76,7 +81,7 @@ def optimize(
     asked = Asked(
         provider=provider, threads=threads, max_latency_ms=given("--max-latency", "ms"), max_drop=max_drop,
         max_megabytes=given("--max-size", "MB"), max_memory_mb=given("--max-memory", "MB"), goal=goal,
-        budget=amount("--budget", budget, "s"),
+        budget=amount("--budget", budget, "s"), targets=options["targets"],  # type: ignore[arg-type]
     )  # fmt: skip
     places = Places(out=options["out"], store=options["store"], data=options["data"])  # type: ignore[arg-type]
     wishes = Wishes(overrides=options["overrides"], device=options["device"])  # type: ignore[arg-type]

@@ -127,8 +127,8 @@ def _split(view: View) -> Iterator[_Claim]:
         operator = nodes[0].operator
         yield _Claim(
             "split_activation", nodes, f"{name} fell apart in {counts[name]} places: {operator} {way}",
-            f"there is no int8 {name} in one kernel: choose a backbone with ReLU or ReLU6 (mobilenetv2, "
-            "efficientnet_lite, resnet), or ship fp32",
+            f"there is no int8 {name} in one kernel: replace it (steps activations, recover), choose a backbone with "
+            "ReLU or ReLU6 (mobilenetv2, efficientnet_lite, resnet), or ship fp32",
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from toolchain.errors import RecipeError
 from toolchain.recipe import Gates
+from toolchain.steps.quantize import Target
 
 Goal = Literal["latency", "accuracy", "size", "memory"]
 _UNITS: Mapping[str, Mapping[str, float]] = {
@@ -26,6 +27,7 @@ class Asked:
     max_latency_ms: median of the plain file on `provider` with `threads` threads. max_drop: points of the recipe's
     metric against fp32 (None: the recipe's own gate). max_megabytes: the fused file. max_memory_mb: the most
     resident memory, in 10^6 bytes, of a fresh process that answers one picture. budget: seconds of this start.
+    targets: processors that every candidate must be right on (steps/quantize.py); none: the recipe's.
     """
 
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -36,6 +38,7 @@ class Asked:
     max_memory_mb: float | None = None
     goal: Goal = "latency"
     budget: float = 1800.0
+    targets: tuple[Target, ...] = ()
 
     def gates(self, own: Gates) -> Gates:
         """The recipe's gates with these bounds in place of its own where given."""

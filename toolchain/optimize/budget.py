@@ -10,7 +10,7 @@ from toolchain.errors import GateError
 from toolchain.progress import Progress, Task
 from toolchain.recipe import Node
 from toolchain.record import Record
-from toolchain.steps import Recover, Tune
+from toolchain.steps import Qat, Recover, Tune
 
 # Seconds for what was never seen: a slow machine's.
 _UNSEEN = {
@@ -19,11 +19,14 @@ _UNSEEN = {
     "export": 20.0,
     "quantize": 15.0,
     "fall_back": 90.0,
+    "narrow": 60.0,
+    "activations": 5.0,
     "half": 15.0,
     "layers": 15.0,
 }
 _CAUTION, _START = 1.2, 1.0
 _TEACHER = 0.4  # a teacher's answers cost about so much of an epoch of tuning
+_SIMULATED = 2.0  # an epoch with integers simulated, over one of recovery
 _FROZEN = 2.0  # tuning some blocks only takes less than recovery, which trains all of them
 
 
@@ -88,6 +91,8 @@ class Durations:
         if "training_seconds" not in figures:
             return
         epoch = figures["training_seconds"] / max(figures.get("epochs", 1.0), 1.0)
+        if record.step == "qat":
+            return  # what its epochs take tells nothing of recovery's
         if record.step == "tune":
             frozen = record.settings.get("train", "full") != "full"
             self._epoch, self._tuned = epoch * (_FROZEN if frozen else 1.0), True
@@ -123,6 +128,8 @@ class Durations:
         step = node.step
         if isinstance(step, Recover):
             return _CAUTION * step.epochs * self.epoch(share) + _START
+        if isinstance(step, Qat):
+            return _CAUTION * step.epochs * _SIMULATED * self.epoch(share) + self.of("quantize")
         if isinstance(step, Tune):
             return _CAUTION * step.epochs * self._epoch + _START
         return self.of(step.step)

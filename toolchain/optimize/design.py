@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from toolchain.artifact import Form
 from toolchain.recipe import TRUNK, Recipe, Variant
 from toolchain.record import JSON
 from toolchain.step import Step
-from toolchain.steps import AnyStep, Export, FallBack, Half, Prune, Quantize, Recover, Rescale, Tune
+from toolchain.steps import (
+    Activations,
+    AnyStep,
+    Export,
+    FallBack,
+    FoldGates,
+    Half,
+    Join,
+    Narrow,
+    Prune,
+    Qat,
+    Quantize,
+    Recover,
+    Rescale,
+    Tune,
+)
+from toolchain.steps.quantize import Target
 
 Shape = Literal["table", "uniform"]
-Scheme = Literal["fp32", "int8", "int8-stem", "int8-percentile", "int8-mixed", "fp16"]
+Scheme = Literal[
+    "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
+]  # fmt: skip
 Widths = Callable[["Design"], Mapping[str, float]]
 
 _StepT = TypeVar("_StepT", bound=Step)
@@ -26,6 +45,7 @@ class Design:
     namely as one pruned so from every layer, and the latency table says which layers give how much.
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
+    relu: activations without integer kernels are replaced (steps/activations.py).
     """
 
     ratio: float = 0.0
@@ -34,11 +54,13 @@ class Design:
     size: int | None = None
     epochs: int = 0
     scheme: Scheme = "fp32"
+    relu: bool = False
 
     @property
     def name(self) -> str:
-        """The variant's name: `s96-t50-e8-int8`."""
+        """The variant's name: `s96-relu-t50-e8-int8`."""
         parts = [f"s{self.size}"] if self.size else []
+        parts += ["relu"] if self.relu else []
         if self.ratio:
             parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
             parts += [self.importance.replace("_", "-")] if self.importance else []
@@ -57,15 +79,24 @@ class Design:
 
 
 class Template:
-    """The steps that designs are made of: those of the recipe where it has them, with what a design changes."""
+    """The steps that designs are made of: those of the recipe where it has them, with what a design changes.
 
-    def __init__(self, recipe: Recipe, max_drop: float | None) -> None:
+    What the recipe does to fp32 beside its export (another size before it, `join` behind it) is done to every design.
+    """
+
+    def __init__(self, recipe: Recipe, max_drop: float | None, targets: Sequence[Target] = ()) -> None:
+        """targets: processors that every candidate must be right on, in place of the recipe's where given."""
         self.fp32 = recipe.variants["fp32"]
         self.trainable = recipe.trunk is not None and self.fp32.source == TRUNK
-        self.export = _first(recipe, Export) or Export()
+        self._before = [step for step in self.fp32.steps if step.gives is Form.TORCH]
+        self._after = [step for step in self.fp32.steps if step.takes.get("model") is Form.ONNX]
+        own = (step for step in self.fp32.steps if isinstance(step, Export))
+        self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.recover = _first(recipe, Recover) or _recover(recipe)
-        self.quantize = _first(recipe, Quantize) or Quantize()
+        self.narrow = _first(recipe, Narrow) or Narrow()
+        self.quantize = _quantize(recipe, targets or recipe.targets)
+        self.qat = _qat(recipe, self.quantize, self.recover)
         self._agreement = max(90.0, 100.0 - (1.0 if max_drop is None else max_drop))
 
     def variant(self, design: Design, widths: Widths) -> Variant:
@@ -73,11 +104,14 @@ class Template:
         steps: list[AnyStep] = [*self._network(design, widths)]
         if not steps:
             return Variant(source="fp32", steps=tuple(self._scheme(design)))
-        return Variant(source=TRUNK, steps=(*steps, self.export, *self._scheme(design)))
+        made = (*self._before, *steps, self.export, *self._after, *self._scheme(design))
+        return Variant(source=TRUNK, steps=made)
 
     def _network(self, design: Design, widths: Widths) -> Iterator[AnyStep]:
         if design.size:
             yield Rescale(size=design.size)
+        if design.relu:
+            yield Activations(timed=False)
         if design.ratio:
             changes: dict[str, JSON] = {"ratio": design.ratio, "scope": "uniform"}
             if design.shape == "table":
@@ -90,15 +124,23 @@ class Template:
             yield _changed(self.recover, epochs=design.epochs, warmup_epochs=warmup)
 
     def _scheme(self, design: Design) -> Iterator[AnyStep]:
+        if design.relu and design.scheme not in ("fp32", "fp16"):
+            yield FoldGates()
         match design.scheme:
             case "int8":
                 yield self.quantize
             case "int8-stem":
                 yield _changed(self.quantize, float_stem=not self.quantize.float_stem)
+            case "int8-narrow":
+                yield from (self.narrow, Join(), self.quantize)
+            case "int8-adaptive":
+                yield _changed(self.quantize, calibration="mse", rounding="adaptive")
             case "int8-percentile":
                 yield _changed(self.quantize, calibration="percentile")
             case "int8-mixed":
                 yield FallBack(quantize=self.quantize, min_agreement=self._agreement)
+            case "int8-qat":
+                yield self.qat
             case "fp16":
                 yield Half()
             case "fp32":
@@ -108,6 +150,20 @@ class Template:
 def _first(recipe: Recipe, kind: type[_StepT]) -> _StepT | None:
     steps = (step for variant in recipe.variants.values() for step in variant.steps)
     return next((step for step in steps if isinstance(step, kind)), None)
+
+
+def _quantize(recipe: Recipe, targets: Sequence[Target]) -> Quantize:
+    """The recipe's quantization, right on the targets."""
+    own = _first(recipe, Quantize) or Quantize()
+    return _changed(own, targets=tuple(targets), weight_bits="auto") if targets else own
+
+
+def _qat(recipe: Recipe, quantize: Quantize, recover: Recover) -> Qat:
+    """Training of the integers: the recipe's, or short and with the pictures as recovery has them."""
+    own = _first(recipe, Qat) or Qat(teacher="fp32", augment=recover.augment, batch_size=recover.batch_size)
+    trainable = {"scheme": "static", "weight": "s8"}
+    integers = quantize.model_dump(exclude_unset=True, exclude={"step"}) | trainable
+    return _changed(own, teacher="fp32", quantize={"step": "quantize", **integers})
 
 
 def _recover(recipe: Recipe) -> Recover:

@@ -12,8 +12,12 @@ from toolchain.optimize.points import Outcome, Point, pick, points
 from toolchain.optimize.strategy import Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
 
-WAYS: dict[str, tuple[Scheme, ...]] = {"cpu": ("fp32", "int8", "int8-stem"), "cuda": ("fp32", "fp16")}
-MENDING: dict[str, tuple[Scheme, ...]] = {"cpu": ("int8-percentile", "int8-mixed"), "cuda": ()}
+WAYS: dict[str, tuple[Scheme, ...]] = {
+    "cpu": ("fp32", "int8", "int8-stem", "int8-narrow"), "cuda": ("fp32", "fp16"),
+}  # fmt: skip
+MENDING: dict[str, tuple[Scheme, ...]] = {
+    "cpu": ("int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat"), "cuda": (),
+}  # fmt: skip
 _TABLE_SHARE = 0.3  # most of the time left that the latency table may take
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
@@ -102,15 +106,19 @@ class Search:
 
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
-        if any(note.startswith("no pruning") for note in self.notes):
-            return []
+        sides = sizes_below(self.trials.recipe_side)
         uniform = Arm("uniform")
         first = Arm("table") if self.trials.costs else uniform
-        sizes = [replace(first, size=size) for size in sizes_below(self.trials.recipe_side)]
+        relu = [replace(first, relu=True)] if self.trials.replaceable else []
+        if any(note.startswith("no pruning") for note in self.notes):
+            return [
+                replace(arm, top=0.0) for arm in (*relu, *(replace(uniform, size=side) for side in sides))
+            ]
+        sizes = [replace(first, size=side) for side in sides]
         taylor = (
             [] if self.trials.template.prune.importance == "taylor" else [Arm("uniform", importance="taylor")]
         )
-        return [*dict.fromkeys([first, uniform]), *sizes, *taylor]
+        return [*relu, *dict.fromkeys([first, uniform]), *sizes, *taylor]
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: so short that some trainings fit the budget, up to twice the recipe's.
@@ -132,10 +140,11 @@ class Search:
         return whole * self._share(design) * self._correction(design)
 
     def _share(self, design: Design) -> float:
-        way = self._measured(Design(scheme=design.scheme)) or 1.0
+        alike = Design(scheme=design.scheme, relu=design.relu)
+        way = self._measured(alike) or self._measured(Design(scheme=design.scheme)) or 1.0
         side = 1.0
         if design.size:
-            sized = self._measured(Design(size=design.size, scheme=design.scheme))
+            sized = self._measured(replace(alike, size=design.size))
             side = sized / way if sized else (design.size / self.trials.recipe_side) ** 1.6
         width = 1.0
         if design.ratio:
@@ -152,7 +161,7 @@ class Search:
         """How far off the prediction was for the nearest pruned design with the same scheme."""
         near = [
             p for p in points(self.history)
-            if p.design.ratio and design.ratio and p.design.scheme == design.scheme
+            if p.design.ratio and design.ratio and (p.design.scheme, p.design.relu) == (design.scheme, design.relu)
         ]  # fmt: skip
         if not near:
             return 1.0

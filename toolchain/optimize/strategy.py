@@ -24,6 +24,7 @@ SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the who
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
+_BY_WEIGHTS: frozenset[Scheme] = frozenset({"int8-narrow"})  # how fast they are is known after recovery only
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 
 Predict = Callable[[Design], float]
@@ -31,21 +32,31 @@ Predict = Callable[[Design], float]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a network smaller; bisection runs within it."""
+    """One way to make a network smaller; bisection runs within it. relu: with its activations replaced.
+
+    top: the greatest ratio; 0 for a network that can't be pruned.
+    """
 
     shape: Shape
     size: int | None = None
     importance: str = ""
+    relu: bool = False
+    top: float = TOP
+
+    @property
+    def starts_whole(self) -> bool:
+        """Whether ratio 0 is a network that is not the recipe's already."""
+        return bool(self.size) or self.relu
 
     def design(self, ratio: float, epochs: int, scheme: Scheme) -> Design:
         """The arm's design at a ratio."""
         if not ratio:
-            return Design(size=self.size, epochs=epochs, scheme=scheme)
-        return Design(ratio, self.shape, self.importance, self.size, epochs, scheme)
+            return Design(size=self.size, epochs=epochs, scheme=scheme, relu=self.relu)
+        return Design(ratio, self.shape, self.importance, self.size, epochs, scheme, self.relu)
 
     def has(self, design: Design) -> bool:
         """Whether a design is of this arm."""
-        if design.size != self.size or not design.trained:
+        if (design.size, design.relu) != (self.size, self.relu) or not design.trained:
             return False
         return not design.ratio or (design.shape, design.importance) == (self.shape, self.importance)
 
@@ -72,15 +83,16 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     yield from (Design(scheme=scheme) for scheme in space.schemes)
     if not any(p.accurate and p.design.scheme != "fp32" for p in points(history)):
         yield from (Design(scheme=scheme) for scheme in space.mending)
-    scheme = leading(history)
     yield from _siblings(history, space, predict)
+    if any(arm.relu for arm in space.arms):
+        yield from (Design(scheme=scheme, relu=True) for scheme in space.schemes if scheme not in _BY_WEIGHTS)
     for arm in space.arms:
         if arm.size:
-            yield Design(size=arm.size, scheme=scheme)
+            yield Design(size=arm.size, scheme=leading(history, arm.relu), relu=arm.relu)
     for level, arm in _order(space):
         ratio = next_ratio(history, space, predict, arm, level)
         if ratio is not None:
-            yield arm.design(ratio, space.rungs[level], scheme)
+            yield arm.design(ratio, space.rungs[level], leading(history, arm.relu))
 
 
 def _order(space: Space) -> Iterator[tuple[int, Arm]]:
@@ -94,9 +106,14 @@ def _order(space: Space) -> Iterator[tuple[int, Arm]]:
         yield level, space.arms[number]
 
 
-def leading(history: History) -> Scheme:
-    """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32."""
-    base = [p for p in points(history) if p.design.network == Design() and p.accurate and not p.slower]
+def leading(history: History, relu: bool = False) -> Scheme:
+    """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32.
+
+    relu: with its activations replaced; before recovery none keeps the accuracy, so the fastest is taken. What `narrow`
+    does depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling.
+    """
+    whole = [p for p in points(history) if p.design.network == Design(relu=relu) and not p.slower]
+    base = [p for p in whole if (p.accurate or relu) and p.design.scheme not in _BY_WEIGHTS]
     return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
 
 
@@ -112,15 +129,16 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
         for scheme in ways:
             sibling = replace(point.design, scheme=scheme)
-            if _alike(history, scheme) and _promising(history, space, predict, sibling):
+            if _alike(history, sibling) and _promising(history, space, predict, sibling):
                 yield sibling
 
 
-def _alike(history: History, scheme: Scheme) -> bool:
-    """Whether a way to quantize was not far slower on the whole network than the leading one, or was not tried there."""
-    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == Design()}
-    lead = tried.get(leading(history), 1.0)
-    return scheme not in tried or tried[scheme] <= SIBLING * lead
+def _alike(history: History, design: Design) -> bool:
+    """Whether its way to quantize was not far slower on the whole network than the leading one, or was not tried there."""
+    whole = Design(relu=design.relu)
+    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == whole}
+    lead = tried.get(leading(history, design.relu), 1.0)
+    return design.scheme not in tried or tried[design.scheme] <= SIBLING * lead
 
 
 def _promising(history: History, space: Space, predict: Predict, design: Design) -> bool:
@@ -147,7 +165,8 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 
 def _least(history: History, space: Space, predict: Predict) -> float:
     """The least latency that is predicted of any design."""
-    return min(predict(arm.design(TOP, space.rungs[0], leading(history))) for arm in space.arms)
+    rung = space.rungs[0]
+    return min(predict(arm.design(arm.top, rung, leading(history, arm.relu))) for arm in space.arms)
 
 
 def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float | None:
@@ -159,7 +178,7 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     own = [_judged(history, space, arm, epochs) for epochs in space.rungs]
     kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
     low = max([_floor(history, space, predict, arm, level), *kept])
-    high = min((ratio for ratio, up in own[level].items() if not up), default=TOP + GRID)
+    high = min((ratio for ratio, up in own[level].items() if not up), default=arm.top + GRID)
     if not own[level] and level > 0:
         before = min((ratio for ratio, up in own[level - 1].items() if not up), default=0.0)
         return (
@@ -168,8 +187,8 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     if high <= low:
         return None
     if not any(own):
-        first = _snapped(low + GRID) if arm.size or space.asked.max_latency_ms or low > 0 else START
-        return first if first <= TOP else None
+        first = _snapped(low + GRID) if arm.starts_whole or space.asked.max_latency_ms or low > 0 else START
+        return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None
 
@@ -177,12 +196,12 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
 def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float:
     """The greatest ratio of an arm that is predicted to be too slow to be of use (a step below 0 when none is)."""
     limit = _limit(history, space, predict)
-    lowest = -GRID if arm.size else 0.0
+    lowest = -GRID if arm.starts_whole else 0.0
     if limit is None:
         return lowest
-    scheme, epochs = leading(history), space.rungs[level]
+    scheme, epochs = leading(history, arm.relu), space.rungs[level]
     floor = lowest
-    for step in range(0 if arm.size else 1, round(TOP / GRID) + 1):
+    for step in range(0 if arm.starts_whole else 1, round(arm.top / GRID) + 1):
         ratio = round(step * GRID, 2)
         if predict(arm.design(ratio, epochs, scheme)) <= limit:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from toolchain.artifact import Artifact, figure
+from toolchain.backbones.activations import replaceable
 from toolchain.backbones.network import load as load_network
 from toolchain.backbones.pruning import Part, parts
 from toolchain.choose import BASE, Candidate, Exam, choose, metric
 from toolchain.data.dataset import Data
-from toolchain.errors import BackboneError, ModelError, ParityError, TrainingError
+from toolchain.device import memory_ran_out
+from toolchain.errors import BackboneError, HostError, ModelError, ParityError, TrainingError
 from toolchain.graph import PREPROCESS
 from toolchain.measure import latency
 from toolchain.measure.accuracy import load as load_answers
@@ -38,6 +41,7 @@ from toolchain.workflow import candidates
 _WIDTHS = (0.25, 0.5, 0.75)
 _TABLE = "layers.json"
 _MEMORY = "memory.json"
+_REFUSED = "refused.json"
 _STARTS = 3
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
@@ -66,7 +70,7 @@ class Trials:
     @cached_property
     def template(self) -> Template:
         """The recipe's steps."""
-        return Template(self.recipe, self.recipe.gates.max_drop)
+        return Template(self.recipe, self.recipe.gates.max_drop, self.asked.targets)
 
     @property
     def _where(self) -> dict[str, JSON]:
@@ -93,21 +97,71 @@ class Trials:
         """Make a design, measure and judge it. predicted: its latency in ms, where known.
 
         A network that must be trained is timed before, where the prediction is near a bound. Raises OutOfTimeError; what
-        a step refuses becomes a Failure, but for fp32, where it is raised.
+        a step refuses becomes a Failure, but for fp32, where it is raised. A refusal is kept and not asked for again;
+        a design that memory did not suffice for is tried again in the next start.
         """
-        bound = self.asked.max_latency_ms
+        refused = self._refused(design)
+        if refused is not None:
+            return Failure(design, refused)
         try:
-            if design.trained and bound and predicted and abs(predicted / bound - 1) < _UNSURE:
-                plain = replace(design, epochs=0)
-                samples = self._timed(plain, self._artifacts(plain))
-                untrained = float(np.median(samples[plain.name])) / 1e6
-                if untrained > bound:
-                    return Probe(design, untrained)
-            return self._judged(design, self._artifacts(design))
-        except UNMADE as error:
-            if design == Design():  # without fp32 there is nothing to compare with
-                raise
+            return self._tried(design, predicted)
+        except (*UNMADE, HostError, MemoryError, RuntimeError) as error:
+            short = memory_ran_out(error)
+            if design == Design() or not (short or isinstance(error, UNMADE)):
+                raise  # without fp32 there is nothing to compare with
+            if short:
+                gc.collect()
+                return Failure(design, f"there was not memory enough ({error})")
+            self._refuse(design, str(error))
             return Failure(design, str(error))
+
+    def _tried(self, design: Design, predicted: float | None) -> Outcome:
+        bound = self.asked.max_latency_ms
+        if design.trained and bound and predicted and abs(predicted / bound - 1) < _UNSURE:
+            plain = replace(design, epochs=0)
+            samples = self._timed(plain, self._artifacts(plain))
+            untrained = float(np.median(samples[plain.name])) / 1e6
+            if untrained > bound:
+                return Probe(design, untrained)
+        return self._judged(design, self._artifacts(design))
+
+    def _refused(self, design: Design) -> str | None:
+        """Why a step refused this design in an earlier start, if one did."""
+        if design == Design() or self.pipeline.fresh:
+            return None
+        entry = self.pipeline.store.find(self._refusal(design).key)
+        return None if entry is None else str(json.loads((entry.folder / _REFUSED).read_text())["why"])
+
+    def _refuse(self, design: Design, why: str) -> None:
+        def write(out: Path) -> None:
+            (out / _REFUSED).write_text(json.dumps({"why": why}))
+
+        self.pipeline.measured(self._refusal(design), write)
+
+    def _refusal(self, design: Design) -> Job:
+        """The job whose result is a refusal: what would be made, from what, with what."""
+        steps = self.variant(design).steps
+        base = self._base
+        given: dict[str, JSON] = {
+            "versions": [step.version for step in steps], "train": self.data.train.fingerprint,
+            "val": self.data.val.fingerprint, "seed": self.recipe.seed, "device": self.pipeline.device.fingerprint,
+        }  # fmt: skip
+        settings = {"steps": [step.resolved().model_dump(mode="json") for step in steps]}
+        libraries = sorted({name for step in steps for name in step.libraries})
+        parents = {name: base[name].key for name in (TRUNK, BASE) if name in base}
+        return Job("refused", 1, settings, parents, given, tuple(libraries))
+
+    @cached_property
+    def _base(self) -> dict[str, Artifact]:
+        """fp32 and what it is made from."""
+        return self._artifacts(Design())
+
+    @cached_property
+    def replaceable(self) -> bool:
+        """Whether the network has activations without integer kernels, and was trained here."""
+        if self.asked.provider != "cpu" or not self.template.trainable:
+            return False
+        return bool(replaceable(load_network(self._base[TRUNK].folder)[0], "relu", gates=False))
 
     def _artifacts(self, design: Design) -> dict[str, Artifact]:
         """fp32's artifact and the design's, and all they were made from, by node name."""
@@ -128,7 +182,7 @@ class Trials:
     @cached_property
     def recipe_side(self) -> int:
         """The input's smaller side in pixels, as the recipe has it."""
-        artifact = self._artifacts(Design())[BASE]
+        artifact = self._base[BASE]
         found = json.loads((artifact.folder / "network.json").read_text())["preprocess"]
         return int(min(found["height"], found["width"]))
 
@@ -251,6 +305,8 @@ class Trials:
 
     def seconds(self, design: Design) -> float:
         """What a design is predicted to take now; what the store has costs nothing."""
+        if self._refused(design) is not None:
+            return 0.0
         self.pipeline.recipe = self.recipe.model_copy(update={"variants": self.variants(design)})
         missing: list[Node] = self.pipeline.missing(self.data)
         if not missing:

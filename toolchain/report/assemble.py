@@ -34,6 +34,7 @@ from toolchain.report.model import (
     Speedup,
     Variant,
 )
+from toolchain.report.noticed import noticed
 from toolchain.report.parts import (
     Curve,
     NotMeasured,
@@ -67,6 +68,7 @@ def assemble(found: Findings, recipe_text: str) -> RunReport:
         thresholds=_thresholds(found, chosen, first) if chosen else {},
         mistakes=tuple(_mistakes(found, chosen or BASE, first)),
         sensitivity=tuple(sensitivities(found)),
+        noticed=tuple(noticed(found)),
         transfer=_transfer(found),
         not_measured=tuple(NotMeasured(what=what, why=why) for what, why in found.unavailable.items()),
         steps=tuple(_steps(found)),

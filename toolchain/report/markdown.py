@@ -52,6 +52,7 @@ def _variants(report: RunReport) -> list[str]:
         _table(head, [_variant_cells(row) for row in found.rows], right_from=2),
         escape(" ".join(told)),
         "\n".join(f"- **{escape(v.name)}**: {escape(v.reason)}" for v in report.variants),
+        *(["\n".join(f"- {escape(line)}" for line in report.noticed)] if report.noticed else []),
     ]
 
 

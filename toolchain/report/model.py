@@ -147,6 +147,9 @@ class RunReport(Model):
     sensitivity: tuple[Sensitivity, ...] = Field(
         default=(), description="of files whose parts could fall back"
     )
+    noticed: tuple[Text, ...] = Field(
+        default=(), description="what steps found out about their own worth, in sentences"
+    )
     transfer: Transfer | None = None
     not_measured: tuple[NotMeasured, ...] = ()
     steps: tuple[StepTime, ...] = ()

@@ -6,10 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from toolchain.steps.activations import Activations
 from toolchain.steps.adopt import Adopt
 from toolchain.steps.equalize import Equalize
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
+from toolchain.steps.fold_gates import FoldGates
 from toolchain.steps.half import Half
 from toolchain.steps.join import Join
 from toolchain.steps.load import Load
@@ -26,9 +28,11 @@ from toolchain.steps.weight_only import WeightOnly
 
 AnyStep = Annotated[
     Prune
+    | Activations
     | Recover
     | Rescale
     | Export
+    | FoldGates
     | Narrow
     | Join
     | PadStem
@@ -44,11 +48,13 @@ AnyStep = Annotated[
 """What may stand in a variant's `steps`."""
 
 __all__ = [
+    "Activations",
     "Adopt",
     "AnyStep",
     "Equalize",
     "Export",
     "FallBack",
+    "FoldGates",
     "Half",
     "Join",
     "Load",

@@ -79,7 +79,11 @@ class Export(Step):
     def _about(self, network: Network, source: Artifact) -> dict[str, str]:
         record = source.record
         lineage: list[JSON] = [
-            {"weights": network.provenance.model_dump(mode="json"), "architecture": network.architecture},
+            {
+                "weights": network.provenance.model_dump(mode="json"),
+                "architecture": network.architecture,
+                **({"activations": dict(network.activations)} if network.activations else {}),
+            },
             {"step": record.step, "version": record.version, "settings": dict(record.settings)},
             {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")},
         ]

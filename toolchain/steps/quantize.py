@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,17 @@ from pydantic import Field, model_validator
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import DESCRIPTION
-from toolchain.calibration import chains, padding, pictures, ranges, rounding, selection, weights
+from toolchain.calibration import (
+    chains,
+    padding,
+    pictures,
+    ranges,
+    rounding,
+    selection,
+    sensitivity,
+    weights,
+)
+from toolchain.calibration.price import latency_ratio
 from toolchain.errors import DataError
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
@@ -28,6 +38,8 @@ from toolchain.step import Context, Step
 
 Bits = Literal["auto", 8, 7, "pairwise"]
 Target = Literal["x86-vnni", "x86-avx2", "arm64"]
+_SATURATES = frozenset({"x86-avx2", "x86-other"})
+_COMPARED = 512  # training pictures on which the cost of targets is measured
 _TYPES = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
 _TRANSFORMER_OPERATORS = ("Conv", "Gemm", "MatMul")
 _DYNAMIC_OPERATORS = ("MatMul",)  # a Gemm becomes a MatMul and an Add on the way
@@ -42,7 +54,9 @@ class Quantize(Step):
     weight_bits: how signed weights keep clear of the 16-bit saturation of x86 processors without VNNI (see
     calibration/weights.py): 8 ignores it, "pairwise" and 7 cannot saturate. "auto" is 8 where this host has
     VNNI or is no x86, else "pairwise" (7 with "dynamic").
-    targets: the processors that the file must be right on; "auto" then looks at these and not at this host.
+    targets: the processors that the file must be right on; "auto" then looks at these and not at this host. What that
+    costs where 8 bits would do is measured against them: `agreement` with float and `sqnr` of both forms on training
+    pictures (no label is looked at), and `price`, how many times the latency of the unrestricted file.
     calibration, percentile: how ranges are cut, see calibration/ranges.py. pictures: of the training split.
     float_stem: leave the first, shallow convolutions in float. exclude: patterns of further node names.
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
@@ -87,7 +101,7 @@ class Quantize(Step):
         """Fix weight_bits "auto" for the targets, or else for this host's processor."""
         if self.weight_bits != "auto":
             return self
-        saturates = not {"x86-avx2", "x86-other"}.isdisjoint(self.targets or (host.isa(),))
+        saturates = not _SATURATES.isdisjoint(self.targets or (host.isa(),))
         return self.model_copy(update={"weight_bits": "pairwise" if saturates else 8})
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
@@ -100,6 +114,8 @@ class Quantize(Step):
         entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
         about = graph.extended(graph.metadata(model), entry)
         layers = len(list(weights.layers(model)))
+        original = ModelProto()
+        original.CopyFrom(model)
         quantized = settings.integers(model, source / graph.PREPROCESS, context)
         graph.write_all(context.out, graph.read(source / graph.PREPROCESS), quantized, about)
         shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
@@ -107,7 +123,29 @@ class Quantize(Step):
             Measurement(name="layers", value=layers),
             Measurement(name="layers_int8", value=integer_weights(quantized)),
             *graph.sizes(context.out),
+            *settings._cost_of_targets(original, quantized, source / graph.PREPROCESS, context),
         )
+
+    def _cost_of_targets(
+        self, original: ModelProto, restricted: ModelProto, preprocess: Path, context: Context
+    ) -> Iterator[Measurement]:  # fmt: skip
+        """The file against the one with 8 bits in full, where this host is a target that could have had it."""
+        if self._bits == 8 or host.isa() not in self.targets or host.isa() in _SATURATES:
+            return
+        copied = ModelProto()
+        copied.CopyFrom(original)
+        free = self.model_copy(update={"weight_bits": 8, "targets": ()})
+        files = {"portable": restricted, "8 bits": free.integers(copied, preprocess, context)}
+        train = context.data.train
+        inputs = list(pictures.prepared(preprocess, train, pictures.choose(train, _COMPARED)))
+        reference = sensitivity.answers(original, inputs)
+        for name, file in files.items():
+            found = sensitivity.fidelity(reference, sensitivity.answers(file, inputs))
+            where = {"weights": name}
+            yield Measurement(name="agreement", value=found.agreement, where=where)
+            yield Measurement(name="sqnr", value=round(found.sqnr, 2), unit="dB", where=where)
+        price = latency_ratio(files["8 bits"], files["portable"], inputs[0])
+        yield Measurement(name="price", value=round(price, 3), where={"weights": "portable"})
 
     def integers(self, model: ModelProto, preprocess: Path, context: Context) -> ModelProto:
         """The plain float network with integers; `model` itself may be changed on the way.

@@ -1,0 +1,80 @@
+"""What a design means as steps of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.recipe import Recipe, build
+from toolchain.steps import FallBack, Qat, Quantize
+
+
+def recipe(fp32: list[Any], **more: Any) -> Recipe:
+    raw = {
+        "name": "tiles", "data": {"folder": "./tiles"}, "backbone": {"timm": "resnet18", "weights": "random"},
+        "tune": {"epochs": 3, "augment": {"flip_horizontal": True}},
+        "variants": {"fp32": {"from": "tuned", "steps": fp32}}, **more,
+    }  # fmt: skip
+    return build(raw, Path())
+
+
+def steps(template: Template, design: Design) -> tuple[str, list[str]]:
+    variant = template.variant(design, lambda _: {})
+    return str(variant.source), [step.step for step in variant.steps]
+
+
+def test_what_the_recipe_does_to_fp32_is_done_to_every_design() -> None:
+    template = Template(recipe([{"rescale": {"size": 96}}, {"export": {"parity_pictures": 7}}, "join"]), 1.0)
+    source, names = steps(template, Design(0.5, epochs=4, scheme="int8"))
+    assert source == "tuned"
+    assert names == ["rescale", "prune", "recover", "export", "join", "quantize"]
+    made = template.variant(Design(0.5, epochs=4), lambda _: {}).steps
+    assert next(step for step in made if step.step == "export").parity_pictures == 7  # type: ignore[union-attr]
+    assert steps(template, Design(scheme="int8")) == ("fp32", ["quantize"])
+
+
+def test_activations_are_replaced_before_pruning_and_their_gates_folded_before_integers() -> None:
+    template = Template(recipe(["export"]), 1.0)
+    design = Design(0.5, epochs=4, scheme="int8", relu=True)
+    assert design.name == "relu-u50-e4-int8"
+    names = ["activations", "prune", "recover", "export", "fold_gates", "quantize"]
+    assert steps(template, design) == ("tuned", names)
+    assert steps(template, Design(relu=True)) == ("tuned", ["activations", "export"])
+
+
+@pytest.mark.parametrize(
+    ("scheme", "names"),
+    [
+        ("int8-narrow", ["narrow", "join", "quantize"]), ("int8-adaptive", ["quantize"]), ("int8-qat", ["qat"]),
+        ("int8-mixed", ["fall_back"]),
+    ],
+)  # fmt: skip
+def test_ways_to_quantize(scheme: Scheme, names: list[str]) -> None:
+    assert steps(Template(recipe(["export"]), 1.0), Design(scheme=scheme)) == ("fp32", names)
+
+
+def test_every_way_to_quantize_is_right_on_the_targets() -> None:
+    for template in (
+        Template(recipe(["export"]), 1.0, ("x86-vnni", "x86-avx2")),
+        Template(recipe(["export"], targets=["x86-vnni", "x86-avx2"]), 1.0),
+    ):
+        for scheme in ("int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile"):
+            last = template.variant(Design(scheme=scheme), lambda _: {}).steps[-1]
+            assert isinstance(last, Quantize)
+            assert last.resolved().weight_bits == "pairwise"
+        mixed = template.variant(Design(scheme="int8-mixed"), lambda _: {}).steps[-1]
+        trained = template.variant(Design(scheme="int8-qat"), lambda _: {}).steps[-1]
+        assert isinstance(mixed, FallBack)
+        assert isinstance(trained, Qat)
+        assert mixed.resolved().quantize.weight_bits == "pairwise"
+        assert trained.resolved().quantize.weight_bits == 7
+
+
+def test_trained_integers_see_pictures_as_recovery_does() -> None:
+    trained = Template(recipe(["export"]), 1.0).variant(Design(scheme="int8-qat"), lambda _: {}).steps[-1]
+    assert isinstance(trained, Qat)
+    assert trained.teacher == "fp32"
+    assert trained.augment.flip_horizontal

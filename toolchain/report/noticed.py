@@ -1,0 +1,45 @@
+"""What steps found out about their own worth, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from toolchain.record import JSON, Measurement
+from toolchain.report.findings import Findings
+
+
+def noticed(found: Findings) -> Iterator[str]:
+    """One sentence a step that measured what it gains or costs, in the order of the artifacts."""
+    for name, artifact in found.artifacts.items():
+        record = artifact.record
+        sentence = told(record.step, record.settings, record.measurements)
+        if sentence:
+            yield f"{name}: {sentence}"
+
+
+def told(step: str, settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:
+    """The sentence for one step, or nothing."""
+    if step == "activations":
+        return _activations(measured)
+    return _targets(settings, measured) if step == "quantize" else ""
+
+
+def _activations(measured: Sequence[Measurement]) -> str:
+    counts = [f"{m.value:.0f} by {m.where['by']}" for m in measured if m.name == "replaced"]
+    speeds = [f"{m.value:.2f} times as fast in {m.where['form']}" for m in measured if m.name == "speedup"]
+    gained = f"; {', '.join(speeds)} (timed once, with the weights of before)" if speeds else ""
+    return f"activations replaced: {', '.join(counts)}{gained}"
+
+
+def _targets(settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:
+    def figure(name: str, weights: str) -> float | None:
+        return next((m.value for m in measured if m.name == name and m.where.get("weights") == weights), None)
+
+    kept, whole = figure("agreement", "portable"), figure("agreement", "8 bits")
+    price = figure("price", "portable")
+    if kept is None or whole is None or price is None:
+        return ""
+    return (
+        f"one file for {', '.join(settings['targets'])}: on this processor {100 * kept:.1f} % of the answers are float's "
+        f"instead of {100 * whole:.1f} % with 8 bits in full, at {price:.2f} times its latency (timed once)"
+    )
