@@ -122,6 +122,7 @@ bench-accuracy: setup
 	$(BIN)/python benchmarks/compare/accuracy.py
 
 # What packages are made from: wheels for devices, and a root file system (Debian 12, Python 3.11) for images.
+# GRPC=1 fetches grpcio as well, which packages then carry.
 DEVICE ?= build/device
 EPOCH ?= 1700000000
 PLATFORMS_amd64 := manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux2014_x86_64
@@ -134,7 +135,7 @@ device-wheels: setup
 	for arch in amd64 arm64; do \
 	  $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --implementation cp \
 	    $$(for p in $$(test $$arch = amd64 && echo $(PLATFORMS_amd64) || echo $(PLATFORMS_arm64)); do echo --platform $$p; done) \
-	    --dest $(DEVICE)/wheels-$$arch -r docker/device.txt || exit 1; \
+	    --dest $(DEVICE)/wheels-$$arch -r docker/device.txt $(if $(GRPC),-r docker/grpc.txt) || exit 1; \
 	done
 
 base: $(DEVICE)/base-amd64.tar $(DEVICE)/base-arm64.tar
