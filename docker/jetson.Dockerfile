@@ -12,7 +12,7 @@ USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Run it with --read-only --cap-drop=all --security-opt no-new-privileges; it writes nothing.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/usr/bin/python3", "-c", \
-    "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/v2/health/ready', timeout=3)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/usr/bin/python3", "-m", \
+    "toolchain.runtime.server.ready", "8080"]
 ENTRYPOINT ["/usr/bin/python3", "-m", "toolchain.runtime", "serve", "/opt/toolchain/bundle", \
     "--host", "0.0.0.0", "--port", "8080", "--provider", "cuda"]

@@ -373,3 +373,12 @@ def test_a_record_folder_that_is_a_file_is_told_before_anything_is_timed(tmp_pat
     answer = command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--record", tmp_path / "file")
     assert answer.code == 2
     assert "is a file" in answer.err
+
+
+@pytest.mark.parametrize("name", ["compare", "bench"])
+def test_a_file_of_a_bundle_is_not_asked_for_beside_single_files(name: str, tmp_path: Path) -> None:
+    """`--file plain` was ignored there."""
+    model = saved(tmp_path / "a.onnx")
+    answer = command(name, *([model] * (2 if name == "compare" else 1)), "--file", "plain")
+    assert answer.code == 2
+    assert "--file chooses a file of a bundle" in answer.err

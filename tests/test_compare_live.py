@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ from toolchain.compare.gates import Gates
 from toolchain.compare.live import Half, Series, Timing, Turn
 from toolchain.compare.sides import Side
 from toolchain.compare.workers import WorkerProcess
-from toolchain.errors import HostError, ModelError, VerificationError
+from toolchain.errors import HostError, ModelError, StoppedError, VerificationError
 from toolchain.progress import Silent
 from toolchain.runtime import worker
 from toolchain.runtime.bench_input import Wish
@@ -93,10 +94,35 @@ def test_a_turns_figure_is_of_its_fastest_calls_and_the_typical_one_of_its_middl
 
 def test_a_slowdown_of_most_calls_is_seen_by_the_typical_ratio() -> None:
     turns = [turn_of([[9, 100, 100, 100]] * 2, [[9, 100, 120, 120]] * 2)] * 12
-    latency, typical = judge.latency_checks(turns, 5.0)
+    latency, typical = judge.latency_checks(turns, 5.0, 15.0)
     assert latency.verdict == "pass"
     assert typical.verdict == "regression"
-    assert judge.latency_checks(turns, None)[1].verdict == "not judged"
+    assert judge.latency_checks(turns, 5.0, None)[1].verdict == "not judged"
+    assert judge.latency_checks(turns, None, 15.0)[1].verdict == "regression"
+    assert judge.latency_checks(turns, None, 30.0)[1].verdict == "pass"
+
+
+def test_ctrl_c_keeps_the_turns_that_were_finished(pair: tuple[Side, Side]) -> None:
+    def done(turns: Sequence[Turn]) -> Mapping[str, float | str] | None:
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    series = live.run(*pair, replace(QUICK, max_seconds=3600), done, Silent())
+    assert len(series.turns) == 2
+    assert isinstance(series.failure, StoppedError)
+    assert series.failure.exit_code == 130
+
+
+def test_ctrl_c_before_the_first_turn_is_just_that(
+    pair: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live.WorkerProcess, "answer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        live.run(*pair, QUICK, lambda turns: {}, Silent())
 
 
 def test_turns_end_when_more_would_not_change_the_outcome() -> None:

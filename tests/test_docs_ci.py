@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,72 @@ def test_every_command_of_the_examples_exists_with_its_options(line: str) -> Non
     options = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
     unknown = [word for word in words if word.startswith("--") and word not in options]
     assert not unknown, f"toolchain {name} has no {unknown}"
+
+
+_STAND_IN = """#!/bin/sh
+echo "$@" >> "$CALLS"
+case $1 in
+run) test -f "$2" && mkdir -p "$4/bundle" ;;
+compare)
+    test -d "$2" && test -d "$3" || exit 2
+    for file in compare.json compare.xml compare.md; do echo "told: $CODE" > $file; done
+    exit $CODE ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("code", "github", "gitlab"), [(0, 0, 0), (3, 3, 3), (4, 0, 4)])
+def test_the_steps_of_the_examples_do_what_is_said(
+    code: int, github: int, gitlab: int, tmp_path: Path
+) -> None:
+    """Run as the runners do, twice over: a runner of one's own keeps its folders. `toolchain` and pip are stand-ins."""
+    _, pull, _, merge = map(yaml.safe_load, BLOCKS)
+    project, base = _repository(tmp_path)
+    environment = _environment(tmp_path, code) | {"CI_MERGE_REQUEST_DIFF_BASE_SHA": base}
+    steps = [
+        step["run"]
+        for step in pull["jobs"]["compare"]["steps"]
+        if "run" in step and "gh pr" not in step["run"]
+    ]
+    texts = [text.replace("${{ github.event.pull_request.base.sha }}", base) for text in steps]
+    for _ in range(2):
+        codes = [_shell(["bash", "-e", "-c", text], project, environment) for text in texts]
+        assert codes[:-1] == [0] * (len(texts) - 1)
+        assert codes[-1] == github
+        assert "told" in (tmp_path / "summary").read_text()
+        assert (
+            _shell(["bash", "-e", "-c", "\n".join(merge["compare"]["script"])], project, environment)
+            == gitlab
+        )
+        assert (
+            _shell(["bash", "-e", "-c", "\n".join(merge["compare"]["after_script"])], project, environment)
+            == 0
+        )
+    assert "run ../base/recipe.yaml --out runs/base" in (tmp_path / "calls").read_text()
+
+
+def _repository(folder: Path) -> tuple[Path, str]:
+    """A repository with a recipe, and its first commit."""
+    project = folder / "project"
+    project.mkdir()
+    (project / "recipe.yaml").write_text("name: x\n")
+    git = ["git", "-C", str(project), "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    for words in (["init", "-q"], ["add", "recipe.yaml"], ["commit", "-q", "-m", "base"]):
+        subprocess.run([*git, *words], check=True)
+    said = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return project, said.stdout.strip()
+
+
+def _environment(folder: Path, code: int) -> dict[str, str]:
+    for name, text in (("toolchain", _STAND_IN), ("pip", "#!/bin/sh\n")):
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    return {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CODE": str(code), "CALLS": str(folder / "calls"),
+        "GITHUB_STEP_SUMMARY": str(folder / "summary"),
+    }  # fmt: skip
+
+
+def _shell(words: list[str], folder: Path, environment: dict[str, str]) -> int:
+    return subprocess.run(words, cwd=folder, env=environment, timeout=60, check=False).returncode

@@ -191,3 +191,10 @@ def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(settings_module, "import_module", missing)
     with pytest.raises(ToolchainError, match=r"LoadGen is not installed: pip install 'mlcommons-loadgen"):
         run_loadgen(plain(tmp_path), Asked(), load, tmp_path / "logs")
+
+
+def test_mlperf_sizes_of_a_model_that_is_too_quick_are_refused() -> None:
+    """A run of them ended with SIGKILL after 24 minutes."""
+    with pytest.raises(ToolchainError, match="60 million queries"):
+        settings_module.own_settings(Load("single-stream", mlperf=True), 1e4, 1)
+    settings_module.own_settings(Load("single-stream"), 1e4, 1)

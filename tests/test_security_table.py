@@ -223,6 +223,16 @@ def picture(folder: Path, name: str, content: bytes) -> list[str]:
     return ["predict", str(folder / "bundle"), str(folder / name)]
 
 
+def red(folder: Path) -> Path:
+    RED.save(folder / "red.png")
+    return folder / "red.png"
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
 def png(width: int, height: int, *more: bytes) -> bytes:
     """A PNG of that size by its header, with a few bytes of pixels."""
 
@@ -262,6 +272,12 @@ ROWS: dict[str, tuple[Row, str]] = {
     "golden answers that unpack to 3 GB": (unpacks_to_too_much, "more than the"),
     "a manifest nested 200,000 deep": (lambda f: raw_manifest(f, "[" * 200_000), "not JSON"),
     "a manifest of 17 MB": (lambda f: raw_manifest(f, " " * (17 << 20)), "more than the"),
+    "a manifest without an end": (
+        lambda f: replaced(f, manifest.MANIFEST, lambda p: p.symlink_to("/dev/zero")), "no plain file"),
+    "a manifest that is a pipe": (lambda f: replaced(f, manifest.MANIFEST, os.mkfifo), "no plain file"),
+    "a model that is a pipe, unverified": (
+        lambda f: ["predict", replaced(f, manifest.MODEL, os.mkfifo)[1], str(red(f))], "no plain file"),
+    "a picture that is a pipe": (lambda f: ["predict", str(f / "bundle"), str(pipe(f / "a.png"))], "no plain file"),
     "a tolerance without a bound": (lambda f: raw_manifest(f, '{"tolerances": Infinity}'), "not JSON"),
     "a tolerance of 1e999": (lambda f: edited(f, "0.0001", "1e999"), "tolerances"),
     "a listed file above the folder": (lambda f: leaving(f, "../../etc/shadow"), "plain relative paths"),
@@ -320,8 +336,9 @@ def run(words: list[str], folder: Path) -> tuple[int, str, int]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "PYTHONPATH": ":".join(sys.path)}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ASKED, *words], env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", ASKED, *words],
+        env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
     resident = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("resident")]
     assert resident, done.stderr
     return done.returncode, done.stdout + done.stderr, int(resident[0])

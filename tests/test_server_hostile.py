@@ -8,17 +8,30 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import shutil
 import socket
 import struct
+import subprocess
+import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtime_helpers import make_bundle
-from server_helpers import Server, refused, serving, wait_for
+from PIL import Image
+from runtime_helpers import encoded, make_bundle
+from server_helpers import ROOT, Server, refused, serving, wait_for
+
+from toolchain.runtime.server.engine import Engine
+from toolchain.runtime.server.refusals import RefusedError
+from toolchain.runtime.server.room import Room
+from toolchain.runtime.server.settings import Limits, Settings
 
 pytest.importorskip("uvicorn", reason="serving needs the extra 'server'")
+
+from toolchain.runtime.server.app import App, Request
+
 INFER = "/v2/models/colours/infer"
 MEGABYTES = 1500  # of address space, threads' stacks and libraries included
 RESIDENT = 600 << 20  # what all of the requests together may really take
@@ -103,6 +116,78 @@ def test_the_whole_body_of_a_refused_request_is_not_waited_for(server: Server) -
         assert b"connection: close" in _read(client)
 
 
+def test_large_pictures_wait_for_room() -> None:
+    """Small files make large pictures: what all workers decode at once is bounded, whatever their number."""
+    room = Room(10, seconds=30)
+    order: list[str] = []
+
+    def second() -> None:
+        with room.take(6):
+            order.append("second")
+
+    with room.take(5), room.take(5):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        with pytest.raises(RefusedError) as refusal, _hurried(room), room.take(1):
+            pass
+        assert refusal.value.status == 503
+        order.append("first")
+    waiting.join(30)
+    assert order == ["first", "second"]
+
+
+@contextlib.contextmanager
+def _hurried(room: Room) -> Iterator[None]:
+    room._seconds = 0.0
+    yield
+
+
+def test_every_picture_takes_room(tmp_path: Path) -> None:
+    """With room for one pixel less than a picture has, none is decoded nor asked about, by either way in."""
+    bundle = make_bundle(tmp_path / "bundle")
+    engine = Engine(Settings(bundle, workers=1, limits=Limits(pixels=100, pixels_held=1, work_seconds=0.1)))
+    app = App(engine, Settings(bundle))
+    picture = encoded(Image.new("RGB", (10, 10)), "PNG")
+    with engine.room.take(1):
+        with pytest.raises(RefusedError, match="large pictures"):
+            app._classify(engine.current, picture)
+        with pytest.raises(RefusedError, match="large pictures"):
+            asked = {
+                "inputs": [
+                    {"name": "pictures", "datatype": "UINT8", "shape": [1, 10, 10, 3], "data": [0] * 300}
+                ]
+            }
+            app._ask(Request("infer", None, None, {}, None), engine.current, json.dumps(asked).encode())  # type: ignore[arg-type]
+    assert json.loads(app._classify(engine.current, picture).content)["label"]
+    engine.close()
+
+
+def test_large_pictures_leave_no_memory_behind(tmp_path: Path) -> None:
+    """onnxruntime would keep twice the 384 MB that a picture of 32 megapixels takes as float32; once is kept here."""
+    words = [sys.executable, "-c", _LARGE, str(make_bundle(tmp_path / "bundle"))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert after - before < 550 << 10
+
+
+_LARGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from toolchain.runtime.bundle import Bundle
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+session = Bundle.load(Path(sys.argv[1])).session()
+before = resident()
+picture = np.zeros((1, 4000, 8000, 3), np.uint8)
+for _ in range(3):
+    session.run({"pictures": picture})
+del picture
+print(before, resident())
+"""
+
+
 def test_too_many_connections_are_told_to_come_again(server: Server) -> None:
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     try:
@@ -132,6 +217,62 @@ def test_a_supervisor_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with serving(make_bundle(tmp_path / "bundle")):
             assert supervisor.recv(100) == b"READY=1"
         assert supervisor.recv(100) == b"STOPPING=1"
+
+
+def test_a_supervisor_that_is_gone_does_not_keep_it_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with serving(make_bundle(tmp_path / "bundle")) as server:
+            supervisor.recv(100)
+            (tmp_path / "notify").unlink()
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (apt-get install openssl)")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost"
+    subprocess.run([*made.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_connections_that_never_say_hello_are_closed(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    options = ("--tls-certificate", str(pair[0]), "--tls-key", str(pair[1]), "--limit-header-seconds", "0.5")
+    with serving(make_bundle(tmp_path / "bundle"), *options) as server:
+        held = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(50)]
+        for one in held:
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""  # asyncio's own limit is 60 seconds
+            one.close()
+
+
+def test_a_key_with_a_passphrase_is_refused_and_not_asked_for(
+    tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    locked = tmp_path / "locked.pem"
+    words = ["openssl", "pkey", "-in", pair[1], "-aes128", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(words, check=True, capture_output=True)
+    options = ("--tls-certificate", str(pair[0]), "--tls-key", str(locked))
+    code, told = refused(make_bundle(tmp_path / "bundle"), *options)
+    assert code == 2
+    assert "passphrase" in told
+
+
+def test_the_scheme_of_a_token_may_be_spelt_anyhow(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-some-length")
+    with serving(make_bundle(tmp_path / "bundle"), "--token-file", str(tmp_path / "token")) as server:
+        for given, status in (
+            ("bearer a-token-of-some-length", 200), ("Basic a-token-of-some-length", 401), ("Bearer", 401),
+        ):  # fmt: skip
+            assert server.client.get("/v2", headers={"Authorization": given}).status_code == status
 
 
 def _exchange(server: Server, sent: bytes) -> bytes:

@@ -8,6 +8,7 @@ ToolchainError           exit 2   see toolchain/runtime/errors.py for the part t
 ├── TrainingError        exit 2   a loss that is not finite, settings that cannot work together
 ├── PackageError         exit 2   what a package is made from, or an outside tool for it, is missing or wrong
 │   └── SignatureError   exit 3   a signature that is not there, or not by the one who is trusted
+├── StoppedError         exit 130 Ctrl-C, where something measured could be kept
 ├── ModelError, PictureError, ProviderError, BundleError, HostError, RecordError (runtime)
 └── GateError            exit 3   a promise was measured and is not kept
     ├── ParityError      exit 3   the exported file does not answer as the trained network did
@@ -44,6 +45,7 @@ __all__ = [
     "RecipeError",
     "RecordError",
     "SignatureError",
+    "StoppedError",
     "ToolchainError",
     "TrainingError",
     "VerificationError",
@@ -78,6 +80,12 @@ class SignatureError(PackageError):
     """A file without a valid signature of the one who is trusted."""
 
     exit_code: ClassVar[int] = 3
+
+
+class StoppedError(ToolchainError):
+    """Somebody pressed Ctrl-C; what was measured until then is kept."""
+
+    exit_code: ClassVar[int] = 130
 
 
 class GateError(ToolchainError):

@@ -7,8 +7,9 @@ Three networks of timm with random weights at 224 x 224, fp32, batch 1, one thre
 below, *loadgen* a shortened SingleStream test (its VALID or INVALID is kept). A figure is the median over rounds of the
 ratio of two sides' p50 of the same round, so that what changes slowly on the machine meets both; its 95 % interval draws
 rounds. *of profile* is our loop's p50 under profiling over that of `model_run` in onnxruntime's profile of the same runs.
-Writes benchmarks/results/fidelity.ISA.json. Pass: every ratio lies within 2 % of 1, and LoadGen says VALID each time; exit 1
-otherwise. Leave the machine alone meanwhile.
+Each round is a line of build/bench/fidelity.MODEL.SECONDS.jsonl: started again, it goes on after the last (take the logs
+away for new figures). Writes benchmarks/results/fidelity.ISA.json. Pass: every ratio lies within 2 % of 1, and LoadGen
+says VALID each time; exit 1 otherwise. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -93,28 +94,39 @@ def exported(name: str, path: Path) -> Path:
     return path
 
 
-def measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """All sides of one network, by rounds."""
-    taken: dict[str, list[float]] = {"ours": [], "bare": [], "loadgen": [], "seen": [], "profile": []}
-    verdicts: list[str] = []
+def measure(name: str, rounds: int, seconds: float, log: Path) -> dict[str, Any]:
+    """All sides of one network, by rounds; those of the log are not measured again."""
+    done = kept(log, rounds)
     with tempfile.TemporaryDirectory() as folder:
         model = exported(name, Path(folder, f"{name}.onnx"))
         session = Session(model)
         feed = prepare(session.inputs, session.metadata, Wish(), name).feed
-        sides: dict[str, Callable[[], float]] = {
-            "ours": partial(ours, model, seconds),
-            "bare": partial(bare_loop, model, feed, seconds),
-            "loadgen": partial(loadgen, model, seconds, verdicts),
-        }
-        order = np.random.default_rng(0)
-        for number in range(rounds):
-            for side in order.permutation(list(sides)):
-                taken[side].append(sides[side]())
-            runs = max(20, int(seconds * 1e9 / taken["bare"][-1] / 2))
-            for side, p50 in zip(("seen", "profile"), profiled(model, feed, runs), strict=True):
-                taken[side].append(p50)
+        for number in range(len(done), rounds):
+            verdicts: list[str] = []
+            sides: dict[str, Callable[[], float]] = {
+                "ours": partial(ours, model, seconds),
+                "bare": partial(bare_loop, model, feed, seconds),
+                "loadgen": partial(loadgen, model, seconds, verdicts),
+            }
+            order = np.random.default_rng(number).permutation(list(sides))
+            row: dict[str, Any] = {side: sides[side]() for side in order}
+            runs = max(20, int(seconds * 1e9 / row["bare"] / 2))
+            row["seen"], row["profile"] = profiled(model, feed, runs)
+            done.append({**row, "verdict": verdicts[0]})
+            with log.open("a") as file:
+                file.write(json.dumps(done[-1]) + "\n")
             print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    return summary(taken, verdicts)
+    taken = {side: [row[side] for row in done] for side in ("ours", "bare", "loadgen", "seen", "profile")}
+    return summary(taken, [row["verdict"] for row in done])
+
+
+def kept(log: Path, rounds: int) -> list[dict[str, Any]]:
+    """The whole lines of a log, at most `rounds`; a line that a kill cut short is taken out of it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    whole = [line for line in lines if line.endswith("}\n")]
+    log.write_text("".join(whole))
+    return [json.loads(line) for line in whole[:rounds]]
 
 
 def summary(taken: dict[str, list[float]], verdicts: list[str]) -> dict[str, Any]:
@@ -145,10 +157,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--logs", type=Path, default=Path("build/bench"), help="of rounds, to go on from")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
     before = host.facts()
-    cases = {name: measure(name, asked.rounds, asked.seconds) for name in asked.models}
+    cases = {
+        name: measure(
+            name, asked.rounds, asked.seconds, asked.logs / f"fidelity.{name}.{asked.seconds:g}.jsonl"
+        )
+        for name in asked.models
+    }
     record = {
         "what": f"p50 of the bench over a bare loop's, LoadGen SingleStream's and onnxruntime's profile's, at {SIDE} px",
         "bound": BOUND, "rounds": asked.rounds, "seconds": asked.seconds, "cases": cases, "host": before,

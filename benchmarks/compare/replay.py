@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolchain.compare import live, sides
+from toolchain.compare.gates import Gates
 from toolchain.compare.live import Timing, Turn
 from toolchain.compare.sequential import decide
 from toolchain.progress import Silent
@@ -36,6 +37,7 @@ while True:
         a @ a
     time.sleep(random.uniform(0.02, 0.5))
 """
+_MOST = 1 + (Gates().typical or 0) / 100
 Row = dict[str, Any]
 
 
@@ -85,7 +87,7 @@ def figures(turns: Sequence[Turn]) -> NDArray[np.float64]:
 
 def verdicts(found: NDArray[np.float64], bounds: Sequence[float]) -> dict[str, tuple[str, int]]:
     """The verdict and the turn at which it fell, for each bound in percent."""
-    return {f"{bound:g}": decide(found[0], found[1], 1 + bound / 100) for bound in bounds}
+    return {f"{bound:g}": decide(found[0], found[1], 1 + bound / 100, _MOST) for bound in bounds}
 
 
 def resume(log: Path, count: int, one: Callable[[int], Row]) -> list[Row]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import click
 from click.core import ParameterSource
 
+from toolchain.cli.bundles import require_bundle
+
 if TYPE_CHECKING:
     from toolchain.loadgen import Load
     from toolchain.remote import Remote
@@ -134,6 +136,7 @@ def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
 
 def _check(models: tuple[Path, ...], given: _Given) -> None:
     """Options that exclude each other, or need another one: none is ignored silently."""
+    require_bundle("file", *models)
     if given["as_json"] is not None and len(models) > 1:
         raise click.UsageError("--json takes the record of one model; --records keeps those of several.")
     context = click.get_current_context()

@@ -1,10 +1,11 @@
-"""`toolchain verify` and `toolchain predict`: the runtime that ships, behind the same words."""
+"""`toolchain verify` and `toolchain predict`: the runtime that ships, behind the same words; and what is a bundle."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -42,3 +43,15 @@ def predict(bundle: Path, pictures: tuple[Path, ...], table: Path | None) -> int
 
     asked = ["predict", str(bundle), *map(str, pictures)]
     return runtime(asked + (["--csv", str(table)] if table else []))
+
+
+def require_bundle(option: str, *paths: Path) -> None:
+    """Raise UsageError when a person gave `option` (a parameter's name), and each of `paths` is a single file.
+
+    The option chooses a file of a bundle, so beside ONNX files it would be ignored.
+    """
+    said = click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+    if said and all(path.is_file() for path in paths):
+        raise click.UsageError(
+            f"--{option} chooses a file of a bundle, but {paths[0]} is a single file; leave it out."
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
 
+from toolchain.cli.bundles import require_bundle
 from toolchain.errors import HostError
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     """Compare CANDIDATE with BASE: latency, cold start, memory, size, answers, accuracy.
 
     Each is an ONNX file, a bundle, or a bench record (.json) of the same machine. Exit code 0: every judged
-    bound is kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given.
+    bound is kept for certain; 3: one is broken for certain; 4: it cannot be told in the time given; 130: stopped by
+    Ctrl-C, with what was measured until then told and written.
 
     \b
     Example:
@@ -84,6 +86,7 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
       toolchain compare old.onnx new.onnx --set latency=2 --max-seconds 300
       toolchain compare monday.json today.json
     """
+    require_bundle("file", base, candidate)
     from toolchain import history
     from toolchain.cli.progress import Bars
     from toolchain.compare import forms

@@ -28,6 +28,7 @@ from toolchain.runtime.session import Session
 
 _NO_PROBABILITIES = "the saved answers are classes without probabilities; an .npz can hold them"
 _RECORDS = {
+    "typical": "records are not turns; compare the models themselves",
     "calibration": _NO_PROBABILITIES,
     "difference": "records keep no outputs; compare the models themselves",
 }
@@ -238,11 +239,6 @@ def _timing_notes(series: Series, checks: Sequence[Check]) -> list[str]:
         found.append(
             f"only {text.plural(len(series.turns), 'turn')} fitted into the time; {FEWEST_TURNS} are needed before "
             f"a ratio can be told from its bound"
-        )
-    typical = timed[judge.TYPICAL]
-    if typical.bound is not None and typical.verdict == "not judged":
-        found.append(
-            f"{judge.TYPICAL} is watched, not judged: inside its bound by its estimate, not for certain"
         )
     if judge.MEMORY not in timed:
         found.append("memory was not compared: the kernel does not tell the peak of a process")

@@ -21,7 +21,8 @@ class Gates(BaseModel):
     """A regression is what lies beyond a bound for certain, a pass what lies inside it for certain.
 
     latency, cold_start, memory, size: percent that the candidate may be above the base (a call, process start
-    to first answer, peak memory of a fresh process, bytes of the file).
+    to first answer, peak memory of a fresh process, bytes of the file). typical: likewise, of a typical call, which is
+    a regression already when it is above `latency` for certain.
     accuracy: points of `metric` that it may lose on the same pictures. class_accuracy: points of recall that any
     class may lose, one figure for all or one a class. agreement: percent of pictures on which both must give
     the same answer. calibration: points by which the expected calibration error may grow.
@@ -30,6 +31,7 @@ class Gates(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     latency: Worse | None = 5.0
+    typical: Worse | None = 15.0
     cold_start: Worse | None = 50.0
     memory: Worse | None = 10.0
     size: Worse | None = 10.0
@@ -39,6 +41,11 @@ class Gates(BaseModel):
     agreement: Points | None = None
     calibration: Points | None = None
     difference: Worse | None = None
+
+    @property
+    def typical_bound(self) -> float | None:
+        """`typical`, unless latency is not judged at all and nobody asked for this one."""
+        return self.typical if self.latency is not None or "typical" in self.model_fields_set else None
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Gates:

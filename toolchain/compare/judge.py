@@ -54,19 +54,18 @@ def ratio_check(name: str, seen: Seen, note: str = "") -> Check:
     )  # fmt: skip
 
 
-def latency_checks(turns: Sequence[Turn], bound: float | None) -> tuple[Check, Check]:
-    """The candidate's time over the base's: of the fastest calls, judged; of the median calls, watched.
-
-    What is watched is "not judged" while neither its interval nor its point says more: see `typical_verdict`.
+def latency_checks(turns: Sequence[Turn], bound: float | None, most: float | None) -> tuple[Check, Check]:
+    """The candidate's time over the base's: of the fastest calls by `bound`, of the median calls by both bounds, in
+    percent; see `typical_verdict`.
     """
     fastest = np.median(np.stack([turn.fastest.min(axis=1) for turn in turns]), axis=0)
     medians = np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2))
     judged = estimate(np.array([turn.log_ratio for turn in turns]))
     watched = estimate(np.array([turn.typical_log_ratio for turn in turns]))
     latency = ratio_check(LATENCY, Seen(judged, bound, *_ns(fastest)), "fastest call of a turn")
-    typical = ratio_check(TYPICAL, Seen(watched, bound, *_ns(medians)), "median call of a block, watched")
-    if bound is not None:
-        verdict = typical_verdict(watched, 1 + bound / 100)
+    typical = ratio_check(TYPICAL, Seen(watched, most, *_ns(medians)), "median call of a block")
+    if bound is not None and most is not None:
+        verdict = typical_verdict(watched, 1 + bound / 100, 1 + most / 100)
         typical = typical.model_copy(update={"verdict": verdict})
     return latency, typical
 
@@ -77,7 +76,7 @@ def _ns(sides: NDArray[np.float64]) -> tuple[float, float, Literal["ns"]]:
 
 def turn_checks(turns: Sequence[Turn], gates: Gates) -> tuple[Check, ...]:
     """Latency, cold start and memory, from one turn or more."""
-    checks = list(latency_checks(turns, gates.latency))
+    checks = list(latency_checks(turns, gates.latency, gates.typical_bound))
     for figure, bound in ((_COLD_START, gates.cold_start), (_MEMORY, gates.memory)):
         halves = [(getattr(t.base, figure.field), getattr(t.candidate, figure.field)) for t in turns]
         if not all(base and candidate for base, candidate in halves):

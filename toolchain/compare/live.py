@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from toolchain.compare.sides import Side
 from toolchain.compare.workers import WorkerProcess
-from toolchain.errors import HostError, ToolchainError
+from toolchain.errors import HostError, StoppedError, ToolchainError
 from toolchain.progress import Progress
 from toolchain.record import JSON
 from toolchain.runtime.fresh import Setup
@@ -38,6 +38,7 @@ from toolchain.runtime.fresh import Setup
 NAMES = ("base", "candidate")
 _FEWEST, _MOST = 5, 500  # calls a block
 _DROPPED = 0.2
+_STOPPED = "stopped by hand; what was measured until then is above and in the files asked for"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progr
     """Time turns until `done(turns)` is None (it is asked after each) or `timing.max_seconds` are over.
 
     What `done` gives instead are figures to show beside the bar. Raises ToolchainError when not even one turn
-    could be finished; later failures (a model that was replaced, a process that was killed) end the series,
+    could be finished; later failures (a model that was replaced, a process that was killed, Ctrl-C) end the series,
     which keeps what it has and says why.
     """
     sides, started = (base, candidate), time.monotonic()
@@ -134,20 +135,19 @@ def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progr
         ]
         table, shown = _Table(sides, inputs, timing), 0.0
         blocks: _Blocks | None = None
-        while _time_for_another(turns, time.monotonic() - started, timing.max_seconds):
-            try:
+        try:
+            while _time_for_another(turns, time.monotonic() - started, timing.max_seconds):
                 turn, blocks = table.turn(order, blocks)
-            except ToolchainError as error:
-                if not turns:
-                    raise
-                failure = error
-                break
-            turns.append(turn)
-            figures, now = done(turns), time.monotonic() - started
-            task.advance(min(now, timing.max_seconds) - shown, **(figures or {}))
-            shown = min(now, timing.max_seconds)
-            if figures is None:
-                break
+                turns.append(turn)
+                figures, now = done(turns), time.monotonic() - started
+                task.advance(min(now, timing.max_seconds) - shown, **(figures or {}))
+                shown = min(now, timing.max_seconds)
+                if figures is None:
+                    break
+        except (ToolchainError, KeyboardInterrupt) as error:
+            if not turns:
+                raise
+            failure = error if isinstance(error, ToolchainError) else StoppedError(_STOPPED)
         failure = failure or _replaced(sides)
     return Series(tuple(turns), time.monotonic() - started, blocks.calls if blocks else 0, failure)
 

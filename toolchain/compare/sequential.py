@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Verdict = Literal["pass", "regression", "inconclusive"]
-Watched = Literal["pass", "regression", "inconclusive", "not judged"]
 Floats = NDArray[np.floating[Any]]
 
 ALPHA = 0.005  # of each of the two errors: refusing a ratio from above, and from below
@@ -97,32 +96,36 @@ def hodges_lehmann(values: Floats) -> float:
     return float(np.median((values[rows] + values[columns]) / 2))
 
 
-def typical_verdict(found: Estimate, bound: float) -> Watched:
-    """What a watched ratio says: what is certain; else open while it looks too high, else nothing at all.
+def typical_verdict(found: Estimate, bound: float, most: float) -> Verdict:
+    """What the typical ratio says, of two bounds: regression where it is above the tighter one for certain; pass where
+    it is inside `bound` for certain, or inside `most` for certain and inside `bound` by its estimate.
 
-    "not judged" does not stand in the way of a green, and promises nothing: it is read off the point, at
-    every look, without control of its error.
+    So a pass errs on `most` with a probability of at most ALPHA, over all looks; the estimate makes it stricter only.
+    A single tight bound would keep everybody waiting, for medians are twice as noisy as fastest calls.
     """
-    certain = found.verdict(bound)
+    certain = found.verdict(min(bound, most))
     if certain != "inconclusive":
         return certain
-    return "inconclusive" if found.ratio > bound else "not judged"
+    return "pass" if found.high < most and found.ratio <= bound else "inconclusive"
 
 
-def decide(log_ratios: Floats, typical: Floats, bound: float, alpha: float = ALPHA) -> tuple[Verdict, int]:
-    """The verdict on two series [n] of log ratios, judged and watched, and the turn at which it fell.
+def decide(
+    log_ratios: Floats, typical: Floats, bound: float, most: float, alpha: float = ALPHA
+) -> tuple[Verdict, int]:
+    """The verdict on two series [n] of log ratios and the turn at which it fell: `bound` of both, `most` of the typical.
 
-    The same as asking `estimate` of both after every turn, and stopping as `compare` does where latency alone
-    has a bound (`judge.settled`): at a certain regression of either, or when the judged ratio passes and
-    `typical_verdict` is not open; for replays.
+    The same as asking `estimate` of both after every turn, and stopping as `compare` does where latency and typical
+    latency alone have bounds (`judge.settled`): at a regression of either, or when both pass; for replays.
     """
-    at = math.log(bound)
-    (slower, inside), (drags, fine) = (_refused(series, at, alpha) for series in (log_ratios, typical))
+    slower, inside = _refused(log_ratios, math.log(bound), alpha)
+    drags, fine = _refused(typical, math.log(min(bound, most)), alpha)
+    kept = _refused(typical, math.log(most), alpha)[1]
     regression = (slower & ~inside) | (drags & ~fine)
     for turn in np.flatnonzero(regression | (inside & ~slower)):
         if regression[turn]:
             return "regression", int(turn) + 1
-        if (fine[turn] and not drags[turn]) or hodges_lehmann(typical[: turn + 1]) <= at:
+        likely = kept[turn] and hodges_lehmann(typical[: turn + 1]) <= math.log(bound)
+        if (fine[turn] and not drags[turn]) or likely:
             return "pass", int(turn) + 1
     return "inconclusive", len(log_ratios)
 

@@ -10,7 +10,7 @@ from toolchain.errors import ToolchainError
 
 # How the check of a bound is called, or how its name begins.
 _CHECKS: Mapping[str, str] = {
-    "latency": "latency", "cold_start": "cold start", "memory": "memory", "size": "size",
+    "latency": "latency", "typical": "typical latency", "cold_start": "cold start", "memory": "memory", "size": "size",
     "accuracy": "accuracy", "class_accuracy": "class ", "agreement": "agreement",
     "calibration": "calibration error", "difference": "largest difference",
 }  # fmt: skip

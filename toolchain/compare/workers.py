@@ -50,6 +50,7 @@ class WorkerProcess:
         return subprocess.Popen(
             [sys.executable, "-m", "toolchain.runtime.worker"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._said, bufsize=0, env={**os.environ, "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C is for us: we end it, and keep what it told
         )  # fmt: skip
 
     def __enter__(self) -> WorkerProcess:

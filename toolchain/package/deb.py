@@ -30,6 +30,7 @@ RestartSec=2
 RestartPreventExitStatus=2 3
 TimeoutStopSec=30
 MemoryMax=2G
+LimitNOFILE=4096
 TasksMax=256
 LimitCORE=0
 UMask=0077
@@ -69,14 +70,19 @@ HOST=127.0.0.1
 PORT={port}
 #OPTIONS=--limit-queue=16
 """
+# Also after an upgrade or a removal that failed half-way (abort-…), before which prerm stopped the service.
 _POSTINST = """\
 #!/bin/sh
 set -e
-if [ "$1" = configure ] && [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
-    systemctl enable {package}.service
-    systemctl restart {package}.service
-fi
+case "$1" in
+configure | abort-upgrade | abort-remove | abort-deconfigure)
+    if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
+        systemctl daemon-reload
+        systemctl enable {package}.service
+        systemctl restart {package}.service
+    fi
+    ;;
+esac
 """
 _PRERM = """\
 #!/bin/sh

@@ -30,7 +30,7 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
-HEALTH = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/v2/health/ready', timeout=3)"
+HEALTH = ("/usr/bin/python3", "-m", "toolchain.runtime.server.ready", str(PORT))
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _config(payload: Payload, layers: list[bytes]) -> dict[str, Any]:
             "WorkingDir": FOLDER,
             "StopSignal": "SIGTERM",
             "Healthcheck": {
-                "Test": ["CMD", "/usr/bin/python3", "-c", HEALTH],
+                "Test": ["CMD", *HEALTH],
                 "Interval": 10_000_000_000, "Timeout": 5_000_000_000, "StartPeriod": 10_000_000_000,
             },
             "Labels": {

@@ -22,6 +22,8 @@ SERVER = (
     "httptools",
     "uvicorn",
 )  # what `serve` needs: uvicorn and httptools, with their needs
+# Carried when their wheels lie there as well ('make device-wheels GRPC=1'): what `serve --grpc-port` needs.
+GRPC = ("grpcio", "typing_extensions")
 _PURE = "-none-any"
 # What no answer needs: tests, headers, conversion tools of onnxruntime, and its C library, which its Python
 # module holds a second time.
@@ -45,13 +47,16 @@ class Library:
 
 
 def libraries(folder: Path, arch: str, runtime: str) -> tuple[Library, ...]:
-    """What a device needs with `runtime` ("onnxruntime" or "onnxruntime-gpu") on `arch`, from wheels in `folder`.
+    """What a device needs with `runtime` ("onnxruntime" or "onnxruntime-gpu") on `arch`, from wheels in `folder`; GRPC too.
 
     Raises PackageError when one is missing or there twice, is damaged, or is for different Pythons.
     """
     if not folder.is_dir():
         raise PackageError(f"{folder}: no such folder of wheels; 'make device-wheels' fetches them")
-    paths = [_one(folder, name, MACHINES[arch]) for name in ("numpy", runtime, "pillow", *SERVER)]
+    wanted = ["numpy", runtime, "pillow", *SERVER]
+    if any(folder.glob(f"{GRPC[0]}-*.whl")):
+        wanted += GRPC
+    paths = [_one(folder, name, MACHINES[arch]) for name in wanted]
     if len({_python(path) for path in paths if not path.stem.endswith(_PURE)}) > 1:
         raise PackageError(f"{folder}: the wheels are for different Pythons: {', '.join(map(str, paths))}")
     return tuple(_unpacked(path) for path in paths)

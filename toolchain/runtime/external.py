@@ -8,10 +8,12 @@ model's folder, but not hard links. Format: https://protobuf.dev/programming-gui
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from toolchain.runtime.errors import ModelError
+from toolchain.runtime.whole import open_plain
 
 # Which fields of which message lead to a TensorProto: {message: {field number: message}}.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -53,13 +55,16 @@ def check(model: Path | bytes) -> None:
 def locations(model: Path) -> list[str]:
     """The `location` of every tensor with external data in an ONNX file. Raises ModelError as `check`."""
     try:
-        if (size := model.stat().st_size) > MODEL_BYTES:  # told before it is walked
-            raise _too_large(model, size)
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _locations(data, str(model))
+        with open_plain(model) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MODEL_BYTES:  # told before it is walked
+                raise _too_large(model, size)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _locations(data, str(model))
     except FileNotFoundError as e:
         raise ModelError(f"{model}: no such file") from e
-    except (OSError, ValueError) as e:  # ValueError: an empty file cannot be mapped
+    except OSError as e:
+        raise ModelError(f"{model}: cannot be read as an ONNX file ({e.strerror})") from e
+    except ValueError as e:  # an empty file cannot be mapped
         raise ModelError(f"{model}: not an ONNX file ({e})") from e
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 
 from toolchain.runtime.errors import ToolchainError
 
 LEAST_MEGABYTES = 256
+_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def limit_memory(megabytes: int) -> None:
@@ -21,7 +23,7 @@ def limit_memory(megabytes: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise ToolchainError(f"--memory-limit {megabytes}: this process may have {hard >> 20} MB at most")
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+    _set(resource.RLIMIT_AS, (wanted, wanted), "--memory-limit")
 
 
 def allow_files(count: int) -> None:
@@ -36,4 +38,22 @@ def allow_files(count: int) -> None:
             "lower --limit-connections or raise 'ulimit -n'"
         )
     if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        _set(resource.RLIMIT_NOFILE, (count, hard), "--limit-connections (LimitNOFILE= in a unit)")
+
+
+def _set(kind: int, limits: tuple[int, int], option: str) -> None:
+    """Where a supervisor forbids it, as the Debian package's unit does, that is told."""
+    try:
+        resource.setrlimit(kind, limits)
+    except (OSError, ValueError) as e:
+        raise ToolchainError(f"{option}: this process may not change its own limits ({e})") from e
+
+
+def give_back_large_blocks() -> None:
+    """Let glibc give every block above 4 MiB back when it is freed; elsewhere, do nothing.
+
+    Otherwise it keeps what large pictures were decoded into, for each thread its own: mallopt(3), M_MMAP_THRESHOLD.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 4 << 20)

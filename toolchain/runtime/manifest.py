@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.runtime.errors import BundleError
+from toolchain.runtime.whole import open_plain
 
 JSON = Any  # what json.dumps takes: None, bool, int, float, str, list, dict[str, JSON]
 
@@ -93,9 +94,11 @@ def read(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder")
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise BundleError(f"{path}: {size} bytes, more than the {_MOST_BYTES} allowed")
-        raw = json.loads(path.read_bytes(), parse_constant=_no_number)
+        with open_plain(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise BundleError(f"{path}: more than the {_MOST_BYTES} bytes allowed")
+        raw = json.loads(content, parse_constant=_no_number)
     except FileNotFoundError as e:
         raise BundleError(f"{folder}: not a bundle, it has no {MANIFEST}") from e
     except OSError as e:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _DAMAGE = (
     RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
 _ORIENTATION = 0x0112
+_STRIP = 64  # rows
 # EXIF 2.32, tag 0x0112: how the stored picture must be turned to stand upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,13 +41,18 @@ _UPRIGHT = {
 
 
 def decode(
-    source: Path | bytes, *, name: str | None = None, max_pixels: int = 100_000_000
+    source: Path | bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = 100_000_000,
+    before: Callable[[int], object] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the first frame of a picture as RGB, uint8 [H, W, 3], contiguous and writable.
 
     EXIF orientation is applied; transparency is laid on white; grey is repeated; CMYK is converted.
     16-bit grey is scaled by its type's range (65535 -> 255), never stretched or clipped. Float pictures
     are taken as 0..1, or as 0..255 when they hold values above 1. Colour profiles are ignored.
+    before: told how many pixels there will be, before memory is taken for them; what it raises is passed on.
 
     Raises PictureError naming the file (or `name`): missing, not a picture, damaged, cut short, values
     with no agreed range, or more than `max_pixels` pixels (Pillow's own limit against bombs holds too).
@@ -54,6 +60,8 @@ def decode(
     label = name or (str(source) if isinstance(source, Path) else "picture")
     try:
         with _open(source, label, max_pixels) as image:
+            if before is not None:
+                before(image.width * image.height)
             image.load()
             # Pillow turns TIFFs itself while loading and drops the tag, so it is read afterwards.
             turn = _UPRIGHT.get(_orientation(image))
@@ -101,6 +109,8 @@ def _open(source: Path | bytes, label: str, max_pixels: int) -> Image.Image:
     """Open without decoding, so that the size is known before memory is taken for it."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
+    if isinstance(source, Path) and source.exists() and not (source.is_file() or source.is_dir()):
+        raise PictureError(f"{label}: cannot be read (it is no plain file)")  # a pipe would be waited for
     try:
         image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except UnidentifiedImageError as e:
@@ -137,8 +147,7 @@ def _rgb(image: Image.Image, label: str) -> Image.Image:
 
 def _eight_bits(values: NDArray[np.generic], label: str) -> NDArray[np.uint8]:
     """Grey [H, W] of more than 8 bits, to uint8 by the range that its values are meant in."""
-    grey = values.astype(np.float64)
-    low, high = float(grey.min()), float(grey.max())
+    low, high = float(values.min()), float(values.max())
     whole = np.issubdtype(values.dtype, np.integer)
     limits = (65535.0,) if whole else (1.0, 255.0)
     limit = next((limit for limit in limits if low >= 0 and high <= limit), None)
@@ -147,7 +156,11 @@ def _eight_bits(values: NDArray[np.generic], label: str) -> NDArray[np.uint8]:
         raise PictureError(
             f"{label}: grey values {low:g}..{high:g} are outside {agreed}; save it with 8 or 16 bits"
         )
-    return np.rint(grey * (255.0 / limit)).astype(np.uint8)
+    out = np.empty(values.shape, np.uint8)
+    for at in range(0, len(values), _STRIP):  # in strips, for float64 takes eight times the room
+        strip = values[at : at + _STRIP].astype(np.float64)
+        out[at : at + _STRIP] = np.rint(strip * (255.0 / limit))
+    return out
 
 
 def _reason(error: BaseException) -> str:

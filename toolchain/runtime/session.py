@@ -27,6 +27,9 @@ SHAPE_OPERATORS = frozenset({
     "ReduceProd", "ReduceMin", "ReduceMax", "Split",
 })  # fmt: skip
 NO_CPU = "session.disable_cpu_ep_fallback"
+# Pictures above it, in bytes, give their memory back after the call: some 30 bytes a pixel, which onnxruntime would
+# keep for good. Below it, taking the memory anew each time would cost more than it is worth.
+LARGE_PICTURES = 24_000_000
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOG_ERRORS = 3
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -128,7 +131,7 @@ class Session:
         Raises ModelError when names, types or shapes do not fit, or the model fails.
         """
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, dict(feed))
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(feed), _options(feed))
         except providers.ORT_ERRORS as e:
             given = ", ".join(f"{k} {np.asarray(v).dtype} {np.shape(v)}" for k, v in feed.items())
             raise ModelError(f"{self.label}: cannot run on {given or 'no input'} ({_reason(e)})") from e
@@ -192,6 +195,15 @@ def _settings(threads: int, spinning: bool, optimize: bool, entries: Mapping[str
     for key, value in ours.items():
         settings.add_session_config_entry(key, value)
     return settings
+
+
+def _options(feed: Mapping[str, NDArray[Any]]) -> Any:
+    """onnxruntime's RunOptions for a call, or None: see LARGE_PICTURES."""
+    if not any(np.size(v) > LARGE_PICTURES and np.asarray(v).dtype == np.uint8 for v in feed.values()):
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _tensor(node: Any) -> Tensor:

@@ -1,10 +1,25 @@
-"""Files that are there whole or not at all: the one place where they are written so."""
+"""Files that are there whole or not at all: the one place where they are written so; and reading none but plain ones."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file for reading, links to one followed. Raises OSError, at once, for a pipe, a device or a folder.
+
+    What a folder from outside calls its model may be a pipe, which nobody ever writes to, or lead to /dev/zero.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no plain file")
+    return os.fdopen(handle, "rb")
 
 
 def write_whole(path: Path, content: bytes) -> None:

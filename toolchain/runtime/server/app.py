@@ -9,11 +9,10 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
-
-import numpy as np
 
 from toolchain.runtime.errors import ModelError, PictureError, ToolchainError
 from toolchain.runtime.pictures import decode
@@ -70,7 +69,7 @@ class App:
         self._engine = engine
         self._limits = settings.limits
         self._reader = body.Reader(settings.limits)
-        self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._token = None if settings.token is None else settings.token.encode()
         self._page = (resources.files(__package__) / "page.html").read_bytes()
         self._routes = {
             "page": self._show_page, "live": self._live, "ready": self._ready, "server": self._server,
@@ -93,6 +92,9 @@ class App:
             return
         except RefusedError as e:
             response = _refusal(e)
+        except ToolchainError as e:  # of the bundle, not of the request
+            print(f"Error: {e}", file=sys.stderr, flush=True)
+            response = _refusal(RefusedError(500, "the server failed; its log says why"))
         self.metrics.answered(route, response.status, time.perf_counter() - start)
         # What is left of a body is never read: no client can keep a connection by trickling it.
         await _send(send, response, head=scope["method"] == "HEAD", last=not incoming.whole)
@@ -112,8 +114,10 @@ class App:
         return await self._routes[request.route](request, served)
 
     def _check_token(self, request: Request) -> None:
-        given = request.headers.get(b"authorization", b"")
-        if self._token is not None and not hmac.compare_digest(given, self._token):
+        scheme, _, given = request.headers.get(b"authorization", b"").partition(b" ")
+        if self._token is not None and not (
+            hmac.compare_digest(given.strip(), self._token) and scheme.lower() == b"bearer"
+        ):
             raise RefusedError(
                 401,
                 "this server wants the header 'Authorization: Bearer TOKEN'",
@@ -178,7 +182,8 @@ class App:
         declared = served.bundle.manifest
         length = request.header(b"inference-header-content-length")
         asked = protocol.parse(content, length, declared, self._limits)
-        output = served.session.run({declared.input.name: asked.array})[0]
+        with self._engine.room.take(protocol.pixels(asked.array)):
+            output = served.session.run({declared.input.name: asked.array})[0]
         about = {"model_name": served.name, "model_version": served.version}
         content, length_back = protocol.answer(asked, output, declared.output, about)
         if length_back is None:
@@ -188,12 +193,18 @@ class App:
 
     def _classify(self, served: Loaded, content: bytes) -> Response:
         start = time.perf_counter()
-        try:
-            picture = decode(content, name="the picture", max_pixels=self._limits.pixels)
-        except PictureError as e:
-            raise RefusedError(400, str(e)) from e
-        decoded = time.perf_counter()
-        found = served.bundle.predict([np.ascontiguousarray(picture)], served.session)[0]
+        with ExitStack() as held:
+            try:
+                picture = decode(
+                    content,
+                    name="the picture",
+                    max_pixels=self._limits.pixels,
+                    before=lambda pixels: held.enter_context(self._engine.room.take(pixels)),
+                )
+            except PictureError as e:
+                raise RefusedError(400, str(e)) from e
+            decoded = time.perf_counter()
+            found = served.bundle.predict([picture], served.session)[0]
         end = time.perf_counter()
         took = {"decode": decoded - start, "model": end - decoded, "total": end - start}
         return _json({

@@ -14,6 +14,7 @@ from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
 from toolchain.runtime.server.refusals import RefusedError, busy
+from toolchain.runtime.server.room import Room
 from toolchain.runtime.server.settings import Settings
 from toolchain.runtime.session import Session
 
@@ -47,11 +48,12 @@ class Engine:
     """Runs work on a fixed number of threads behind a bounded queue.
 
     Raises, when made, what Bundle.load and Bundle.verify raise: nothing answers before the bundle is verified.
-    A call keeps the bundle it began with, so a swap loses none.
+    A call keeps the bundle it began with, so a swap loses none. room: of pixels, which work has to take.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.limits = limits = settings.limits
         # Resolved, so that a link that is turned later does not change what is being read.
         bundle = _verified(settings.bundle)
         measured, workers = threads.choose(bundle, settings.provider, threads.usable_cores())
@@ -61,6 +63,7 @@ class Engine:
         self._previous: Loaded | None = None
         self._swapping = threading.Lock()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="answer")
+        self.room = Room(max(limits.pixels, limits.pixels_held), limits.work_seconds)
         self._held = 0
         self._counting = threading.Lock()
         self.draining = False
@@ -81,7 +84,7 @@ class Engine:
         Raises RefusedError 503 when the queue is full or no answer came in time. Work that has begun is finished, and
         holds its place until then, also when nobody waits for it any more.
         """
-        limits = self._settings.limits
+        limits = self.limits
         with self._counting:
             if self._held >= self.workers + limits.queue:
                 raise busy("too many requests wait; try again")

@@ -46,6 +46,11 @@ def shape(port: Port) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in port.shape]
 
 
+def pixels(array: NDArray[Any]) -> int:
+    """How many pixels of three channels an array is worth."""
+    return -(-array.size // 3)
+
+
 def parse(body: bytes | bytearray, header_length: str | None, declared: Manifest, limits: Limits) -> Asked:
     """Read an infer request for a model with one input and one output; the array may look into `body`.
 

@@ -7,6 +7,7 @@ https://github.com/kserve/open-inference-protocol, specification/protocol/open_i
 from __future__ import annotations
 
 import hmac
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ _SERVICE = "inference.GRPCInferenceService"
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 401: grpc.StatusCode.UNAUTHENTICATED, 404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED, 500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
 }  # fmt: skip
 _NO_COMPRESSION = 1  # grpc unpacks without a cap
 
@@ -109,6 +111,9 @@ class Rpc:
                 reply = await work(memoryview(request))
             except RefusedError as e:
                 status, sentence = e.status, e.sentence
+            except ToolchainError as e:  # of the bundle, not of the request
+                print(f"Error: {e}", file=sys.stderr, flush=True)
+                status, sentence = 500, "the server failed; its log says why"
             self._metrics.answered(f"grpc_{name}", status, time.perf_counter() - start)
             if status != 200:
                 await context.abort(_CODES[status], sentence)
@@ -171,7 +176,8 @@ class Rpc:
             raise RefusedError(400, f"the only output is {declared.output.name!r}")
         given = _tensor(asked.inputs[0]) | {"parameters": {"binary_data_size": len(asked.raw[0])}}
         array = protocol.tensor(given, asked.raw[0], declared, self._settings.limits)
-        output = served.session.run({declared.input.name: array})[0]
+        with self._engine.room.take(protocol.pixels(array)):
+            output = served.session.run({declared.input.name: array})[0]
         head = wire.data(1, served.name) + wire.data(2, served.version)
         about = wire.data(1, declared.output.name) + wire.data(2, protocol.datatype(declared.output))
         about += wire.numbers(3, output.shape)

@@ -11,10 +11,11 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from toolchain.runtime.errors import HostError, ToolchainError
-from toolchain.runtime.limits import allow_files
+from toolchain.runtime.limits import allow_files, give_back_large_blocks
 from toolchain.runtime.server import notify
 from toolchain.runtime.server.settings import Settings
 
@@ -40,16 +41,30 @@ def serve(settings: Settings) -> None:
     """
     _check_tls(settings)
     allow_files(settings.limits.connections + SPARE + _OWN_FILES)
+    give_back_large_blocks()
     listening = _listen(settings)
     with contextlib.closing(listening):
         engine = Engine(settings)
         app = App(engine, settings)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # else a line for each piece of garbage
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else a line for each piece of garbage
         ready = functools.partial(_greet, settings, engine, listening)
         _Server(_config(app, settings), app, engine, _rpc(settings, engine, app), ready).run(
             sockets=[listening]
         )
         engine.close()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose servers close connections that do not say hello; asyncio's own 60 seconds are many files."""
+
+    def __init__(self, hello_seconds: float) -> None:
+        super().__init__()
+        self._hello_seconds = hello_seconds
+
+    async def create_server(self, *arguments: Any, **options: Any) -> Any:
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = self._hello_seconds
+        return await super().create_server(*arguments, **options)
 
 
 class _Beside(Protocol):
@@ -93,7 +108,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         app,
         http=connection_type(limits, app.refuse),
         ws="none",
-        loop="asyncio",
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -125,6 +139,11 @@ class _Server(uvicorn.Server):
         self._engine = engine
         self._swaps: set[asyncio.Task[None]] = set()
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        hello_seconds = self._engine.limits.header_seconds
+        with asyncio.Runner(loop_factory=functools.partial(_Loop, hello_seconds)) as runner:
+            runner.run(self.serve(sockets))
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
@@ -147,9 +166,10 @@ class _Server(uvicorn.Server):
         await asyncio.gather(super().shutdown(sockets), *([self._beside.stop()] if self._beside else []))
 
     def _stop(self) -> None:
-        notify.tell("STOPPING=1")
         self._engine.draining = True
         self.should_exit = True
+        with contextlib.suppress(HostError):  # a supervisor that is gone keeps nobody from stopping
+            notify.tell("STOPPING=1")
 
     def _swap(self, back: bool) -> None:
         task = asyncio.get_running_loop().create_task(self._app.swap(back=back))
@@ -171,10 +191,20 @@ def _listen(settings: Settings) -> socket.socket:
     return listening
 
 
+def _no_passphrase(key: Path) -> str:
+    """Instead of asking on the terminal, which a service does not have."""
+    raise ToolchainError(
+        f"{key}: wants a passphrase, which nobody types on a device; give it without one, readable by the server only "
+        f"(openssl pkey -in {key.name} -out plain.pem)"
+    )
+
+
 def _check_tls(settings: Settings) -> None:
     if settings.certificate is not None and settings.key is not None:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.key)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                settings.certificate, settings.key, functools.partial(_no_passphrase, settings.key)
+            )
         except (OSError, ValueError) as e:
             raise ToolchainError(
                 f"{settings.certificate}, {settings.key}: no certificate with its key ({e})"

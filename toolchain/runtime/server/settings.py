@@ -11,8 +11,8 @@ from toolchain.runtime.errors import ToolchainError
 LIMITS = {
     "body": "bytes of a request as sent", "unpacked": "bytes of a request unpacked",
     "json": "bytes of an infer request's JSON", "buffered": "bytes of all requests held at once",
-    "pixels": "pixels of a picture or batch", "batch": "pictures of an infer request",
-    "queue": "requests that wait", "connections": "open connections",
+    "pixels": "pixels of a picture or batch", "pixels_held": "pixels worked on at once",
+    "batch": "pictures of an infer request", "queue": "requests that wait", "connections": "open connections",
     "header_seconds": "for a request's head", "body_seconds": "for a request's body",
     "work_seconds": "from queueing to the answer", "idle_seconds": "between two requests",
     "drain_seconds": "to finish after SIGTERM",
@@ -25,7 +25,9 @@ class Limits:
 
     body: bytes of a request's body as sent, and unpacked: after its content encoding. json: bytes of an infer
     request's JSON part, whose objects take up to twenty times that in memory. buffered: bytes of all bodies that
-    are held at once. pixels: of one picture, and of one infer request's whole batch. batch: pictures of an infer
+    are held at once. pixels: of one picture, and of one infer request's whole batch. pixels_held: of all pictures
+    that are decoded and asked about at once, or `pixels` where that is more; further ones wait. A pixel takes up to
+    30 bytes on its way, so that 60 million are 1.8 GB, however small their files. batch: pictures of an infer
     request, for the model enlarges small ones to its own size. queue: requests that wait for a worker. Seconds:
     header for a request's head, body for its body, work from queueing to the answer, idle between two requests,
     drain after SIGTERM. connections: open at once; each needs an open file.
@@ -36,6 +38,7 @@ class Limits:
     json: int = 8 << 20
     buffered: int = 256 << 20
     pixels: int = 40_000_000
+    pixels_held: int = 60_000_000
     batch: int = 16
     queue: int = 64
     connections: int = 512
