@@ -1,0 +1,59 @@
+"""A driver as a process: with a time limit, its peak memory and, when it fails, its last error line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_S = 0.1
+_EXCEPTION = re.compile(r"^(ERROR: |[A-Za-z_][\w.]*(Error|Exception|Fail|InvalidGraph|NotImplemented)\b)")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: wall time, peak resident memory of its largest process, and why it failed if it did."""
+
+    seconds: float
+    peak_bytes: int
+    error: str | None
+
+
+def run(command: Sequence[str], log: Path, environment: Mapping[str, str], limit_s: float) -> Outcome:
+    """Run a command in a session of its own; after `limit_s` seconds it and its children are killed."""
+    start = time.monotonic()
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
+        )
+        late = False
+        while True:
+            ended, status, usage = os.wait4(child.pid, 0 if late else os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() - start > limit_s:
+                os.killpg(child.pid, signal.SIGKILL)
+                late = True
+            else:
+                time.sleep(_POLL_S)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - start
+    error = f"not done after {limit_s:.0f} s" if late else None
+    if error is None and child.returncode:
+        error = last_error(log.read_text(errors="replace")) or f"exit code {child.returncode}"
+    return Outcome(seconds, usage.ru_maxrss * 1024, error)
+
+
+def last_error(text: str) -> str | None:
+    """The last line that names an exception, or else the last line that says anything."""
+    lines = [line for raw in text.splitlines() if (line := _COLOURS.sub("", raw).strip())]
+    named = [line for line in lines if _EXCEPTION.match(line)]
+    found = (named or lines)[-1:]
+    return found[0][:_LONGEST] if found else None
