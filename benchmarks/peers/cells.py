@@ -22,7 +22,6 @@ from benchmarks.peers.rivals import RIVALS, Rival, Setting
 
 DRIVERS = HERE / "drivers"
 LIMIT_S = 1800.0
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def main() -> int:
@@ -48,7 +47,8 @@ def make(
 ) -> dict[str, Any]:
     """One cell: taken from its folder when it was made from the same inputs, or else made.
 
-    Returns {"error", "seconds", "peak_bytes", "sha256", "identity"}; seconds are the whole process, imports included.
+    Returns {"identity", "error", "seconds", "cpu_seconds", "peak_bytes", "sha256"}; seconds are the whole process, imports
+    included.
     """
     folder = cell_folder(case, rival.cell(setting), build)
     given = identity(case, rival, setting, build)
@@ -58,13 +58,14 @@ def make(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     missing = install.problem(rival.environment, build)
-    outcome = process.Outcome(0.0, 0, missing) if missing else drive(case, rival, setting, limit_s, build)
+    outcome = process.Outcome(0.0, 0.0, 0, missing) if missing else drive(case, rival, setting, limit_s, build)
     out = folder / setting.file
     error = outcome.error or (None if out.is_file() else f"the driver wrote no {setting.file}")
     cell: dict[str, Any] = {
         "identity": given,
         "error": error,
         "seconds": round(outcome.seconds, 1),
+        "cpu_seconds": round(outcome.cpu_seconds, 1),
         "peak_bytes": outcome.peak_bytes,
         "sha256": None if error else digest(out),
     }
@@ -91,9 +92,10 @@ def identity(case: str, rival: Rival, setting: Setting, build: Path = BUILD) -> 
 def drive(case: str, rival: Rival, setting: Setting, limit_s: float, build: Path) -> process.Outcome:
     """Run a driver inside its environment; driver.log is kept beside its file."""
     inputs, folder = case_folder(case, build), cell_folder(case, rival.cell(setting), build)
+    files = (inputs / "fp32.onnx", inputs / "calibration.npy", folder / setting.file)
     command = [
         str(install.python(rival.environment, build).absolute()), str(DRIVERS / rival.driver),
-        str(inputs / "fp32.onnx"), str(inputs / "calibration.npy"), str(folder / setting.file), setting.name,
+        *(str(file.absolute()) for file in files), setting.name,
     ]  # fmt: skip
     return process.run(command, folder / "driver.log", surroundings(os.environ, folder), limit_s)
 
@@ -105,7 +107,8 @@ def surroundings(given: Mapping[str, str], folder: Path) -> dict[str, str]:
     private.mkdir(exist_ok=True)
     return kept | {
         "HOME": str(private), "XDG_CACHE_HOME": str(private), "TMPDIR": given.get("TMPDIR", "/tmp"),
-        "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": "",
+        "ORT_DISABLE_TELEMETRY": "1", "OLIVE_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ OURS = "toolchain"
 
 @dataclass(frozen=True)
 class Entrant:
-    """One row. `error` says why there is no file; seconds and peak_bytes are those of making it.
+    """One row. `error` says why there is no file; seconds, cpu_seconds and peak_bytes are those of making it.
 
     needs: what it was made with besides the float file: "calibration" pictures, or "training pictures" with labels
     or a teacher. foreign: runs in another runtime.
@@ -30,6 +30,7 @@ class Entrant:
     file: Path
     sha256: str | None
     seconds: float | None = None
+    cpu_seconds: float | None = None
     peak_bytes: int | None = None
     error: str | None = None
     foreign: bool = False
@@ -69,5 +70,5 @@ def _cells(case: str, build: Path, rivals: Iterable[Rival]) -> Iterator[Entrant]
 def _cell(rival: Rival, setting: Setting, folder: Path, cell: dict[str, Any]) -> Entrant:
     return Entrant(
         rival.name, setting.name, setting.what, setting.documented, "calibration", folder / setting.file,
-        cell.get("sha256"), cell.get("seconds"), cell.get("peak_bytes"), cell["error"], setting.foreign,
+        cell.get("sha256"), cell.get("seconds"), cell.get("cpu_seconds"), cell.get("peak_bytes"), cell["error"], setting.foreign,
     )  # fmt: skip

@@ -151,6 +151,7 @@ def making(own: Entrant) -> dict[str, Any]:
     return {
         "bytes": own.file.stat().st_size + (weights.stat().st_size if weights else 0),
         "made in, s": own.seconds,
+        "CPU, s": own.cpu_seconds,
         "peak, MB": round(own.peak_bytes / 1e6) if own.peak_bytes else None,
         "made with": own.needs,
     }
