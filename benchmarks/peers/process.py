@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 _POLL_S = 0.1
 _EXCEPTION = re.compile(r"^(ERROR: |[A-Za-z_][\w.]*(Error|Exception|Fail|InvalidGraph|NotImplemented)\b)")
+_FOLDERS = re.compile(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST = 200
 
@@ -38,16 +40,7 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str], limit
             command, stdout=file, stderr=subprocess.STDOUT, env=dict(environment), cwd=log.parent,
             start_new_session=True,
         )  # fmt: skip
-        late = False
-        while True:
-            ended, status, usage = os.wait4(child.pid, 0 if late else os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() - start > limit_s:
-                os.killpg(child.pid, signal.SIGKILL)
-                late = True
-            else:
-                time.sleep(_POLL_S)
+        status, usage, late = _wait(child.pid, start + limit_s)
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - start
     error = f"not done after {limit_s:.0f} s" if late else None
@@ -56,9 +49,27 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str], limit
     return Outcome(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, error)
 
 
+def _wait(pid: int, until: float) -> tuple[int, resource.struct_rusage, bool]:
+    """(status, usage, whether it was killed for being late). What ends us ends its group too."""
+    late = False
+    try:
+        while True:
+            ended, status, usage = os.wait4(pid, 0 if late else os.WNOHANG)
+            if ended:
+                return status, usage, late
+            if time.monotonic() > until:
+                os.killpg(pid, signal.SIGKILL)
+                late = True
+            else:
+                time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        os.killpg(pid, signal.SIGKILL)
+        raise
+
+
 def last_error(text: str) -> str | None:
-    """The last line that names an exception, or else the last line that says anything."""
+    """The last line that names an exception, or else the last line that says anything; paths lose their folders."""
     lines = [line for raw in text.splitlines() if (line := _COLOURS.sub("", raw).strip())]
     named = [line for line in lines if _EXCEPTION.match(line)]
     found = (named or lines)[-1:]
-    return found[0][:_LONGEST] if found else None
+    return _FOLDERS.sub("", found[0])[:_LONGEST] if found else None
