@@ -1,4 +1,4 @@
-"""`make peers`: a rival that fails is a row that says why, finished work is not repeated, and figures are of the files that ran."""
+"""`make peers`: a rival that fails is a row that says why, finished work is not repeated, figures are of what ran."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ if setting == "copy":
 if setting == "rubbish":
     pathlib.Path(out).write_text("no model")
 """
-FAKE = Rival("fake", "fake", "fake.py", tuple(Setting(n, n, "nowhere") for n in ("copy", "broken", "silent", "rubbish")))
+FAKE = Rival(
+    "fake",
+    "fake",
+    "fake.py",
+    tuple(Setting(n, n, "nowhere") for n in ("copy", "broken", "silent", "rubbish")),
+)
 
 
 @pytest.fixture
@@ -48,7 +53,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    write_json(install.environment("fake", tmp_path).with_suffix(".json"), {"installed": True, "requirements": "r"})
+    write_json(
+        install.environment("fake", tmp_path).with_suffix(".json"), {"installed": True, "requirements": "r"}
+    )
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     constants: dict[str, np.ndarray] = {}
@@ -94,7 +101,9 @@ def test_a_failing_driver_leaves_its_error_and_is_run_again_only_when_asked(buil
     assert cells.make(CASE, FAKE, FAKE.settings[2], build=build)["error"] == "the driver wrote no out.onnx"
 
 
-def test_every_setting_is_a_row_and_says_what_went_wrong(build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_a_row_and_says_what_went_wrong(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = Rival("gone", "gone", "fake.py", (Setting("copy", "copy", "nowhere"),))
     write_json(install.environment("gone", build).with_suffix(".json"), {
         "installed": False, "requirements": "r", "error": "ERROR: no such wheel",
@@ -134,10 +143,15 @@ def test_times_of_other_files_are_not_shown(build: Path) -> None:
     cells.make(CASE, FAKE, FAKE.settings[0], build=build)
     folder = build / "times" / CASE
     hashes = {each.name: each.sha256 for each in entrants(CASE, build, (FAKE,)) if each.sha256}
-    raw = {f"blocks/{name}": np.full((3, 4), 5) for name in hashes} | {f"mixed/{name}": np.full(9, 5) for name in hashes}
+    raw = {f"blocks/{name}": np.full((3, 4), 5) for name in hashes} | {
+        f"mixed/{name}": np.full(9, 5) for name in hashes
+    }
     folder.mkdir(parents=True)
     np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
-    write_json(folder / "times.json", {"sha256": {"toolchain.int8": hashes["toolchain.int8"]}, "host": {}, "blocks": 3})
+    write_json(
+        folder / "times.json",
+        {"sha256": {"toolchain.int8": hashes["toolchain.int8"]}, "host": {}, "blocks": 3},
+    )
     assert record.times(CASE, build).count == 3
     write_json(folder / "times.json", {"sha256": {"toolchain.int8": "another"}, "host": {}, "blocks": 3})
     assert record.times(CASE, build).raw is None
@@ -174,9 +188,15 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     [
         ("", None),
         ("one\n\n two \n", "two"),
-        ("Traceback …\nonnx.checker.ValidationError: bad\nwarnings: at exit\n", "onnx.checker.ValidationError: bad"),
+        (
+            "Traceback …\nonnx.checker.ValidationError: bad\nwarnings: at exit\n",
+            "onnx.checker.ValidationError: bad",
+        ),
         ("OSError: /work/a b/c.onnx and /tmp/x-1/y_2.json\n", "OSError: a b/c.onnx and y_2.json"),
-        ("\x1b[31mERROR: No matching distribution\x1b[0m\n[notice] new pip\n", "ERROR: No matching distribution"),
+        (
+            "\x1b[31mERROR: No matching distribution\x1b[0m\n[notice] new pip\n",
+            "ERROR: No matching distribution",
+        ),
     ],
 )
 def test_the_last_error_line(log: str, last: str | None) -> None:

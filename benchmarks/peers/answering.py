@@ -27,7 +27,13 @@ def answers(case: str, entrant: Entrant, build: Path = BUILD) -> tuple[Any, str 
     done = read_json(folder / "done.json")
     if done is None:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [*program(entrant.foreign, build), "answers", str(entrant.file), str(pictures), str(folder / "logits.npy")]
+        command = [
+            *program(entrant.foreign, build),
+            "answers",
+            str(entrant.file),
+            str(pictures),
+            str(folder / "logits.npy"),
+        ]
         outcome = process.run(command, folder / "log.txt", surroundings(), LIMIT_S)
         done = {"error": outcome.error}
         write_json(folder / "done.json", done)

@@ -2,10 +2,11 @@
 
     python -m benchmarks.peers.cases [CASE …] [--store DIR] [--data DIR]
 
-imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, no labels; the pictures, the split and our files
-are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, magnetic_tile: fine-tuned by recipes/blood-cells.yaml and
-recipes/surface-inspection.yaml, our files are what those recipes ship. Train calibrates; test is scored. A store that
-has the recipe's artifacts already saves the training. Writes build/peers/cases/CASE; one that is there is left alone.
+imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, no labels; pictures, split and our files
+are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, magnetic_tile: fine-tuned by
+recipes/blood-cells.yaml and recipes/surface-inspection.yaml, our files are what those recipes ship. Train calibrates;
+test is scored. A store that has the recipe's artifacts already saves the training. Writes build/peers/cases/CASE; one
+that is there is left alone.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def of_recipe(case: str, _data: Path, store: Path) -> None:
         needs = "training pictures" if trained & set(chain) else "calibration"
         steps = ", ".join(made[node].record.step for node in chain)
         seconds = sum(made[node].record.seconds for node in chain)
-        ours.append(Ours(name, f"{RECIPES[case]}.yaml: {steps}", needs, seconds, made[name].folder / graph.PLAIN))
+        ours.append(
+            Ours(name, f"{RECIPES[case]}.yaml: {steps}", needs, seconds, made[name].folder / graph.PLAIN)
+        )
     keep(case, given, made["fp32"].folder, ours)
 
 

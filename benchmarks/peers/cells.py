@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import install, process
-from benchmarks.peers.places import BUILD, CASES, HERE, case_folder, cell_folder, digest, read_json, write_json
+from benchmarks.peers.places import (
+    BUILD,
+    CASES,
+    HERE,
+    case_folder,
+    cell_folder,
+    digest,
+    read_json,
+    write_json,
+)
 from benchmarks.peers.rivals import RIVALS, Rival, Setting
 
 DRIVERS = HERE / "drivers"
@@ -43,7 +52,13 @@ def main() -> int:
 
 
 def make(
-    case: str, rival: Rival, setting: Setting, *, retry: bool = False, limit_s: float = LIMIT_S, build: Path = BUILD
+    case: str,
+    rival: Rival,
+    setting: Setting,
+    *,
+    retry: bool = False,
+    limit_s: float = LIMIT_S,
+    build: Path = BUILD,
 ) -> dict[str, Any]:
     """One cell: taken from its folder when it was made from the same inputs, or else made.
 
@@ -58,7 +73,9 @@ def make(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     missing = install.problem(rival.environment, build)
-    outcome = process.Outcome(0.0, 0.0, 0, missing) if missing else drive(case, rival, setting, limit_s, build)
+    outcome = (
+        process.Outcome(0.0, 0.0, 0, missing) if missing else drive(case, rival, setting, limit_s, build)
+    )
     out = folder / setting.file
     error = outcome.error or (None if out.is_file() else f"the driver wrote no {setting.file}")
     cell: dict[str, Any] = {

@@ -48,7 +48,9 @@ def entrants(case: str, build: Path = BUILD, rivals: Iterable[Rival] = RIVALS) -
     if inputs is None:
         raise SystemExit(f"{case}: no inputs; run python -m benchmarks.peers.cases {case}")
     hashes = inputs["sha256"]
-    first = Entrant(OURS, FP32, "the float file that all start from", "", "", folder / "fp32.onnx", hashes["fp32.onnx"])
+    first = Entrant(
+        OURS, FP32, "the float file that all start from", "", "", folder / "fp32.onnx", hashes["fp32.onnx"]
+    )
     own = [
         Entrant(
             OURS, made["name"], made["what"], "docs/quantization.md", made["needs"], folder / made["file"],
@@ -70,5 +72,6 @@ def _cells(case: str, build: Path, rivals: Iterable[Rival]) -> Iterator[Entrant]
 def _cell(rival: Rival, setting: Setting, folder: Path, cell: dict[str, Any]) -> Entrant:
     return Entrant(
         rival.name, setting.name, setting.what, setting.documented, "calibration", folder / setting.file,
-        cell.get("sha256"), cell.get("seconds"), cell.get("cpu_seconds"), cell.get("peak_bytes"), cell["error"], setting.foreign,
+        cell.get("sha256"), cell.get("seconds"), cell.get("cpu_seconds"), cell.get("peak_bytes"), cell["error"],
+        setting.foreign,
     )  # fmt: skip

@@ -69,7 +69,14 @@ def install(name: str, base: Path, build: Path = BUILD, requirements: Path = REQ
     error = run(
         [
             [str(base), "-m", "venv", str(folder)],
-            [*pip, "install", "--disable-pip-version-check", "--only-binary=:all:", "--requirement", str(pinned)],
+            [
+                *pip,
+                "install",
+                "--disable-pip-version-check",
+                "--only-binary=:all:",
+                "--requirement",
+                str(pinned),
+            ],
         ],
         folder.with_suffix(".log"),
     )
@@ -82,7 +89,9 @@ def run(commands: Sequence[Sequence[str]], log: Path) -> str | None:
     with log.open("w") as file:
         for command in commands:
             try:
-                done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False)
+                done = subprocess.run(
+                    command, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False
+                )
             except subprocess.TimeoutExpired:
                 return f"not done after {LIMIT_S} s"
             if done.returncode:

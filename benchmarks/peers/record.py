@@ -167,7 +167,9 @@ def within(lost: stats.Interval) -> bool:
     return lost.value <= 1 and lost.high <= 3
 
 
-def verdict(scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None]) -> dict[str, Any] | None:
+def verdict(
+    scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None]
+) -> dict[str, Any] | None:
     """Our fastest file that loses at most 1 point against the fastest such file of a rival (OpenVINO's runtime apart)."""
     base = scored[FLOAT]
     good = [
@@ -205,12 +207,16 @@ def fastest(files: list[Scored]) -> Scored | None:
 
 def note(said: dict[str, Any] | None, load: list[list[float]] | None, inputs: Mapping[str, Any]) -> str:
     """The verdict and the circumstances in words."""
-    lines = [f"{inputs['calibration']} training pictures calibrate, {inputs['scored']} others score; lost: points, paired."]
+    lines = [
+        f"{inputs['calibration']} training pictures calibrate, {inputs['scored']} others score; lost: points, paired."
+    ]
     if load is None or said is None:
         return " ".join([*lines, "Times not measured with these files."])
     busy = "a busy machine, so times are noisy" if max(load[0][0], load[1][0]) > 1.5 else "a quiet machine"
     met = "met" if said["met"] else "not met"
-    bar = f"{said['wanted']}" + (f", and {said['wanted over fp32']} over fp32" if said["wanted over fp32"] else "")
+    bar = f"{said['wanted']}" + (
+        f", and {said['wanted over fp32']} over fp32" if said["wanted over fp32"] else ""
+    )
     return " ".join([
         *lines,
         f"Timed on one thread at load {load[0][0]} to {load[1][0]}: {busy}.",

@@ -31,7 +31,7 @@ def quantizer(task: Task) -> ORTQuantizer:
 def dynamic(task: Task) -> None:
     """What `optimum-cli onnxruntime quantize --avx512_vnni` does."""
     config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False)
-    quantizer(task).quantize(task.scratch, config)
+    quantizer(task).quantize(config, task.scratch)
     keep(task)
 
 
