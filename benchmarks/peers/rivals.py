@@ -41,6 +41,7 @@ ORT_PAGE = "onnxruntime docs, Quantize ONNX models"
 OLIVE_PAGE = "Olive docs, ONNX quantization"
 NNCF_PAGE = "NNCF docs, Post-training quantization"
 INC_PAGE = "Intel Neural Compressor 2.6 docs"
+MODELOPT_PAGE = "ModelOpt docs, ONNX quantization (Linux)"
 OPTIMUM_PAGE = "Optimum docs, ONNX Runtime, Quantization"
 OPENVINO_PAGE = "OpenVINO docs, Model optimization"
 
@@ -52,6 +53,11 @@ RIVALS = (
         Setting("static-u8s8-entropy", "the same, entropy calibration", f"{ORT_PAGE}: Static quantization"),
         Setting("dynamic", "quantize_dynamic, defaults", f"{ORT_PAGE}: Dynamic quantization"),
         Setting("dynamic-u8", "quantize_dynamic, u8 weights, per channel", f"{ORT_PAGE}: Data type selection"),
+    )),
+    Rival("onnxruntime, nodes_to_exclude", "onnxruntime", "onnxruntime_exclude_driver.py", (
+        Setting("first-float", "u8s8 per channel, first convolution in float", f"{ORT_PAGE}: nodes_to_exclude, Debugging"),
+        Setting("first-two-float", "u8s8 per channel, first two convolutions in float",
+                f"{ORT_PAGE}: nodes_to_exclude, Debugging"),
     )),
     Rival("Olive", "olive", "olive_driver.py", (
         Setting("static", "OnnxStaticQuantization, defaults", OLIVE_PAGE),
@@ -76,6 +82,11 @@ RIVALS = (
         Setting("static-per-channel", "the same, per channel", f"{OPTIMUM_PAGE}: QuantizationConfig"),
         Setting("static-per-channel-percentile", "the same, 99.999th percentile",
                 f"{OPTIMUM_PAGE}: AutoCalibrationConfig.percentiles"),
+    )),
+    Rival("ModelOpt", "modelopt", "modelopt_driver.py", (
+        Setting("defaults", "modelopt.onnx.quantization.quantize int8, defaults", MODELOPT_PAGE),
+        Setting("max-fp32", "max calibration, the rest in fp32 instead of fp16",
+                f"{MODELOPT_PAGE}: calibration_method, high_precision_dtype"),
     )),
     Rival("OpenVINO", "openvino", "openvino_driver.py", (
         Setting("float", "OpenVINO runtime, float file (its default precision)", OPENVINO_PAGE, foreign=True),
