@@ -73,7 +73,6 @@ def install(name: str, base: Path, build: Path = BUILD, requirements: Path = REQ
                 *pip,
                 "install",
                 "--disable-pip-version-check",
-                "--only-binary=:all:",
                 "--requirement",
                 str(pinned),
             ],
