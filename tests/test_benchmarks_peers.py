@@ -228,7 +228,7 @@ def test_requirements_are_exact_and_name_no_index(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     assert lines
     for line in lines:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!]+", line), line
+        assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z]+\])?==[A-Za-z0-9.!]+", line), line
 
 
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.name)
