@@ -75,13 +75,12 @@ RIVALS = (
         Setting("all-pictures", "calibration_sampling_size: all pictures", f"{INC_PAGE}: PostTrainingQuantConfig"),
         Setting("first-float", "the same, first_conv_or_matmul_quantization: False", f"{INC_PAGE}: Quantization, recipes"),
         Setting("tuned", "accuracy-aware tuning against agreement with fp32", f"{INC_PAGE}: Tuning strategies"),
+        Setting("tuned-int8", "the same, quant_level 1", f"{INC_PAGE}: Tuning strategies, quant_level"),
     )),
     Rival("optimum-onnx", "optimum", "optimum_driver.py", (
         Setting("dynamic", "avx512_vnni, dynamic: what its command line does", f"{OPTIMUM_PAGE}: CLI"),
-        Setting("static", "avx512_vnni, static, MinMax", f"{OPTIMUM_PAGE}: Static quantization example"),
-        Setting("static-per-channel", "the same, per channel", f"{OPTIMUM_PAGE}: QuantizationConfig"),
-        Setting("static-per-channel-percentile", "the same, 99.999th percentile",
-                f"{OPTIMUM_PAGE}: AutoCalibrationConfig.percentiles"),
+        Setting("static", "avx512_vnni, static (per channel), MinMax", f"{OPTIMUM_PAGE}: Static quantization example"),
+        Setting("static-percentile", "the same, 99.999th percentile", f"{OPTIMUM_PAGE}: AutoCalibrationConfig.percentiles"),
     )),
     Rival("ModelOpt", "modelopt", "modelopt_driver.py", (
         Setting("defaults", "modelopt.onnx.quantization.quantize int8, defaults", MODELOPT_PAGE),

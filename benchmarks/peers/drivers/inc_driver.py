@@ -46,10 +46,10 @@ def agreement(task: Task) -> Callable[[Any], float]:
     return lambda model: float(np.mean(answers(model.SerializeToString()) == wanted))
 
 
-def tuned(task: Task) -> None:
+def tuned(task: Task, **settings: Any) -> None:
     """Accuracy-aware tuning, at most 1 % lost; 20 trials or 20 minutes."""
     fit(
-        task, agreement(task), calibration_sampling_size=[len(task.calibration)],
+        task, agreement(task), calibration_sampling_size=[len(task.calibration)], **settings,
         accuracy_criterion=AccuracyCriterion(tolerable_loss=0.01),
         tuning_criterion=TuningCriterion(max_trials=20, timeout=1200),
     )  # fmt: skip
@@ -64,4 +64,5 @@ if __name__ == "__main__":
             recipes={"first_conv_or_matmul_quantization": False},
         ),
         "tuned": tuned,
+        "tuned-int8": lambda task: tuned(task, quant_level=1),  # from all in int8 towards float
     })  # fmt: skip

@@ -5,21 +5,24 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import numpy as np
 from common import INPUT, Task, main
 from onnxruntime.quantization import CalibrationMethod
 from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
 from optimum.onnxruntime.configuration import CalibrationConfig
 from transformers import PretrainedConfig
 
+SHARD = 16
+
 
 class Feed:
-    """The calibration pictures as `fit` wants a data set: dicts of one picture each, batched by itself."""
+    """Some calibration pictures as `fit` wants a data set: dicts of one picture each, batched by itself."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, pictures: Any) -> None:
+        self.pictures = pictures
 
     def __iter__(self) -> Any:
-        return ({INPUT: picture[0]} for picture in self.task.pictures())
+        return ({INPUT: np.array(picture)} for picture in self.pictures)
 
 
 def quantizer(task: Task) -> ORTQuantizer:
@@ -35,18 +38,18 @@ def dynamic(task: Task) -> None:
     keep(task)
 
 
-def static(task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, **settings: Any) -> None:
-    """The guide's static example: ranges by `fit`, then `quantize`."""
-    config = AutoQuantizationConfig.avx512_vnni(is_static=True, **settings)
-    extra: dict[str, Any] = {"num_bins": 128} if method is CalibrationMethod.Entropy else {}
-    extra |= {"num_bins": 2048, "percentile": 99.999} if method is CalibrationMethod.Percentile else {}
-    calibration = CalibrationConfig("", "", "", len(task.calibration), method=method, **extra)
+def static(task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, **bins: Any) -> None:
+    """The guide's static example, calibrated in shards as it advises where memory is short."""
+    config = AutoQuantizationConfig.avx512_vnni(is_static=True)
+    calibration = CalibrationConfig("", "", "", len(task.calibration), method=method, **bins)
     own = quantizer(task)
-    ranges = own.fit(
-        Feed(task), calibration, onnx_augmented_model_name=str(task.scratch / "augmented.onnx"),
-        operators_to_quantize=config.operators_to_quantize,
-    )  # fmt: skip
-    own.quantize(config, task.scratch, calibration_tensors_range=ranges)
+    for start in range(0, len(task.calibration), SHARD):
+        own.partial_fit(
+            Feed(task.calibration[start : start + SHARD]), calibration,
+            onnx_augmented_model_name=str(task.scratch / "augmented.onnx"),
+            operators_to_quantize=config.operators_to_quantize,
+        )  # fmt: skip
+    own.quantize(config, task.scratch, calibration_tensors_range=own.compute_ranges())
     keep(task)
 
 
@@ -59,6 +62,7 @@ if __name__ == "__main__":
     main({
         "dynamic": dynamic,
         "static": static,
-        "static-per-channel": lambda task: static(task, per_channel=True),
-        "static-per-channel-percentile": lambda task: static(task, CalibrationMethod.Percentile, per_channel=True),
+        "static-percentile": lambda task: static(
+            task, CalibrationMethod.Percentile, num_bins=2048, percentile=99.999
+        ),
     })  # fmt: skip
