@@ -178,6 +178,12 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     assert (said["ours"], said["best rival"]) == ("int8", "rival.best")
     assert said["faster than the best rival"] == pytest.approx(2, rel=0.05)
     assert said["met"]
+    alone = {name: each for name, each in scored.items() if name != "rival.best"}
+    nobody = record.verdict(alone, truth, (1.5, None))
+    assert nobody == {"ours": "toolchain.int8", "best rival": None, "met": False}
+    load = [[0.5, 0.5, 0.5]] * 2
+    assert "no file of rivals' " in record.note(nobody, load, {"calibration": 4, "scored": 400})
+    assert "a quiet machine" in record.note(said, load, {"calibration": 4, "scored": 400})
     missed = record.verdict(scored, truth, (1.5, 6.0))
     assert missed is not None
     assert not missed["met"]

@@ -170,7 +170,10 @@ def within(lost: stats.Interval) -> bool:
 def verdict(
     scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None]
 ) -> dict[str, Any] | None:
-    """Our fastest file that loses at most 1 point against the fastest such file of a rival (OpenVINO's runtime apart)."""
+    """Our fastest file that loses at most 1 point against the fastest such file of a rival (OpenVINO's runtime apart).
+
+    None when nothing was timed; without figures when one side has no such file.
+    """
     base = scored[FLOAT]
     good = [
         each
@@ -180,8 +183,11 @@ def verdict(
     ]  # fmt: skip
     ours = fastest([each for each in good if each.entrant.tool == OURS])
     rival = fastest([each for each in good if each.entrant.tool != OURS])
-    if ours is None or rival is None:
+    if base.blocks is None:
         return None
+    if ours is None or rival is None:
+        names = [each.entrant.name if each else None for each in (ours, rival)]
+        return {"ours": names[0], "best rival": names[1], "met": False}
     over_rival = stats.ratio_of_medians(rival.blocks, ours.blocks)
     over_float = stats.ratio_of_medians(base.blocks, ours.blocks)
     lost = stats.accuracy_difference(rival.logits, ours.logits, truth.labels, truth.groups)
@@ -212,6 +218,13 @@ def note(said: dict[str, Any] | None, load: list[list[float]] | None, inputs: Ma
     ]
     if load is None or said is None:
         return " ".join([*lines, "Times not measured with these files."])
+    if "faster than fp32" not in said:
+        lacking = [
+            whose for whose, name in (("ours", said["ours"]), ("rivals'", said["best rival"])) if name is None
+        ]
+        return " ".join(
+            [*lines, f"No verdict: no file of {' or '.join(lacking)} that was timed is within 1 point."]
+        )
     busy = "a busy machine, so times are noisy" if max(load[0][0], load[1][0]) > 1.5 else "a quiet machine"
     met = "met" if said["met"] else "not met"
     bar = f"{said['wanted']}" + (
