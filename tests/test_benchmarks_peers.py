@@ -150,10 +150,17 @@ def test_times_of_other_files_are_not_shown(build: Path) -> None:
     np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
     write_json(
         folder / "times.json",
-        {"sha256": {"toolchain.int8": hashes["toolchain.int8"]}, "host": {}, "blocks": 3},
+        {"sha256": {"toolchain.int8": hashes["toolchain.int8"]}, "host": {"cores": 2}, "blocks": 3},
     )
     assert record.times(CASE, build).count == 3
-    write_json(folder / "times.json", {"sha256": {"toolchain.int8": "another"}, "host": {}, "blocks": 3})
+    assert record.times(CASE, build).raw is not None
+    np.savez(folder / "raw.npz", load=np.full((2, 3), 20.0), **raw)
+    assert record.times(CASE, build).raw is None
+    assert "too busy" in record.note(None, record.times(CASE, build).load, {"calibration": 4, "scored": 12})
+    np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
+    write_json(
+        folder / "times.json", {"sha256": {"toolchain.int8": "another"}, "host": {"cores": 2}, "blocks": 3}
+    )
     assert record.times(CASE, build).raw is None
 
 

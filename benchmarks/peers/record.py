@@ -21,6 +21,7 @@ WHAT = {
     "blood_cells": "Rivals: MobileNetV2 fine-tuned by recipes/blood-cells.yaml, 128 pixels, test split",
     "magnetic_tile": "Rivals: MobileNetV2 fine-tuned by recipes/surface-inspection.yaml, 160 pixels, test split",
 }
+MOST_WAITING = 1  # processes that may have waited for a core while files were timed
 # How many times faster than the best rival, and than fp32, ours shall be.
 BARS: dict[str, tuple[float, float | None]] = {
     "imagenet_sample": (1.2, None),
@@ -97,7 +98,8 @@ class Times:
 
 
 def times(case: str, build: Path = BUILD) -> Times:
-    """The last timing run of a case; empty when one of its files has been made anew since."""
+    """The last timing run of a case; empty when one of its files has been made anew since, without samples when the
+    machine was so busy that they say nothing."""
     folder = build / "times" / case
     state = read_json(folder / "times.json")
     if state is None:
@@ -107,7 +109,8 @@ def times(case: str, build: Path = BUILD) -> Times:
         return Times()
     raw = dict(np.load(folder / "raw.npz"))
     load = [[round(value, 2) for value in at] for at in raw.pop("load").tolist()]
-    return Times(state["host"], load, state["blocks"], raw)
+    crowded = max(at[0] for at in load) > state["host"]["cores"] + MOST_WAITING
+    return Times(state["host"], load, state["blocks"], None if crowded else raw)
 
 
 def row(scored: Scored, base: Scored, truth: Truth) -> dict[str, Any]:
@@ -216,6 +219,10 @@ def note(said: dict[str, Any] | None, load: list[list[float]] | None, inputs: Ma
     lines = [
         f"{inputs['calibration']} training pictures calibrate, {inputs['scored']} others score; lost: points, paired."
     ]
+    if load is not None and said is None:
+        return " ".join(
+            [*lines, f"Timed at load {load[0][0]} to {load[1][0]}: too busy a machine, times left out."]
+        )
     if load is None or said is None:
         return " ".join([*lines, "Times not measured with these files."])
     if "faster than fp32" not in said:
