@@ -195,3 +195,17 @@ $(DEVICE)/system-amd64.tar:
 # qemu-system, ovmf, qemu-efi-aarch64, mender-artifact: what is missing is skipped, and said so.
 test-images: setup base boot device-wheels $(DEVICE)/system-amd64.tar
 	TOOLCHAIN_DEVICE=$(abspath $(DEVICE)) $(BIN)/python -m pytest -m root tests/test_package_images.py
+
+# Rivals side by side (docs/peers.md): an environment for each (about 8 GB below build/peers), their files, scores, and times,
+# which want a quiet machine. Goes on where it was; `make peers-times` repeats the times only.
+.PHONY: peers peers-times
+peers: setup
+	$(BIN)/python -m benchmarks.peers.install --python $(BIN)/python
+	$(BIN)/python -m benchmarks.peers.cases
+	$(BIN)/python -m benchmarks.peers.cells
+	$(BIN)/python -m benchmarks.peers.scoring
+	$(MAKE) peers-times
+
+peers-times: setup
+	$(BIN)/python -m benchmarks.peers.timing
+	$(BIN)/python benchmarks/table.py

@@ -1,0 +1,167 @@
+"""What every rival starts from: one float file, calibration pictures, and held-back pictures with labels.
+
+    python -m benchmarks.peers.cases [CASE …] [--store DIR] [--data DIR]
+
+imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, no labels; pictures, split and our files
+are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, magnetic_tile: fine-tuned by
+recipes/blood-cells.yaml and recipes/surface-inspection.yaml, our files are what those recipes ship. Train calibrates;
+test is scored. A store that has the recipe's artifacts already saves the training. Writes build/peers/cases/CASE; one
+that is there is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.places import BUILD, CASES, ROOT, case_folder, digest, read_json, write_json
+from toolchain import graph
+from toolchain.artifact import Artifact
+from toolchain.calibration.pictures import choose, prepared
+from toolchain.data.dataset import Data, PictureSet
+from toolchain.progress import Silent
+from toolchain.recipe import load
+from toolchain.step import Step
+from toolchain.workflow import Wishes, open_pipeline
+
+CALIBRATION = 256
+CPU = "CPUExecutionProvider"
+RECIPES = {"blood_cells": "blood-cells", "magnetic_tile": "surface-inspection"}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A file of ours: `seconds` is the wall time from the float network to the file, training included."""
+
+    name: str
+    what: str
+    needs: str
+    seconds: float
+    file: Path
+
+
+def main() -> int:
+    """Prepare the cases asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shared = Path(os.environ.get("TOOLCHAIN_DATA", ROOT.parent / "shared" / "data"))
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--data", type=Path, default=shared, help="folder of data sets and weights")
+    parser.add_argument("--store", type=Path, default=BUILD / "store", help="a store of `toolchain run`")
+    asked = parser.parse_args()
+    os.environ["TOOLCHAIN_DATA"] = str(asked.data.resolve())
+    for case in asked.cases:
+        if read_json(case_folder(case) / "case.json") is None:
+            (of_recipe if case in RECIPES else of_imagenet)(case, asked.data, asked.store)
+        print(f"{case}: {case_folder(case)}", flush=True)
+    return 0
+
+
+def of_imagenet(case: str, data: Path, _store: Path) -> None:
+    """The case without training: our default int8 and the fastest chain of benchmarks/ptq."""
+    from benchmarks.imagenet_sample.run import exported, pictures
+    from benchmarks.ptq.run import FASTEST, FILES, build
+
+    given = pictures(data / "imagenet_sample")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        fp32 = exported(given, data, work)
+        ours = []
+        for name, chain in (("int8", FILES["int8"]), (FASTEST, FILES[FASTEST])):
+            start = time.monotonic()
+            made = build(chain, fp32, work, given)
+            ours.append(Ours(name, words(chain), "calibration", time.monotonic() - start, made))
+        keep(case, given, fp32, ours)
+
+
+def words(chain: Sequence[Step]) -> str:
+    """The steps of a chain with the settings that are not defaults."""
+    return ", ".join(
+        f"{step.step} {step.model_dump(mode='json', exclude_defaults=True, exclude={'step'}) or ''}".strip()
+        for step in chain
+    )
+
+
+def of_recipe(case: str, _data: Path, store: Path) -> None:
+    """A case with a fine-tuned network: the files that the recipe ships."""
+    recipe, _ = load(RECIPES[case]).for_providers([CPU])
+    pipeline = open_pipeline(recipe, store, Wishes(device="cpu"), Silent())
+    given, _ = pipeline.data()
+    made = pipeline.build(given)
+    trained = {name for name, node in recipe.nodes().items() if node.step.step in ("recover", "qat")}
+    ours = []
+    for name in ("int8", "pruned-int8"):
+        chain = lineage(made, made[name])
+        needs = "training pictures" if trained & set(chain) else "calibration"
+        steps = ", ".join(made[node].record.step for node in chain)
+        seconds = sum(made[node].record.seconds for node in chain)
+        ours.append(
+            Ours(name, f"{RECIPES[case]}.yaml: {steps}", needs, seconds, made[name].folder / graph.PLAIN)
+        )
+    keep(case, given, made["fp32"].folder, ours)
+
+
+def lineage(made: Mapping[str, Artifact], last: Artifact) -> list[str]:
+    """The names of the steps from the fine-tuned network or its export to `last`, in order."""
+    names = {artifact.key: name for name, artifact in made.items()}
+    chain: list[str] = []
+    name = names[last.key]
+    while name not in ("tuned", "fp32"):
+        chain.append(name)
+        name = names[made[name].record.parents["model"]]
+    return chain[::-1]
+
+
+def keep(case: str, data: Data, fp32: Path, ours: Sequence[Ours]) -> None:
+    """Lay the inputs out as files, `case.json` last."""
+    folder = case_folder(case)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copyfile(fp32 / graph.PLAIN, folder / "fp32.onnx")
+    for index, own in enumerate(ours):
+        shutil.copyfile(own.file, folder / f"ours{index}.onnx")
+    chosen = choose(data.train, CALIBRATION)
+    tensors(fp32 / graph.PREPROCESS, data.train, chosen, folder / "calibration.npy")
+    tensors(fp32 / graph.PREPROCESS, data.test, list(range(len(data.test))), folder / "held_back.npy")
+    np.save(folder / "labels.npy", data.test.labels)
+    groups = data.test.groups
+    files = sorted(path.name for path in folder.iterdir())
+    content: dict[str, Any] = {
+        "case": case,
+        "calibration": len(chosen),
+        "scored": len(data.test),
+        "groups": list(groups) if len(set(groups)) < len(groups) else None,
+        "ours": [
+            {"name": own.name, "what": own.what, "needs": own.needs, "seconds": round(own.seconds, 1),
+             "file": f"ours{index}.onnx"}
+            for index, own in enumerate(ours)
+        ],
+        "sha256": {name: digest(folder / name) for name in files},
+    }  # fmt: skip
+    write_json(folder / "case.json", content)
+
+
+def tensors(preprocess: Path, pictures: PictureSet, indices: list[int], target: Path) -> None:
+    """Pictures as the network's input, float32 [n, 3, h, w], written one by one."""
+    inputs: Iterator[Any] = prepared(preprocess, pictures, indices)
+    first = next(inputs)
+    out = np.lib.format.open_memmap(target, "w+", np.float32, (len(indices), *first.shape[1:]))
+    out[0] = first[0]
+    for index, one in enumerate(inputs, start=1):
+        out[index] = one[0]
+    out.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

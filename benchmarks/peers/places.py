@@ -1,0 +1,52 @@
+"""Where the comparison keeps things: everything below build/peers, which git ignores, but the records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from toolchain.runtime import host
+from toolchain.runtime.whole import write_whole
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "peers"
+RESULTS = ROOT / "benchmarks" / "results"
+CASES = ("imagenet_sample", "blood_cells", "magnetic_tile")
+
+
+def case_folder(case: str, build: Path = BUILD) -> Path:
+    """The inputs of a case: fp32.onnx, our files, calibration.npy, held_back.npy, labels.npy, case.json."""
+    return build / "cases" / case
+
+
+def cell_folder(case: str, name: str, build: Path = BUILD) -> Path:
+    """What one setting of one rival made of a case."""
+    return build / "cells" / case / name
+
+
+def record_path(case: str) -> Path:
+    """The committed record: int8 figures hold for one ISA only."""
+    return RESULTS / f"peers_{case}.{host.isa()}.json"
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object whole."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,246 @@
+"""The committed record of a case: rows from what was made, answered and timed, and the bars of issue 5 held against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.answering import answers
+from benchmarks.peers.entrants import FP32, OURS, Entrant, entrants
+from benchmarks.peers.places import BUILD, case_folder, read_json, record_path, write_json
+from toolchain import stats
+from toolchain.runtime import host
+
+FLOAT = f"{OURS}.{FP32}"
+WHAT = {
+    "imagenet_sample": "Rivals, after training only: ImageNet's MobileNetV2 at 224 pixels, 744 held-back pictures",
+    "blood_cells": "Rivals: MobileNetV2 fine-tuned by recipes/blood-cells.yaml, 128 pixels, test split",
+    "magnetic_tile": "Rivals: MobileNetV2 fine-tuned by recipes/surface-inspection.yaml, 160 pixels, test split",
+}
+MOST_WAITING = 1  # processes that may have waited for a core while files were timed
+# How many times faster than the best rival, and than fp32, ours shall be.
+BARS: dict[str, tuple[float, float | None]] = {
+    "imagenet_sample": (1.2, None),
+    "blood_cells": (3.0, 6.0),
+    "magnetic_tile": (2.0, 4.0),
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row that answered: logits [n, C], and raw nanoseconds [blocks, calls] and [calls] where it was timed."""
+
+    entrant: Entrant
+    logits: Any
+    blocks: Any = None
+    mixed: Any = None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The held-back pictures' labels [n], and their groups where they have some."""
+
+    labels: Any
+    groups: tuple[str, ...] | None
+
+
+def write(case: str, build: Path = BUILD) -> Path:
+    """Put the record of a case together from build/peers. Times are taken only where every file is still the one timed."""
+    folder = case_folder(case, build)
+    inputs = read_json(folder / "case.json") or {}
+    groups = inputs["groups"]
+    truth = Truth(np.load(folder / "labels.npy"), tuple(groups) if groups else None)
+    timed = times(case, build)
+    found: dict[str, Scored | str] = {}
+    every = entrants(case, build)
+    for entrant in every:
+        logits, error = answers(case, entrant, build)
+        found[entrant.name] = error or Scored(entrant, logits, *timed.samples(entrant))
+    scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
+    content = {
+        "what": WHAT[case],
+        "rows": [
+            row(each, scored[FLOAT], truth) if isinstance(each, Scored) else failed(entrant, each)
+            for entrant, each in zip(every, found.values(), strict=True)
+        ],
+        "verdict": (said := verdict(scored, truth, BARS[case])),
+        "note": note(said, timed.load, inputs),
+        "threads": 1,
+        "batch": 1,
+        "blocks": timed.count,
+        "host": timed.host or host.facts(),
+        "load": timed.load,
+        "inputs": inputs["sha256"],
+        "files": {name: each.entrant.sha256 for name, each in scored.items()},
+    }
+    write_json(record_path(case), content)
+    return record_path(case)
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a timing run left: the host then, the load before and after, raw samples and the hashes of the files."""
+
+    host: dict[str, Any] | None = None
+    load: list[list[float]] | None = None
+    count: int | None = None
+    raw: Mapping[str, Any] | None = None
+
+    def samples(self, entrant: Entrant) -> tuple[Any, Any]:
+        """(blocks, mixed) of a row, or (None, None)."""
+        if self.raw is None or f"blocks/{entrant.name}" not in self.raw:
+            return None, None
+        return self.raw[f"blocks/{entrant.name}"], self.raw[f"mixed/{entrant.name}"]
+
+
+def times(case: str, build: Path = BUILD) -> Times:
+    """The last timing run of a case; empty when one of its files has been made anew since, without samples when the
+    machine was so busy that they say nothing."""
+    folder = build / "times" / case
+    state = read_json(folder / "times.json")
+    if state is None:
+        return Times()
+    now = {entrant.name: entrant.sha256 for entrant in entrants(case, build)}
+    if any(now.get(name) != sha for name, sha in state["sha256"].items()):
+        return Times()
+    raw = dict(np.load(folder / "raw.npz"))
+    load = [[round(value, 2) for value in at] for at in raw.pop("load").tolist()]
+    crowded = max(at[0] for at in load) > state["host"]["cores"] + MOST_WAITING
+    return Times(state["host"], load, state["blocks"], None if crowded else raw)
+
+
+def row(scored: Scored, base: Scored, truth: Truth) -> dict[str, Any]:
+    """Accuracy in percent, losses against fp32 in points (paired), times in ms, speed over fp32."""
+    own, logits = scored.entrant, scored.logits
+    lost = stats.accuracy_difference(base.logits, logits, truth.labels, truth.groups)
+    balanced = stats.accuracy_difference(base.logits, logits, truth.labels, truth.groups, "balanced")
+    return {
+        "tool": own.tool,
+        "setting": own.setting,
+        "what": own.what,
+        "top-1, %": round(100 * stats.top1(logits, truth.labels), 2),
+        "balanced, %": round(100 * stats.balanced(logits, truth.labels), 2),
+        "lost, points": round(lost.value, 2),
+        "lost ci95": [round(end, 2) for end in lost.ci95],
+        "balanced lost": round(balanced.value, 2),
+        "agrees, %": round(100 * stats.agreement(base.logits, logits).value, 2),
+        "within 1 point": within(lost),
+        **speed(scored, base),
+        **making(own),
+        "remark": own.documented,
+    }
+
+
+def speed(scored: Scored, base: Scored) -> dict[str, Any]:
+    """p50 in ms and speed over fp32, interleaved and with every call after another file's; nothing when not timed."""
+    if scored.blocks is None or base.blocks is None:
+        return {}
+    ratio = stats.ratio_of_medians(base.blocks, scored.blocks)
+    return {
+        "p50, ms": round(float(np.median(scored.blocks)) / 1e6, 3),
+        "faster": round(ratio.value, 2),
+        "faster ci95": [round(end, 2) for end in ratio.ci95],
+        "faster, alternating": round(float(np.median(base.mixed) / np.median(scored.mixed)), 2),
+    }
+
+
+def making(own: Entrant) -> dict[str, Any]:
+    """Size, and what making the file took."""
+    weights = own.file.with_suffix(".bin") if own.foreign else None
+    return {
+        "bytes": own.file.stat().st_size + (weights.stat().st_size if weights else 0),
+        "made in, s": own.seconds,
+        "CPU, s": own.cpu_seconds,
+        "peak, MB": round(own.peak_bytes / 1e6) if own.peak_bytes else None,
+        "made with": own.needs,
+    }
+
+
+def failed(own: Entrant, why: str) -> dict[str, Any]:
+    """A row that has no figures, and says why."""
+    return {"tool": own.tool, "setting": own.setting, "what": own.what, "remark": why}
+
+
+def within(lost: stats.Interval) -> bool:
+    """ "Within 1 point" (docs/measuring.md): at most 1 point lost, and 3 at the interval's bad end."""
+    return lost.value <= 1 and lost.high <= 3
+
+
+def verdict(
+    scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None]
+) -> dict[str, Any] | None:
+    """Our fastest file that loses at most 1 point against the fastest such file of a rival (OpenVINO's runtime apart).
+
+    None when nothing was timed; without figures when one side has no such file.
+    """
+    base = scored[FLOAT]
+    good = [
+        each
+        for name, each in scored.items()
+        if name != FLOAT and each.blocks is not None and not each.entrant.foreign
+        and within(stats.accuracy_difference(base.logits, each.logits, truth.labels, truth.groups))
+    ]  # fmt: skip
+    ours = fastest([each for each in good if each.entrant.tool == OURS])
+    rival = fastest([each for each in good if each.entrant.tool != OURS])
+    if base.blocks is None:
+        return None
+    if ours is None or rival is None:
+        names = [each.entrant.name if each else None for each in (ours, rival)]
+        return {"ours": names[0], "best rival": names[1], "met": False}
+    over_rival = stats.ratio_of_medians(rival.blocks, ours.blocks)
+    over_float = stats.ratio_of_medians(base.blocks, ours.blocks)
+    lost = stats.accuracy_difference(rival.logits, ours.logits, truth.labels, truth.groups)
+    wanted, wanted_float = bar
+    return {
+        "ours": ours.entrant.setting,
+        "best rival": rival.entrant.name,
+        "faster than the best rival": round(over_rival.value, 2),
+        "faster than the best rival ci95": [round(end, 2) for end in over_rival.ci95],
+        "wanted": wanted,
+        "faster than fp32": round(over_float.value, 2),
+        "wanted over fp32": wanted_float,
+        "points lost to the best rival": round(lost.value, 2),
+        "points lost to the best rival ci95": [round(end, 2) for end in lost.ci95],
+        "met": over_rival.value >= wanted and (wanted_float is None or over_float.value >= wanted_float),
+    }
+
+
+def fastest(files: list[Scored]) -> Scored | None:
+    """The file with the smallest median."""
+    return min(files, key=lambda each: float(np.median(each.blocks)), default=None)
+
+
+def note(said: dict[str, Any] | None, load: list[list[float]] | None, inputs: Mapping[str, Any]) -> str:
+    """The verdict and the circumstances in words."""
+    lines = [
+        f"{inputs['calibration']} training pictures calibrate, {inputs['scored']} others score; lost: points, paired."
+    ]
+    if load is not None and said is None:
+        return " ".join(
+            [*lines, f"Timed at load {load[0][0]} to {load[1][0]}: too busy a machine, times left out."]
+        )
+    if load is None or said is None:
+        return " ".join([*lines, "Times not measured with these files."])
+    if "faster than fp32" not in said:
+        lacking = [
+            whose for whose, name in (("ours", said["ours"]), ("rivals'", said["best rival"])) if name is None
+        ]
+        return " ".join(
+            [*lines, f"No verdict: no file of {' or '.join(lacking)} that was timed is within 1 point."]
+        )
+    busy = "a busy machine, so times are noisy" if max(load[0][0], load[1][0]) > 1.5 else "a quiet machine"
+    met = "met" if said["met"] else "not met"
+    bar = f"{said['wanted']}" + (
+        f", and {said['wanted over fp32']} over fp32" if said["wanted over fp32"] else ""
+    )
+    return " ".join([
+        *lines,
+        f"Timed on one thread at load {load[0][0]} to {load[1][0]}: {busy}.",
+        f"Ours ({said['ours']}) is {said['faster than the best rival']} "
+        f"{said['faster than the best rival ci95']} times as fast as the best rival within 1 point "
+        f"({said['best rival']}) and {said['faster than fp32']} times as fast as fp32; bar ({bar}): {met}.",
+    ])  # fmt: skip

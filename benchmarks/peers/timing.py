@@ -1,0 +1,66 @@
+"""Latency of every file that runs, interleaved in one process on one thread. Wants a quiet machine.
+
+    python -m benchmarks.peers.timing [CASE …] [--blocks 30]
+
+Runs in OpenVINO's environment where there is one, so that its files take turns with the others; otherwise in ours,
+and those rows have no times. The load before and after goes into the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers import install, process, record
+from benchmarks.peers.answering import FOREIGN, answers, program, surroundings
+from benchmarks.peers.entrants import entrants
+from benchmarks.peers.places import BUILD, CASES, case_folder, write_json
+from toolchain.runtime import host
+
+LIMIT_S = 7200.0
+
+
+def main() -> int:
+    """Time the cases; exit code 1 when a timing process fails."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--blocks", type=int, default=30, help="rounds; 20 at least for a record")
+    asked = parser.parse_args()
+    failed = 0
+    for case in asked.cases:
+        error = measure(case, asked.blocks)
+        failed += error is not None
+        print(f"{case}: {error or record.write(case)}", flush=True)
+    return 1 if failed else 0
+
+
+def measure(case: str, blocks: int, build: Path = BUILD) -> str | None:
+    """Time all files of a case that answered; returns why not, or None. Leaves raw samples below build."""
+    with_foreign = install.problem(FOREIGN, build) is None
+    running = {
+        entrant.name: entrant
+        for entrant in entrants(case, build)
+        if answers(case, entrant, build)[1] is None and (with_foreign or not entrant.foreign)
+    }
+    folder = build / "times" / case
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "picture.npy", np.load(case_folder(case, build) / "held_back.npy", mmap_mode="r")[:1])
+    files = {name: str(entrant.file.absolute()) for name, entrant in running.items()}
+    plan = {"files": files, "picture": str((folder / "picture.npy").absolute()), "blocks": blocks}
+    write_json(folder / "plan.json", plan)
+    (folder / "times.json").unlink(missing_ok=True)
+    command = [*program(with_foreign, build), "times", str(folder / "plan.json"), str(folder / "raw.npz")]
+    outcome = process.run(command, folder / "log.txt", surroundings(), LIMIT_S)
+    if outcome.error is None:
+        hashes = {name: entrant.sha256 for name, entrant in running.items()}
+        write_json(folder / "times.json", {"sha256": hashes, "host": host.facts(), "blocks": blocks})
+    return outcome.error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

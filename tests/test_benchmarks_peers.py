@@ -1,0 +1,253 @@
+"""`make peers`: a rival that fails is a row that says why, finished work is not repeated, figures are of what ran."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import table
+from benchmarks.peers import cells, install, process, record
+from benchmarks.peers.answering import answers
+from benchmarks.peers.entrants import Entrant, entrants
+from benchmarks.peers.places import case_folder, digest, read_json, write_json
+from benchmarks.peers.rivals import RIVALS, Rival, Setting
+from tests.onnx_helpers import convolution, model
+
+CASE = "blood_cells"
+DRIVER = """
+import pathlib, shutil, sys
+model, calibration, out, setting = sys.argv[1:]
+counter = pathlib.Path(__file__).with_name("calls")
+counter.write_text(counter.read_text() + setting + "\\n" if counter.exists() else setting + "\\n")
+if setting == "broken":
+    raise ValueError("this model is\\nnot for me")
+if setting == "copy":
+    shutil.copyfile(model, out)
+if setting == "rubbish":
+    pathlib.Path(out).write_text("no model")
+"""
+FAKE = Rival(
+    "fake",
+    "fake",
+    "fake.py",
+    tuple(Setting(n, n, "nowhere") for n in ("copy", "broken", "silent", "rubbish")),
+)
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A case of twelve pictures, and a rival whose environment is this interpreter."""
+    drivers, folder = tmp_path / "drivers", case_folder(CASE, tmp_path)
+    drivers.mkdir()
+    (drivers / "fake.py").write_text(DRIVER)
+    (drivers / "common.py").touch()
+    monkeypatch.setattr(cells, "DRIVERS", drivers)
+    monkeypatch.setattr(record, "record_path", lambda case: tmp_path / f"{case}.json")
+    python = install.python("fake", tmp_path)
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    write_json(
+        install.environment("fake", tmp_path).with_suffix(".json"), {"installed": True, "requirements": "r"}
+    )
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {}
+    nodes = convolution("input", "a", random.normal(size=(3, 3, 3, 3)).astype(np.float32), constants)
+    nodes.append(onnx.helper.make_node("ReduceMax", ["a", "axes"], ["logits"], keepdims=0))
+    constants["axes"] = np.array([2, 3])
+    for name in ("fp32.onnx", "ours0.onnx"):
+        onnx.save(model(nodes, constants), str(folder / name))
+    np.save(folder / "calibration.npy", random.normal(size=(4, 3, 8, 8)).astype(np.float32))
+    np.save(folder / "held_back.npy", random.normal(size=(12, 3, 8, 8)).astype(np.float32))
+    np.save(folder / "labels.npy", np.arange(12) % 3)
+    ours = {"name": "int8", "what": "a copy", "needs": "calibration", "seconds": 1.0, "file": "ours0.onnx"}
+    hashes = {path.name: digest(path) for path in folder.iterdir()}
+    write_json(folder / "case.json", {
+        "case": CASE, "calibration": 4, "scored": 12, "groups": None, "ours": [ours], "sha256": hashes,
+    })  # fmt: skip
+    return tmp_path
+
+
+def calls() -> list[str]:
+    return (cells.DRIVERS / "calls").read_text().split()
+
+
+def test_a_finished_cell_is_not_made_again_until_its_driver_changes(build: Path) -> None:
+    copy = FAKE.settings[0]
+    first = cells.make(CASE, FAKE, copy, build=build)
+    assert first["error"] is None
+    assert first["sha256"] == digest(case_folder(CASE, build) / "fp32.onnx")
+    assert cells.make(CASE, FAKE, copy, retry=True, build=build) == first
+    assert calls() == ["copy"]
+    (cells.DRIVERS / "fake.py").write_text(DRIVER + "\n# another version\n")
+    cells.make(CASE, FAKE, copy, build=build)
+    assert calls() == ["copy", "copy"]
+
+
+def test_a_failing_driver_leaves_its_error_and_is_run_again_only_when_asked(build: Path) -> None:
+    broken = FAKE.settings[1]
+    assert cells.make(CASE, FAKE, broken, build=build)["error"] == "ValueError: this model is"
+    cells.make(CASE, FAKE, broken, build=build)
+    assert calls() == ["broken"]
+    cells.make(CASE, FAKE, broken, retry=True, build=build)
+    assert calls() == ["broken", "broken"]
+    assert cells.make(CASE, FAKE, FAKE.settings[2], build=build)["error"] == "the driver wrote no out.onnx"
+
+
+def test_every_setting_is_a_row_and_says_what_went_wrong(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = Rival("gone", "gone", "fake.py", (Setting("copy", "copy", "nowhere"),))
+    write_json(install.environment("gone", build).with_suffix(".json"), {
+        "installed": False, "requirements": "r", "error": "ERROR: no such wheel",
+    })  # fmt: skip
+    rivals = (FAKE, gone)
+    for rival in rivals:
+        for setting in rival.settings[:-1] if rival is FAKE else rival.settings:
+            cells.make(CASE, rival, setting, build=build)
+    monkeypatch.setattr(record, "entrants", lambda case, build: entrants(case, build, rivals))
+    kept = json.loads(record.write(CASE, build).read_text())
+    rows = {f"{row['tool']}.{row['setting']}": row for row in kept["rows"]}
+    assert list(rows) == [
+        "toolchain.fp32", "toolchain.int8", "fake.copy", "fake.broken", "fake.silent", "fake.rubbish", "gone.copy",
+    ]  # fmt: skip
+    assert rows["fake.copy"]["agrees, %"] == 100
+    assert rows["fake.broken"]["remark"] == "ValueError: this model is"
+    assert rows["fake.rubbish"]["remark"].startswith("not run")
+    assert rows["gone.copy"]["remark"] == "cannot be installed: ERROR: no such wheel"
+    assert "top-1, %" not in rows["gone.copy"]
+    assert kept["verdict"] is None  # nothing was timed
+    assert "no such wheel" in table.section(kept)
+
+
+def test_a_file_that_does_not_run_is_a_reason_kept_by_content(build: Path) -> None:
+    cells.make(CASE, FAKE, FAKE.settings[3], build=build)
+    (rubbish,) = [each for each in entrants(CASE, build, (FAKE,)) if each.setting == "rubbish"]
+    logits, error = answers(CASE, rubbish, build)
+    assert logits is None
+    assert error is not None
+    assert error.endswith("ModelError: out.onnx: not an ONNX file, or cut short")
+    done = next((build / "answers").rglob("done.json"))
+    write_json(done, {"error": "as remembered"})
+    assert answers(CASE, rubbish, build)[1] == "its file does not run: as remembered"
+
+
+def test_times_of_other_files_are_not_shown(build: Path) -> None:
+    cells.make(CASE, FAKE, FAKE.settings[0], build=build)
+    folder = build / "times" / CASE
+    hashes = {each.name: each.sha256 for each in entrants(CASE, build, (FAKE,)) if each.sha256}
+    raw = {f"blocks/{name}": np.full((3, 4), 5) for name in hashes} | {
+        f"mixed/{name}": np.full(9, 5) for name in hashes
+    }
+    folder.mkdir(parents=True)
+    np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
+    write_json(
+        folder / "times.json",
+        {"sha256": {"toolchain.int8": hashes["toolchain.int8"]}, "host": {"cores": 2}, "blocks": 3},
+    )
+    assert record.times(CASE, build).count == 3
+    assert record.times(CASE, build).raw is not None
+    np.savez(folder / "raw.npz", load=np.full((2, 3), 20.0), **raw)
+    assert record.times(CASE, build).raw is None
+    assert "too busy" in record.note(None, record.times(CASE, build).load, {"calibration": 4, "scored": 12})
+    np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
+    write_json(
+        folder / "times.json", {"sha256": {"toolchain.int8": "another"}, "host": {"cores": 2}, "blocks": 3}
+    )
+    assert record.times(CASE, build).raw is None
+
+
+def side(tool: str, setting: str, wrong: int, ns: int, *, foreign: bool = False) -> record.Scored:
+    """A file that answers `wrong` of 400 pictures wrongly, and takes about `ns`."""
+    own = Entrant(tool, setting, "", "", "", Path("none"), "s", foreign=foreign)
+    answered = np.where(np.arange(400) < wrong, 1, 0)
+    blocks = np.random.default_rng(wrong).normal(ns, ns / 50, (20, 25)).astype(np.int64)
+    return record.Scored(own, np.eye(2)[answered], blocks, blocks[0])
+
+
+def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
+    files = [
+        side("toolchain", "fp32", 4, 1000), side("toolchain", "int8", 4, 500), side("toolchain", "lossy", 40, 100),
+        side("rival", "best", 5, 1000), side("rival", "faster but wrong", 60, 200),
+        side("OpenVINO", "foreign", 4, 50, foreign=True),
+    ]  # fmt: skip
+    scored = {each.entrant.name: each for each in files}
+    truth = record.Truth(np.zeros(400, np.int64), None)
+    said = record.verdict(scored, truth, (1.5, None))
+    assert said is not None
+    assert (said["ours"], said["best rival"]) == ("int8", "rival.best")
+    assert said["faster than the best rival"] == pytest.approx(2, rel=0.05)
+    assert said["met"]
+    alone = {name: each for name, each in scored.items() if name != "rival.best"}
+    nobody = record.verdict(alone, truth, (1.5, None))
+    assert nobody == {"ours": "toolchain.int8", "best rival": None, "met": False}
+    load = [[0.5, 0.5, 0.5]] * 2
+    assert "no file of rivals' " in record.note(nobody, load, {"calibration": 4, "scored": 400})
+    assert "a quiet machine" in record.note(said, load, {"calibration": 4, "scored": 400})
+    missed = record.verdict(scored, truth, (1.5, 6.0))
+    assert missed is not None
+    assert not missed["met"]
+
+
+@pytest.mark.parametrize(
+    ("log", "last"),
+    [
+        ("", None),
+        ("one\n\n two \n", "two"),
+        (
+            "Traceback …\nonnx.checker.ValidationError: bad\nwarnings: at exit\n",
+            "onnx.checker.ValidationError: bad",
+        ),
+        ("OSError: /work/a b/c.onnx and /tmp/x-1/y_2.json\n", "OSError: a b/c.onnx and y_2.json"),
+        (
+            "\x1b[31mERROR: No matching distribution\x1b[0m\n[notice] new pip\n",
+            "ERROR: No matching distribution",
+        ),
+    ],
+)
+def test_the_last_error_line(log: str, last: str | None) -> None:
+    assert process.last_error(log) == last
+
+
+def test_a_driver_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    program = "import subprocess, sys; subprocess.run(['sleep', '600'])"
+    outcome = process.run([sys.executable, "-c", program], tmp_path / "log", {}, 1.0)
+    assert outcome.error == "not done after 1 s"
+    assert outcome.seconds < 60
+
+
+def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'Error: ensurepip is missing'\nexit 1\n")
+    broken.chmod(0o755)
+    (tmp_path / "some.txt").write_text("some==1.0\n")
+    install.install("some", broken, tmp_path, tmp_path)
+    assert install.problem("some", tmp_path) == "cannot be installed: Error: ensurepip is missing"
+    assert install.problem("other", tmp_path) == "not installed: make peers"
+    state = read_json(install.environment("some", tmp_path).with_suffix(".json"))
+    assert state is not None
+    assert not state["installed"]
+
+
+@pytest.mark.parametrize("path", sorted(install.REQUIREMENTS.glob("*.txt")), ids=lambda path: path.stem)
+def test_requirements_are_exact_and_name_no_index(path: Path) -> None:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z]+\])?==[A-Za-z0-9.!]+", line), line
+
+
+@pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.name)
+def test_every_setting_has_a_driver_and_a_source(rival: Rival) -> None:
+    text = (cells.DRIVERS / rival.driver).read_text()
+    assert (install.REQUIREMENTS / f"{rival.environment}.txt").is_file()
+    for setting in rival.settings:
+        assert f'"{setting.name}": ' in text
+        assert setting.documented
