@@ -112,7 +112,8 @@ bench-qat: setup
 	$(BIN)/python benchmarks/table.py
 
 bench-transfer: setup
-	$(BIN)/python -m benchmarks.transfer.digits --out benchmarks/results/transfer_digits.json
+	$(BIN)/python -m benchmarks.transfer.run
+	$(BIN)/python -m benchmarks.transfer.table
 
 bench-table: setup
 	$(BIN)/python benchmarks/table.py

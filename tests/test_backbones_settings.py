@@ -38,6 +38,16 @@ def test_mistakes_are_told(given: dict, told: str) -> None:
         Backbone.model_validate(given)
 
 
+def test_a_bundled_backbone_by_its_name_alone() -> None:
+    assert Backbone.model_validate("bundled/nano") == Backbone(bundled="nano")
+    with pytest.raises(ValidationError, match="no bundled backbone 'mega'; known: nano"):
+        Backbone.model_validate("bundled/mega")
+    with pytest.raises(
+        ValidationError, match="'resnet18' alone is no backbone; take bundled/NAME, or a mapping"
+    ):
+        Backbone.model_validate("resnet18")
+
+
 def test_weights_words_and_paths() -> None:
     assert Backbone(timm="resnet18").weights is None
     assert Backbone(timm="resnet18", weights="hub").weights == "hub"

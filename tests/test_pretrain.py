@@ -13,10 +13,14 @@ from torch import Tensor
 from benchmarks.pretrain.formulas import NONE, Formulas, Sizes
 from benchmarks.pretrain.formulas.draw import Draw
 from benchmarks.pretrain.formulas.figures import Contours, Fractals, Outlines, Strokes
+from benchmarks.pretrain.formulas.noises import Leaves, Octaves, Programs
+from benchmarks.pretrain.formulas.scene import in_front, shaded, shadowed
 from benchmarks.pretrain.formulas.textures import Cells, Spectra, Waves
-from benchmarks.pretrain.publish import LARGEST, publish
-from benchmarks.pretrain.train import SIZES, Plan, Run, score
-from benchmarks.transfer.tuning import Pictures, Schedule, evaluate, start, tune, weights
+from benchmarks.pretrain.grow import widen
+from benchmarks.pretrain.publish import LARGEST, add_transfer, publish
+from benchmarks.pretrain.train import NANO, RECIPES, SIZES, SMALL, Plan, Run, network, score
+from benchmarks.transfer.starts import start, weights
+from benchmarks.transfer.tuning import Pictures, Probe, Schedule, evaluate, mirrored, tune
 from toolchain.backbones import bundled
 from toolchain.backbones.network import build
 from toolchain.backbones.settings import Backbone
@@ -25,16 +29,17 @@ from toolchain.device import Device
 CPU = torch.device("cpu")
 DEVICE = Device("cpu", "cpu", 1)
 FEW = Sizes(waves=6, spectra=6, cells=6, outlines=6, contours=6, fractals=6, strokes=6)
+SCENES = replace(FEW, octaves=6, leaves=6, programs=6, scene=True)
 
 
-@pytest.fixture(scope="module")
-def formulas() -> Formulas:
-    return Formulas(FEW, seed=3, device=CPU)
+@pytest.fixture(scope="module", params=[FEW, SCENES], ids=["plain", "scenes"])
+def formulas(request: pytest.FixtureRequest) -> Formulas:
+    return Formulas(request.param, seed=3, device=CPU)
 
 
 def test_same_seed_and_step_give_the_same_pictures(formulas: Formulas) -> None:
     first = formulas.batch(7, 24, 32)
-    again = Formulas(FEW, seed=3, device=CPU).batch(7, 24, 32)
+    again = Formulas(formulas.sizes, seed=3, device=CPU).batch(7, 24, 32)
     assert torch.equal(first.pictures, again.pictures)
     assert torch.equal(first.texture, again.texture)
     assert torch.equal(first.figure, again.figure)
@@ -43,7 +48,7 @@ def test_same_seed_and_step_give_the_same_pictures(formulas: Formulas) -> None:
 def test_another_step_or_seed_gives_other_pictures(formulas: Formulas) -> None:
     first = formulas.batch(7, 24, 32).pictures
     assert not torch.equal(first, formulas.batch(8, 24, 32).pictures)
-    assert not torch.equal(first, Formulas(FEW, seed=4, device=CPU).batch(7, 24, 32).pictures)
+    assert not torch.equal(first, Formulas(formulas.sizes, seed=4, device=CPU).batch(7, 24, 32).pictures)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -61,8 +66,12 @@ def test_every_picture_asks_at_least_one_question(formulas: Formulas) -> None:
     assert not ((batch.texture == NONE) & (batch.figure == NONE)).any()
     assert (batch.texture == NONE).sum() == 15
     assert (batch.figure == NONE).sum() == 20
-    assert batch.texture.max() < FEW.textures
-    assert batch.figure.max() < FEW.figures
+    for labels, answers in zip(
+        (batch.texture, batch.figure, batch.fill), (*formulas.sizes.questions, 99), strict=False
+    ):
+        assert labels.max() < answers
+    assert (batch.fill != NONE).sum() == 20
+    assert not ((batch.fill != NONE) & (batch.figure == NONE)).any()
 
 
 def test_some_pictures_are_grey_and_some_coloured(formulas: Formulas) -> None:
@@ -72,8 +81,8 @@ def test_some_pictures_are_grey_and_some_coloured(formulas: Formulas) -> None:
     assert (spread < 0.15).sum() > 5
 
 
-@pytest.mark.parametrize("family", [Waves, Spectra, Cells])
-def test_textures_of_one_class_differ_and_fill_the_range(family: type[Waves | Spectra | Cells]) -> None:
+@pytest.mark.parametrize("family", [Waves, Spectra, Cells, Octaves, Leaves, Programs])
+def test_textures_of_one_class_differ_and_fill_the_range(family: type) -> None:
     field = family(5, Draw(0, CPU)).field(torch.zeros(4, dtype=torch.int64), 32, Draw(1, CPU))
     assert field.shape == (4, 32, 32)
     assert field.min() >= 0
@@ -98,15 +107,58 @@ def _between(mask: Tensor) -> float:
     return float(mask.view(8, 12, -1).mean(1).var(0).mean())
 
 
+def test_programs_are_neither_flat_nor_noise() -> None:
+    field = Programs(20, Draw(0, CPU)).field(torch.arange(20), 32, Draw(1, CPU))
+    assert (field.std((1, 2)) > 0.1).float().mean() > 0.9
+    assert ((field[:, 1:] - field[:, :-1]).abs().mean((1, 2)) < 0.2).float().mean() > 0.9
+
+
+def test_leaves_are_patches_with_edges() -> None:
+    leaves = Leaves(6, Draw(0, CPU))
+    leaves.slope.zero_()
+    field = leaves.field(torch.arange(6), 32, Draw(1, CPU))
+    assert all(2 <= len(picture.unique()) <= leaves.shapes for picture in field)
+
+
+def test_families_without_classes_leave_the_random_numbers_alone() -> None:
+    """Else nano could not be made again from its seed."""
+    draw, beside = Draw(5, CPU), Draw(5, CPU)
+    Octaves(0, draw), Leaves(0, draw), Programs(0, draw)
+    assert torch.equal(draw.normal(4), beside.normal(4))
+
+
+def test_relief_and_shadow_keep_the_background_and_the_range() -> None:
+    mask = torch.zeros(60, 32, 32)
+    mask[:, 8:24, 8:24] = 1
+    grey = torch.full((60, 3, 32, 32), 0.5)
+    lit = shaded(grey, mask, Draw(0, CPU))
+    assert 0.3 < (lit != 0.5).flatten(1).any(1).float().mean() < 0.95
+    assert torch.equal(lit[..., :2, :2], grey[..., :2, :2])
+    dark = shadowed(grey, mask, Draw(0, CPU))
+    assert dark.max() <= 0.5
+    assert 0.3 < (dark.amin((1, 2, 3)) < 0.45).float().mean() < 0.7
+
+
+def test_what_stands_in_front_hides_a_part() -> None:
+    before = in_front(
+        torch.zeros(40, 3, 32, 32), torch.ones(40, 32, 32), torch.ones(40, 3, 32, 32), Draw(0, CPU)
+    )
+    assert before.mean((1, 2, 3)).amin() > 0
+    assert before.mean((1, 2, 3)).amax() < 0.4
+
+
 def test_loss_leaves_out_questions_that_a_picture_does_not_ask(formulas: Formulas) -> None:
-    batch = formulas.batch(0, 30, 32)
-    logits = torch.zeros(30, FEW.textures + FEW.figures, requires_grad=True)
-    loss, _, _ = score(logits, batch, FEW.textures, smoothing=0.0)
+    batch, questions = formulas.batch(0, 30, 32), formulas.sizes.questions
+    logits = torch.zeros(30, sum(questions), requires_grad=True)
+    loss, shares = score(logits, batch, questions, smoothing=0.0)
     loss.backward()
+    assert shares.shape == (len(questions),)
     assert logits.grad is not None
-    silent = logits.grad[batch.figure == NONE, FEW.textures :]
-    assert len(silent)
-    assert not silent.any()
+    _, figure, *fill = logits.grad.split(questions, 1)
+    for part, labels in zip([figure, *fill], (batch.figure, batch.fill), strict=False):
+        assert (labels == NONE).any()
+        assert not part[labels == NONE].any()
+        assert part[labels != NONE].any()
 
 
 def plan(**changes: object) -> Plan:
@@ -149,6 +201,27 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert 0 < rates[-1] < full.lr / 100
 
 
+def test_a_wider_network_begins_as_the_narrower_one_did_end() -> None:
+    narrow, wide = (network(recipe.plan, recipe.sizes).eval() for recipe in (NANO, SMALL))
+    pictures = torch.rand(3, 3, 32, 32)
+    kept = {name: value for name, value in narrow.state_dict().items() if not name.startswith("fc.")}
+    widen(wide, kept, seed=0, noise=0.0)
+    torch.testing.assert_close(
+        _features(wide, pictures)[:, :256], _features(narrow, pictures), rtol=1e-4, atol=1e-5
+    )
+    widen(wide, kept, seed=0)
+    grown = _features(wide, pictures)
+    assert not torch.allclose(grown[:, :256], grown[:, 256:])
+    with pytest.raises(ValueError, match="only the narrower network has it"):
+        widen(wide, {"layer9.weight": torch.zeros(2, 2)}, seed=0)
+
+
+@torch.no_grad()
+def _features(model: torch.nn.Module, pictures: Tensor) -> Tensor:
+    found: Tensor = model.forward_head(model.forward_features(pictures), pre_logits=True)
+    return found
+
+
 def test_a_published_run_is_a_backbone_in_half_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,38 +229,78 @@ def test_a_published_run_is_a_backbone_in_half_precision(
     run = Run(plan(), tmp_path / "run", DEVICE, FEW)
     run.train(stop_after=2)
     with pytest.raises(SystemExit, match="train on first"):
-        publish(tmp_path / "run", "tiny")
+        publish(tmp_path / "run", "nano")
+    card = publish(tmp_path / "run", "nano", as_is=True).with_suffix(".json")
+    assert json.loads(card.read_text())["pretraining"]["pictures"] == 2 * 32
     run.train()
-    assert publish(tmp_path / "run", "tiny").stat().st_size < LARGEST
-    model, network = build(Backbone(bundled="tiny"), ("a", "b", "c"))
-    assert network.preprocess.mean == (0.5, 0.5, 0.5)
+    assert publish(tmp_path / "run", "nano").stat().st_size < LARGEST["nano"]
+    model, described = build(Backbone(bundled="nano"), ("a", "b", "c"))
+    assert described.preprocess.mean == (0.5, 0.5, 0.5)
     for name, value in model.state_dict().items():
         if not name.startswith("fc."):
             torch.testing.assert_close(value, run.average[name], rtol=1e-3, atol=1e-5)
 
 
-def test_nano_in_the_package_is_the_one_its_card_describes() -> None:
-    model, network = build(Backbone(bundled="nano"), tuple("0123456789"))
-    assert bundled.weights_file("nano").stat().st_size <= LARGEST
-    assert sum(p.numel() for p in model.parameters()) <= 1_500_000
-    assert all(module.groups == 1 for module in model.modules() if isinstance(module, torch.nn.Conv2d))
-    assert network.provenance.licence == "Apache-2.0"
-    card = json.loads(bundled.weights_file("nano").with_suffix(".json").read_text())
-    plan = Plan()
-    assert card["pretraining"]["pictures"] == plan.steps * plan.batch
-    assert {row["start"] for row in card["transfer"]["rows"]} == {"random", "nano"}
+@pytest.mark.parametrize(("name", "parameters"), [("nano", 1_500_000)])
+def test_a_backbone_in_the_package_is_the_one_its_card_describes(name: str, parameters: int) -> None:
+    model, described = build(Backbone(bundled=name), tuple("0123456789"))
+    assert bundled.weights_file(name).stat().st_size <= LARGEST[name]
+    assert sum(p.numel() for p in model.parameters()) <= parameters
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert module.groups == 1
+            assert module.out_channels % 8 == 0
+    assert described.provenance.licence == "Apache-2.0"
+    card = json.loads(bundled.weights_file(name).with_suffix(".json").read_text())
+    assert card["kwargs"]["channels"] == list(RECIPES[name].plan.channels)
+    assert card["pretraining"]["classes"].items() <= vars(RECIPES[name].sizes).items()
     for side in (32, 64, 256):
         assert model(torch.zeros(1, 3, side, side)).isfinite().all()
 
 
+def two_colours(n: int = 32) -> Pictures:
+    """Black and white pictures, half and half."""
+    labels = torch.arange(2).repeat(n // 2)
+    return Pictures(
+        labels.view(-1, 1, 1, 1).float().expand(-1, 3, 32, 32) + torch.zeros(n, 3, 32, 32), labels
+    )
+
+
 def test_transfer_starts_differ_only_in_their_weights_and_tuning_learns() -> None:
-    pretrained = weights(bundled.weights_file("nano"))
-    nano, random = start(pretrained, 2, seed=0), start(None, 2, seed=0)
+    nano, random = (start(name).model(2, seed=0) for name in ("nano", "nano-random"))
     assert torch.equal(nano.state_dict()["fc.weight"], random.state_dict()["fc.weight"])
     assert not torch.equal(nano.state_dict()["conv1.0.weight"], random.state_dict()["conv1.0.weight"])
-    labels = torch.arange(2).repeat(16)
-    data = Pictures(
-        labels.view(-1, 1, 1, 1).float().expand(-1, 3, 32, 32) + torch.zeros(32, 3, 32, 32), labels
-    )
+    stored = weights(bundled.weights_file("nano"))["conv1.0.weight"].float()
+    assert torch.equal(nano.state_dict()["conv1.0.weight"], stored)
+    data = mirrored(two_colours())
+    assert len(data.labels) == 64
     tune(nano, data, Schedule(steps=6, batch=16), 3e-3, seed=0)
     assert evaluate(nano, data)[0] == 100
+
+
+def test_a_probe_leaves_the_network_alone() -> None:
+    nano, data = start("nano").model(2, seed=0), two_colours()
+    before = {name: value.clone() for name, value in nano.state_dict().items()}
+    assert Probe(nano, data, 0.1).evaluate(data, "balanced")[0] == 100
+    assert all(torch.equal(value, before[name]) for name, value in nano.state_dict().items())
+
+
+def test_a_transfer_record_of_other_weights_does_not_get_into_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    (tmp_path / "nano.json").write_text(json.dumps({"sha256": "a"}))
+    rows = [
+        {"task": "digits", "per_class": "5", "way": "tune", "start": name, "rate": 0.01}
+        | {"mean": 90.0, "sd": 1.0, "draws": [89.0, 91.0]}
+        for name in ("nano", "nano-random", "small")
+    ]
+    protocol = {"tasks": {"digits": "digits"}, "optimizer": "o", "chosen": "c", "unit": "u"}
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"rows": rows, "protocol": protocol, "weights_sha256": {"nano": "b"}}))
+    with pytest.raises(SystemExit, match="other weights"):
+        add_transfer("nano", record)
+    record.write_text(json.dumps({"rows": rows, "protocol": protocol, "weights_sha256": {"nano": "a"}}))
+    add_transfer("nano", record)
+    shown = json.loads((tmp_path / "nano.json").read_text())["transfer"]["rows"]
+    assert [(row["per_class"], row["start"]) for row in shown] == [(5, "nano"), (5, "random")]

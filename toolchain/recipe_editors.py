@@ -20,6 +20,8 @@ def recipe_schema() -> dict[str, Any]:
         models[name]["properties"].pop("backbone", None)
         required = [field for field in models[name].get("required", []) if field != "backbone"]
         models[name]["required"] = required
+    named = {"type": "string", "pattern": "^bundled/"}
+    schema["properties"]["backbone"]["anyOf"].insert(0, named)
     models["Variant"]["properties"]["steps"]["items"] = {"anyOf": _spellings(models)}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "toolchain recipe"

@@ -1,6 +1,7 @@
 """Pretrain a bundled backbone on pictures made by formulas (2101.08515, 2206.09132): no picture file is read.
 
-    nice -n 19 python -m benchmarks.pretrain.train --out build/pretrain
+    nice -n 19 python -m benchmarks.pretrain.train nano --out build/pretrain/nano
+    python -m benchmarks.pretrain.train small --out build/pretrain/small --device cuda --pictures 30000000
 
 Seeded; killed at any moment, the same command goes on from its last checkpoint. Pictures of a step depend on
 (seed, step) alone, so a resumed run sees what an undisturbed one would have seen. `publish.py` makes the
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.pretrain.formulas import NONE, Batch, Formulas, Sizes
-from toolchain.device import Device, select
+from benchmarks.pretrain.grow import widen
+from toolchain.backbones import bundled, files
+from toolchain.device import AmpName, Device, select
 
 SIZES = (32, 48, 64)
-FULL = Sizes()
 FIRST_MARK = 20_000  # weights are kept at this many pictures, twice as many, four times as many, ...
 
 
@@ -37,7 +39,8 @@ class Plan:
     """How a backbone is pretrained. `pictures` are seen once each; `shares` of them have the side SIZES[i].
 
     The learning rate rises for `warmup` steps, stays, and falls linearly over the last `cooldown` of all
-    steps. So a run may be lengthened or shortened until its fall begins, and be as if planned so.
+    steps. So a run may be lengthened or shortened until its fall begins, and be as if planned so. `grown_from`
+    is the narrower bundled backbone whose weights it starts from; None starts at random.
     """
 
     architecture: str = "resnet10t"
@@ -52,6 +55,8 @@ class Plan:
     ema: float = 0.995
     smoothing: float = 0.05
     seed: int = 0
+    amp: AmpName = "auto"
+    grown_from: str | None = None
 
     @property
     def steps(self) -> int:
@@ -74,18 +79,47 @@ class Plan:
         return self.lr * min(1.0, up, down)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What makes one bundled backbone: the plan and the classes of pictures."""
+
+    plan: Plan
+    sizes: Sizes
+
+
+NANO = Recipe(Plan(), Sizes())
+SMALL = Recipe(
+    Plan(
+        channels=(48, 128, 256, 512),
+        pictures=200_000,
+        batch=64,
+        shares=(0.6, 0.3, 0.1),
+        warmup=200,
+        ema=0.998,
+    ),
+    Sizes(
+        waves=200, spectra=200, cells=120, octaves=160, leaves=120, programs=240,
+        outlines=200, contours=100, fractals=60, strokes=160, scene=True,
+    ),
+)  # fmt: skip
+RECIPES = {"nano": NANO, "small": SMALL}
+ASKED = ("texture", "figure", "fill")
+
+
 def network(plan: Plan, sizes: Sizes) -> nn.Module:
-    """The backbone with one linear head for both questions: which texture, which figure."""
+    """The backbone with one linear head for all questions: which texture, which figure, which fill."""
     torch.manual_seed(plan.seed)
-    classes = sizes.textures + sizes.figures
+    classes = sum(sizes.questions)
     model: nn.Module = timm.create_model(plan.architecture, channels=plan.channels, num_classes=classes)
+    if plan.grown_from:
+        widen(model, files.read(bundled.weights_file(plan.grown_from)), plan.seed)
     return model.to(memory_format=torch.channels_last)
 
 
 class Run:
     """A pretraining run in a folder: `last.pt` to go on from, `log.jsonl`, and weights at parts of the way."""
 
-    def __init__(self, plan: Plan, out: Path, device: Device, sizes: Sizes = FULL) -> None:
+    def __init__(self, plan: Plan, out: Path, device: Device, sizes: Sizes) -> None:
         self.plan, self.out, self.device, self.sizes = plan, out, device, sizes
         self.formulas = Formulas(sizes, plan.seed, device.torch)
         self.model = network(plan, sizes).to(device.torch)
@@ -103,12 +137,12 @@ class Run:
         last = self.plan.steps if stop_after is None else min(self.plan.steps, self.step + stop_after)
         saved = begun = time.monotonic()
         before = self.seconds
-        window: list[tuple[float, float, float]] = []
+        window: list[Tensor] = []
         self.model.train()
         while self.step < last:
             window.append(self._one())
             self.seconds = before + time.monotonic() - begun
-            if self.step % 50 == 0:
+            if self.step % 50 == 0 or self.step == last:
                 self._log(window)
                 window.clear()
             if self.step in marks:
@@ -117,8 +151,8 @@ class Run:
                 self._save()
                 saved = time.monotonic()
 
-    def _one(self) -> tuple[float, float, float]:
-        """One step; gives loss, texture accuracy and figure accuracy of its batch."""
+    def _one(self) -> Tensor:
+        """One step; gives the loss and each question's accuracy on its batch, on the device."""
         started = time.monotonic()
         batch = self.formulas.batch(self.step, self.plan.batch, self.plan.side(self.step))
         self.device.synchronize()
@@ -126,16 +160,16 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
         pictures = batch.pictures.contiguous(memory_format=torch.channels_last)
-        kind = self.device.amp_type("auto")
+        kind = self.device.amp_type(self.plan.amp)
         with torch.autocast(self.device.kind, dtype=kind, enabled=kind is not None):
             logits = self.model(pictures)
-        loss, texture, figure = score(logits.float(), batch, self.sizes.textures, self.plan.smoothing)
+        loss, shares = score(logits.float(), batch, self.sizes.questions, self.plan.smoothing)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
         self.step += 1
         self._update_average()
-        return loss.item(), texture, figure
+        return torch.cat([loss.detach()[None], shares])
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -146,14 +180,13 @@ class Run:
             else:
                 self.average[name].copy_(value)
 
-    def _log(self, window: list[tuple[float, float, float]]) -> None:
-        loss, texture, figure = (sum(column) / len(window) for column in zip(*window, strict=True))
+    def _log(self, window: list[Tensor]) -> None:
+        loss, *shares = torch.stack(window).nanmean(0).tolist()
         row = {
             "step": self.step,
             "pictures": self.step * self.plan.batch,
             "loss": round(loss, 4),
-            "texture_top1": round(texture, 4),
-            "figure_top1": round(figure, 4),
+            **{f"{asked}_top1": round(share, 4) for asked, share in zip(ASKED, shares, strict=False)},
             "lr": self.plan.rate(self.step),
             "seconds": round(self.seconds, 1),
             "generating": round(self.generating, 1),
@@ -175,6 +208,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "generating": self.generating,
+            "device": self.device.fingerprint,
             "model": self.model.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
@@ -196,24 +230,29 @@ class Run:
     def _continues(self, state: Mapping[str, Any]) -> bool:
         """Whether the saved run is a beginning of this plan; its number of pictures may be another."""
         earlier = Plan(**state["plan"])
-        if state["sizes"] != asdict(self.sizes) or replace(earlier, pictures=self.plan.pictures) != self.plan:
+        if (
+            Sizes(**state["sizes"]) != self.sizes
+            or replace(earlier, pictures=self.plan.pictures) != self.plan
+        ):
             return False
         return earlier == self.plan or state["step"] <= min(earlier.fall, self.plan.fall)
 
 
-def score(logits: Tensor, batch: Batch, textures: int, smoothing: float) -> tuple[Tensor, float, float]:
-    """Cross-entropy of both questions over logits [n, textures + figures], and the top-1 of each.
+def score(
+    logits: Tensor, batch: Batch, questions: tuple[int, ...], smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of all questions over logits [n, sum(questions)], and the top-1 of each, [len(questions)].
 
     Pictures without the thing asked for (label NONE) are left out of that question.
     """
     loss = logits.new_zeros(())
     shares = []
-    parts = ((logits[:, :textures], batch.texture), (logits[:, textures:], batch.figure))
-    for part, labels in parts:
+    answers = (batch.texture, batch.figure, batch.fill)[: len(questions)]
+    for part, labels in zip(logits.split(questions, 1), answers, strict=True):
         loss = loss + F.cross_entropy(part, labels, ignore_index=NONE, label_smoothing=smoothing)
         asked = labels != NONE
-        shares.append((part.argmax(1) == labels)[asked].float().mean().item())
-    return loss, shares[0], shares[1]
+        shares.append((part.argmax(1) == labels)[asked].float().mean())
+    return loss, torch.stack(shares)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -234,20 +273,33 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train, or go on training; with --publish also write the package's weights."""
-    plan = Plan()
+    """Train a backbone, or go on training it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("name", choices=RECIPES, help="the backbone to train")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and the log")
-    parser.add_argument("--pictures", type=int, default=plan.pictures)
-    parser.add_argument("--seed", type=int, default=plan.seed)
+    parser.add_argument("--pictures", type=int, help="how many to see (default: as the backbone's plan says)")
+    parser.add_argument("--batch", type=int, help="pictures a step")
+    parser.add_argument("--lr", type=float, help="the highest learning rate")
+    parser.add_argument(
+        "--grown-from", choices=bundled.names(), help="begin as this narrower backbone (1511.05641)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--amp", choices=("auto", "off", "bf16"), default="auto",
+        help="auto: bf16 where a GPU has it; on a CPU with AVX-512 BF16, bf16 is 1.6 times faster",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     device = select(arguments.device, arguments.threads)
-    plan = Plan(pictures=arguments.pictures, seed=arguments.seed)
-    Run(plan, arguments.out, device).train()
+    recipe = RECIPES[arguments.name]
+    given = {
+        name: getattr(arguments, name) for name in ("pictures", "batch", "lr", "grown_from", "seed", "amp")
+    }
+    plan = replace(recipe.plan, **{name: value for name, value in given.items() if value is not None})
+    Run(plan, arguments.out, device, recipe.sizes).train()
 
 
 if __name__ == "__main__":

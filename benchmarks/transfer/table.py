@@ -1,133 +1,108 @@
-"""The transfer table of one task: both starts, the same schedule and the same search of the learning rate."""
+"""Draw the record of the transfer table from the cells that benchmarks.transfer.run has filled.
+
+python -m benchmarks.transfer.table          # benchmarks/results/transfer.json
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from torch import nn
+from scipy.stats import t
 
-from benchmarks.transfer.tuning import Pictures, Schedule, State, evaluate, start, tune, weights
-from toolchain.backbones import bundled
-from toolchain.backbones.files import digest_file
-from toolchain.device import select
-from toolchain.runtime import host
+from benchmarks.transfer.run import CELLS
+from benchmarks.transfer.starts import names
+from benchmarks.transfer.tasks import TASKS
 
-DRAWS = (0, 1, 2)
-
-
-class Task(Protocol):
-    """Labelled pictures. `schedules` says for each number of pictures a class how long is tuned; `curve` at
-    which of them, and at which learning rate, the pretraining's curve is drawn."""
-
-    told: ClassVar[str]
-    schedules: ClassVar[Mapping[int, Schedule]]
-    rates: ClassVar[tuple[float, ...]]
-    curve: ClassVar[tuple[int, float]]
-    classes: int
-    val: Pictures
-    test: Pictures
-
-    def train(self, count: int, draw: int) -> Pictures:
-        """`count` training pictures a class, drawn with seed `draw`."""
-        ...
+RECORD = Path(__file__).parents[1] / "results" / "transfer.json"
+PROTOCOL = {
+    "optimizer": "tune: AdamW on all parameters, warm-up a tenth, cosine, label smoothing 0.1, small rotation, scale and "
+    "shift, mirrored pictures but for digits; probe: logistic regression on standardised frozen features",
+    "chosen": "on val with draw 0, for each start and number of pictures, beyond the grid's edge until the best lies "
+    "inside; ties by val loss",
+    "tasks": {name: kind.told for name, kind in TASKS.items()},
+    "unit": "percent (top-1; balanced accuracy for blood cells and magnetic tile), mean and standard deviation over draws "
+    "of pictures, classifier and order; over_random: paired by draw, t interval",
+}
 
 
-def tuned(task: Task, count: int, draw: int, pretrained: State | None, lr: float) -> nn.Module:
-    """nano fine-tuned on one draw, from the weights given or from random ones."""
-    model = start(pretrained, task.classes, draw)
-    tune(model, task.train(count, draw), task.schedules[count], lr, draw)
-    return model
-
-
-def search(task: Task, count: int, pretrained: State | None) -> tuple[float, dict[str, float]]:
-    """The learning rate that is best on val with draw 0 (then by val loss), and val's top-1 for each."""
-    found = {lr: evaluate(tuned(task, count, DRAWS[0], pretrained, lr), task.val) for lr in task.rates}
-    best = max(task.rates, key=lambda lr: (found[lr][0], -found[lr][1]))
-    return best, {f"{lr:g}": round(top1, 2) for lr, (top1, _) in found.items()}
-
-
-def row(task: Task, count: int, pretrained: State | None, lr: float) -> dict[str, Any]:
-    """Top-1 on test in percent over the draws: mean, standard deviation, each."""
-    scores = [evaluate(tuned(task, count, draw, pretrained, lr), task.test)[0] for draw in DRAWS]
+def record(folder: Path) -> dict[str, Any]:
+    """The cells that have scores, as rows, each bundled start with its lead over its random twin."""
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = {_place(cell): cell for cell in cells if cell["test"]}
+    if not found:
+        raise SystemExit(f"{folder}: no cell with scores, run benchmarks.transfer.run first")
+    rows = [_row(found[place], found.get(_twin(place))) for place in sorted(found, key=_order)]
     return {
-        "mean": round(statistics.mean(scores), 2),
-        "sd": round(statistics.stdev(scores), 2),
-        "top1": [round(score, 2) for score in scores],
+        "what": "transfer of the bundled backbones: percent right by pictures a class",
+        "protocol": PROTOCOL,
+        "rows": rows,
+        "weights_sha256": {cell["start"]: cell["weights_sha256"] for cell in found.values()},
+        "host": max(found.values(), key=lambda cell: cell["seconds"])["host"],
+        "note": "imagenet: MobileNetV2 1.0 of TOOLCHAIN_DATA/weights, as it is, at the same picture sizes.",
     }
 
 
-def rows(task: Task, path: Path) -> list[dict[str, Any]]:
-    """For each number of pictures a class, both starts."""
-    starts: dict[str, State | None] = {"random": None, "nano": weights(path)}
-    found = []
-    for count in task.schedules:
-        for name, pretrained in starts.items():
-            lr, val = search(task, count, pretrained)
-            found.append({"per_class": count, "start": name, "lr": lr, "val_top1": val})
-            found[-1] |= row(task, count, pretrained, lr)
-            print(json.dumps(found[-1]), flush=True)
-    return found
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean of ours minus theirs and its 95 % t interval, None for fewer than two pairs."""
+    lead = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = statistics.mean(lead)
+    if len(lead) < 2:
+        return round(mean, 2), None
+    half = float(t.ppf(0.975, len(lead) - 1)) * statistics.stdev(lead) / math.sqrt(len(lead))
+    return round(mean, 2), [round(mean - half, 2), round(mean + half, 2)]
 
 
-def curve(task: Task, folder: Path) -> list[dict[str, Any]]:
-    """Transfer of the weights kept on the way of a pretraining run (`seen-*.pt`), and of random ones (0)."""
-    count, lr = task.curve
-    sources: dict[int, Path | None] = {0: None}
-    sources |= {int(path.stem.removeprefix("seen-")): path for path in sorted(folder.glob("seen-*.pt"))}
-    points = []
-    for pictures, path in sources.items():
-        point = {"pictures": pictures, "per_class": count, "lr": lr}
-        points.append(point | row(task, count, weights(path) if path else None, lr))
-        print(json.dumps(points[-1]), flush=True)
-    return points
-
-
-def protocol(task: Task) -> dict[str, Any]:
-    """How the table was made, for whoever reads it."""
-    return {
-        "task": task.told,
-        "n_test": len(task.test.labels),
-        "n_val": len(task.val.labels),
-        "learning_rates": list(task.rates),
-        "chosen": "on val with draw 0, for each start and number of pictures; ties by val loss",
-        "draws": len(DRAWS),
-        "optimizer": "AdamW on all parameters, warm-up a tenth, cosine, label smoothing 0.1, "
-        "small rotation, scale and shift",
-        "schedules": {str(count): asdict(schedule) for count, schedule in task.schedules.items()},
-        "curve": "at one learning rate for all points, without a search",
-        "unit": "top-1 in percent, mean and standard deviation over draws of pictures, head and order",
+def _row(cell: dict[str, Any], twin: dict[str, Any] | None) -> dict[str, Any]:
+    scores = cell["test"]
+    values = list(scores.values())
+    row = {name: cell[name] for name in ("task", "per_class", "way", "start")}
+    row |= {
+        "rate": cell["rate"],
+        "mean": round(statistics.mean(values), 2),
+        "sd": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+        "draws": [round(value, 2) for value in values],
     }
+    both = [draw for draw in scores if twin and draw in twin["test"]]
+    if twin and both:
+        row["over_random"], row["over_random_ci95"] = paired(
+            [scores[draw] for draw in both], [twin["test"][draw] for draw in both]
+        )
+    return row
 
 
-def main(kind: type[Task], description: str | None) -> None:
-    """Measure a task's table (and the curve, when a run's folder is given) and write the record."""
+Place = tuple[str, str, str, str]
+
+
+def _place(cell: dict[str, Any]) -> Place:
+    return cell["task"], cell["per_class"], cell["way"], cell["start"]
+
+
+def _twin(place: Place) -> Place:
+    return *place[:3], f"{place[3]}-random"
+
+
+def _order(place: Place) -> tuple[int, str, float, int]:
+    task, per_class, way, start = place
+    count = math.inf if per_class == "all" else float(per_class)
+    return list(TASKS).index(task), way, count, names().index(start)
+
+
+def main() -> None:
+    """Write the record."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", type=Path, default=bundled.weights_file("nano"))
-    parser.add_argument("--out", type=Path, required=True, help="the record to write, JSON")
-    parser.add_argument("--run", type=Path, help="folder of a pretraining run, for the curve")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cells", type=Path, default=CELLS)
+    parser.add_argument("--out", type=Path, default=RECORD)
     arguments = parser.parse_args()
-    select("cpu", arguments.threads)
-    begun = time.monotonic()
-    task = kind()
-    record: dict[str, Any] = {"protocol": protocol(task), "rows": rows(task, arguments.weights)}
-    if arguments.run:
-        record["curve"] = curve(task, arguments.run)
-    record |= {
-        "weights": arguments.weights.name,
-        "weights_sha256": digest_file(arguments.weights),
-        "seconds": round(time.monotonic() - begun),
-        "threads": arguments.threads,
-        "host": host.facts(),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(record(arguments.cells), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

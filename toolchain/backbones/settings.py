@@ -57,7 +57,8 @@ class Backbone(BaseModel):
     """A network to start from: `timm` by name (any classification model, with or without ".tag") or `bundled`.
 
     weights: "hub" (what timm publishes; the default for `timm`), "random", or a .safetensors/.pth file;
-    not given with `bundled` (its weights lie in the package).
+    not given with `bundled` (its weights lie in the package). "bundled/nano" in place of the whole mapping
+    means {bundled: nano}.
     head: "new" puts a fresh classifier for the data's labels; "keep" keeps the file's, whose outputs must
     be the data's labels in their order.
     kwargs: passed to the timm constructor (pad_type: same).
@@ -76,6 +77,19 @@ class Backbone(BaseModel):
     drop_rate: Share = 0.0
     drop_path_rate: Share = 0.0
     out_indices: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: object) -> object:
+        """A backbone by its name alone, as reports show it."""
+        if not isinstance(given, str):
+            return given
+        kind, _, name = given.partition("/")
+        if kind != "bundled":
+            raise ValueError(
+                f"'{given}' alone is no backbone; take bundled/NAME, or a mapping such as {{timm: {given}}}"
+            )
+        return {"bundled": name}
 
     @field_validator("timm")
     @classmethod

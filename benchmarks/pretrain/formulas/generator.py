@@ -12,6 +12,8 @@ from torch import Tensor
 from benchmarks.pretrain.formulas.camera import shoot
 from benchmarks.pretrain.formulas.draw import Draw
 from benchmarks.pretrain.formulas.figures import Contours, Figure, Fractals, Outlines, Strokes
+from benchmarks.pretrain.formulas.noises import Leaves, Octaves, Programs
+from benchmarks.pretrain.formulas.scene import in_front, shaded, shadowed
 from benchmarks.pretrain.formulas.textures import Cells, Palettes, Spectra, Texture, Waves
 
 NONE = -100  # what cross_entropy ignores
@@ -21,7 +23,12 @@ F = TypeVar("F", Texture, Figure)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many classes each family has."""
+    """How many classes each family has, and whether figures are objects in a `scene`: with relief and shadow,
+    other things before them, and their fill to be named as well.
+
+    The defaults are those of nano. A family without classes takes no random numbers, so that nano's pictures
+    stay what they were.
+    """
 
     waves: int = 160
     spectra: int = 160
@@ -30,26 +37,36 @@ class Sizes:
     contours: int = 70
     fractals: int = 80
     strokes: int = 160
+    octaves: int = 0
+    leaves: int = 0
+    programs: int = 0
+    scene: bool = False
 
     @property
     def textures(self) -> int:
         """Classes of grounds."""
-        return self.waves + self.spectra + self.cells
+        return self.waves + self.spectra + self.cells + self.octaves + self.leaves + self.programs
 
     @property
     def figures(self) -> int:
         """Classes of figures."""
         return self.outlines + self.contours + self.fractals + self.strokes
 
+    @property
+    def questions(self) -> tuple[int, ...]:
+        """How many answers each question has: the ground's texture, the figure and, in scenes, its fill."""
+        return (self.textures, self.figures, *([self.textures] if self.scene else []))
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures float32 [n, 3, size, size] normalised to [-1, 1] (mean = std = 0.5), with two labels each:
-    texture int64 [n] in [0, textures) and figure int64 [n] in [0, figures), NONE where there is none."""
+    """Pictures float32 [n, 3, size, size] normalised to [-1, 1] (mean = std = 0.5), with three labels each:
+    texture and fill int64 [n] in [0, textures), figure int64 [n] in [0, figures), NONE where there is none."""
 
     pictures: Tensor
     texture: Tensor
     figure: Tensor
+    fill: Tensor
 
 
 class Formulas:
@@ -62,6 +79,9 @@ class Formulas:
             Waves(sizes.waves, draw),
             Spectra(sizes.spectra, draw),
             Cells(sizes.cells, draw),
+            Octaves(sizes.octaves, draw),
+            Leaves(sizes.leaves, draw),
+            Programs(sizes.programs, draw),
         )
         self._figures: tuple[Figure, ...] = (
             Outlines(sizes.outlines, draw),
@@ -77,18 +97,24 @@ class Formulas:
         draw = Draw((self.seed + 1) * 1_000_003 + step, self.device)
         texture = draw.integers(0, self.sizes.textures, n)
         figure = draw.integers(0, self.sizes.figures, n)
-        pictures = self._textured(texture, size, draw)
+        fill = torch.full_like(texture, NONE)
         plain = n // 4  # the first quarter has a plain ground, the last third no figure
         drawn = n - n // 3
+        pictures = torch.empty(n, 3, size, size, device=self.device)
+        rendered = plain if self.sizes.scene else 0  # nano's numbers were drawn for the plain ones as well
+        pictures[rendered:] = self._textured(texture[rendered:], size, draw)
         pictures[:plain] = draw.colours(plain)
-        pictures[:drawn] = self._figured(pictures[:drawn], figure[:drawn], draw)
+        pictures[:drawn], fill[:drawn] = self._figured(pictures[:drawn], figure[:drawn], draw)
         texture[:plain] = NONE
         figure[drawn:] = NONE
         order = torch.argsort(draw.uniform(0, 1, n))
-        pictures = shoot(pictures[order], draw)
+        pictures = pictures[order]
+        if self.sizes.scene:
+            pictures[: n // 6] = self._hidden(pictures[: n // 6], draw)
+        pictures = shoot(pictures, draw)
         flip = draw.chance(0.5, n).view(-1, 1, 1, 1) & (figure[order] == NONE).view(-1, 1, 1, 1)
         pictures = torch.where(flip, pictures.flip(3), pictures)
-        return Batch(pictures * 2 - 1, texture[order], figure[order])
+        return Batch(pictures * 2 - 1, texture[order], figure[order], fill[order])
 
     def _textured(self, labels: Tensor, size: int, draw: Draw) -> Tensor:
         """Grounds [n, 3, size, size] in [0, 1]; a fifth wears another class's palette, so that form counts."""
@@ -99,19 +125,41 @@ class Formulas:
         palette = torch.where(draw.chance(0.2, len(labels)), foreign, labels)
         return self._palettes.colour(field, palette, draw)
 
-    def _figured(self, ground: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        """Draw a figure on each ground: half plain, half filled with a texture, apart in lightness."""
+    def _figured(self, ground: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Draw a figure on each ground: half plain, half filled with a texture, apart in lightness.
+
+        Gives the pictures and the textures of their fills, NONE where plain.
+        """
         n, size = len(labels), ground.shape[-1]
-        mask = torch.empty(n, size, size, device=self.device)
-        for where, local, family in _families(labels, self._figures):
-            mask[where] = family.mask(local, size, draw)
+        mask = self._masks(labels, size, draw)
         plain = n // 2
         order = torch.argsort(draw.uniform(0, 1, n))
         fill = torch.empty_like(ground)
         fill[order[:plain]] = draw.colours(plain).expand(-1, -1, size, size)
         other = draw.integers(0, self.sizes.textures, n - plain)
         fill[order[plain:]] = self._textured(other, size, draw)
-        return ground + mask[:, None] * (_apart(fill, ground, draw) - ground)
+        filled = torch.full_like(labels, NONE)
+        filled[order[plain:]] = other
+        fill = _apart(fill, ground, draw)
+        if self.sizes.scene:
+            fill, ground = shaded(fill, mask, draw), shadowed(ground, mask, draw)
+        return ground + mask[:, None] * (fill - ground), filled
+
+    def _hidden(self, pictures: Tensor, draw: Draw) -> Tensor:
+        """Put a small figure, plain or with a texture, before each picture."""
+        n, size = len(pictures), pictures.shape[-1]
+        outlines = draw.integers(0, self.sizes.outlines, n)
+        mask = self._masks(outlines, size, draw)
+        fill = self._textured(draw.integers(0, self.sizes.textures, n), size, draw)
+        fill = torch.where(draw.chance(0.5, n).view(-1, 1, 1, 1), draw.colours(n), fill)
+        return in_front(pictures, mask, shaded(fill, mask, draw), draw)
+
+    def _masks(self, labels: Tensor, size: int, draw: Draw) -> Tensor:
+        """The figures' masks, float32 [n, size, size]."""
+        mask = torch.empty(len(labels), size, size, device=self.device)
+        for where, local, family in _families(labels, self._figures):
+            mask[where] = family.mask(local, size, draw)
+        return mask
 
 
 def _apart(fill: Tensor, ground: Tensor, draw: Draw) -> Tensor:

@@ -1,0 +1,177 @@
+"""The four tasks of the transfer table, as normalised pictures in train, val and test."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.transfer.tuning import Pictures, Schedule, mirrored, prepare
+from toolchain.data import digits, sources
+from toolchain.data.dataset import PictureSet
+from toolchain.data.settings import DataSettings, Split
+from toolchain.data.split import limit
+from toolchain.runtime.pictures import decode
+
+ALL = 1_000_000  # more pictures than a class has
+
+
+class Task(Protocol):
+    """Labelled pictures of `size` pixels a side. `schedules` says for each number of pictures a class how long
+    is tuned; `metric` is what is scored, top-1 or the mean of the classes' recalls."""
+
+    told: ClassVar[str]
+    size: ClassVar[int]
+    metric: ClassVar[Literal["top1", "balanced"]]
+    schedules: ClassVar[Mapping[int, Schedule]]
+    classes: int
+    val: Pictures
+    test: Pictures
+
+    def train(self, count: int, draw: int) -> Pictures:
+        """At most `count` training pictures a class, drawn with seed `draw`."""
+        ...
+
+
+class Digits:
+    """scikit-learn's digits: test is the last 540 in order (writers likely unseen), val a part of the rest."""
+
+    told: ClassVar[str] = "scikit-learn digits at 32 pixels, test the last 540 in order"
+    size: ClassVar[int] = 32
+    metric: ClassVar[Literal["top1", "balanced"]] = "top1"
+    schedules: ClassVar[Mapping[int, Schedule]] = {
+        5: Schedule(steps=120),
+        10: Schedule(steps=150),
+        50: Schedule(steps=300),
+        ALL: Schedule(steps=500),
+    }
+
+    def __init__(self) -> None:
+        data = digits.load(Split(val=0.15, seed=0), None)
+        self.classes = len(data.labels)
+        self._pool = data.train
+        self.val, self.test = prepare(data.val, self.size), prepare(data.test, self.size)
+
+    def train(self, count: int, draw: int) -> Pictures:
+        """At most `count` training pictures a class, drawn with seed `draw`."""
+        return prepare(limit(self._pool, count, draw), self.size)
+
+
+class Cifar10:
+    """CIFAR-10 (JPEG) at its 32 pixels: training draws from the first 4,900 of a class, val is the last 50 of
+    each, test the first 200 of each test class. Reads cifar10/cifar10.zip below $TOOLCHAIN_DATA."""
+
+    told: ClassVar[str] = "CIFAR-10 (JPEG) at 32 pixels, 2,000 test pictures"
+    size: ClassVar[int] = 32
+    metric: ClassVar[Literal["top1", "balanced"]] = "top1"
+    schedules: ClassVar[Mapping[int, Schedule]] = {
+        10: Schedule(steps=300),
+        50: Schedule(steps=600),
+        ALL: Schedule(steps=8000, batch=128),
+    }
+    _POOL, _VAL, _TEST = range(4900), range(4900, 4950), range(200)
+
+    def __init__(self) -> None:
+        self._file = zipfile.ZipFile(folder("cifar10") / "cifar10.zip")
+        names = (name for name in self._file.namelist() if name.endswith(".jpg"))
+        self._classes = sorted({name.split("/")[1] for name in names})
+        self.classes = len(self._classes)
+        self.val = self._read("train", [self._VAL] * self.classes)
+        self.test = self._read("test", [self._TEST] * self.classes)
+
+    def train(self, count: int, draw: int) -> Pictures:
+        """At most `count` training pictures a class, drawn with seed `draw`, and their mirror images."""
+        rng, most = np.random.default_rng(draw), min(count, len(self._POOL))
+        return mirrored(
+            self._read("train", [rng.choice(self._POOL, most, replace=False) for _ in self._classes])
+        )
+
+    def _read(self, split: str, numbers: list[range] | list[np.ndarray]) -> Pictures:
+        pairs = [(k, i) for k, chosen in enumerate(numbers) for i in chosen]
+        pictures = [decode(self._file.read(f"{split}/{self._classes[k]}/{i:04d}.jpg")) for k, i in pairs]
+        planes = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        return Pictures(planes.float() / 127.5 - 1, torch.tensor([k for k, _ in pairs]))
+
+
+class _Folder:
+    """An image folder of $TOOLCHAIN_DATA with train, val and test; whole pictures at 64 pixels."""
+
+    where: ClassVar[str]
+    size: ClassVar[int] = 64
+    metric: ClassVar[Literal["top1", "balanced"]] = "balanced"
+    schedules: ClassVar[Mapping[int, Schedule]] = {
+        10: Schedule(steps=200),
+        50: Schedule(steps=300),
+        ALL: Schedule(steps=500, even=True),
+    }
+
+    def __init__(self) -> None:
+        data = sources.load(DataSettings(folder=folder(self.where)), Path())
+        self.classes = len(data.labels)
+        self._pool = data.train
+        self.val, self.test = prepare(data.val, self.size), prepare(data.test, self.size)
+
+    def train(self, count: int, draw: int) -> Pictures:
+        """At most `count` training pictures a class, drawn with seed `draw`, and their mirror images."""
+        return mirrored(prepare(_limited(self._pool, count, draw), self.size))
+
+
+class BloodCells(_Folder):
+    """Crops of blood cells, three classes, split by slide."""
+
+    told: ClassVar[str] = "blood cells at 64 pixels, balanced accuracy on 478 test pictures"
+    where: ClassVar[str] = "clinic_blood_cells"
+
+
+class MagneticTile(_Folder):
+    """Surface defects of magnetic tiles, six classes, split by tile; the rarest class has 21 for training."""
+
+    told: ClassVar[str] = "magnetic tile defects at 64 pixels, balanced accuracy on 210 test pictures"
+    where: ClassVar[str] = "factory_magnetic_tile"
+
+
+TASKS: Mapping[str, type[Task]] = {
+    "cifar10": Cifar10,
+    "digits": Digits,
+    "blood_cells": BloodCells,
+    "magnetic_tile": MagneticTile,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task by name with a number of pictures a class; ALL means every one there is."""
+
+    task: str
+    count: int
+
+    @property
+    def per_class(self) -> str:
+        """The number of pictures a class, as the table shows it."""
+        return "all" if self.count == ALL else str(self.count)
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long is tuned."""
+        return TASKS[self.task].schedules[self.count]
+
+
+def folder(name: str) -> Path:
+    """A data set below $TOOLCHAIN_DATA."""
+    given = os.environ.get("TOOLCHAIN_DATA")
+    return (Path(given) if given else Path(__file__).parents[3] / "shared" / "data") / name
+
+
+def _limited(pool: PictureSet, count: int, draw: int) -> PictureSet:
+    return pool if count == ALL else limit(pool, count, draw)
+
+
+def settings(tasks: Iterable[str]) -> list[Setting]:
+    """All settings of the tasks given."""
+    return [Setting(task, count) for task in tasks for count in TASKS[task].schedules]
