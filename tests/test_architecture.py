@@ -15,8 +15,8 @@ PACKAGE = ROOT / "toolchain"
 # A file may import only from rooms to its left (or its own).
 ORDER = [
     "runtime", "errors", "record", "progress", "stats", "device", "artifact", "data", "step", "backbones",
-    "learn", "graph", "calibration", "parity", "simulate", "steps", "measure", "explain", "loadgen", "remote", "store",
-    "recipe_problems", "recipe_text", "recipe",
+    "learn", "graph", "lineage", "calibration", "parity", "simulate", "steps", "measure", "explain", "loadgen", "remote",
+    "store", "recipe_problems", "recipe_text", "recipe",
     "recipe_editors",
     "pipeline", "choose", "bundle", "package", "report", "history", "compare", "workflow", "optimize",
     "proposal", "doctor", "cli",

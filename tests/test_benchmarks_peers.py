@@ -205,7 +205,7 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
             "Traceback …\nonnx.checker.ValidationError: bad\nwarnings: at exit\n",
             "onnx.checker.ValidationError: bad",
         ),
-        ("OSError: /work/a b/c.onnx and /tmp/x-1/y_2.json\n", "OSError: a b/c.onnx and y_2.json"),
+        ("OSError: /srv/a b/c.onnx and /tmp/x-1/y_2.json\n", "OSError: a b/c.onnx and y_2.json"),
         (
             "\x1b[31mERROR: No matching distribution\x1b[0m\n[notice] new pip\n",
             "ERROR: No matching distribution",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -13,9 +12,9 @@ from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import equalization, pictures, sensitivity
 from toolchain.errors import DataError
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -62,10 +61,7 @@ class Equalize(Step):
         scales = equalization.equalize(model, found, tops)
         changed = sum(int((np.abs(np.log(scale)) > np.log(1.1)).sum()) for scale in scales.values())
         reached = self._reached(original, model, source / graph.PREPROCESS, context)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, model, context.out)
         return (
             Measurement(name="channels", value=changed),
             *reached,

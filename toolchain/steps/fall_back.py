@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -12,10 +11,10 @@ from pydantic import Field, field_validator
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import float_layers, pictures, selection, sensitivity
 from toolchain.calibration.price import latency_ratio
 from toolchain.errors import DataError, ModelError, ParityError
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.step import Context, Step
 from toolchain.steps.quantize import Quantize, integer_weights
@@ -65,8 +64,6 @@ class FallBack(Step):
         original = graph.read(source / graph.PLAIN)
         if selection.attention(original) and self.quantize.scheme == "auto":
             raise ModelError("fall_back: a network with attention becomes dynamic int8, name scheme: static")
-        entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
         changed = ModelProto()
         changed.CopyFrom(original)
         quantized = settings.quantize.integers(changed, source / graph.PREPROCESS, context)
@@ -76,8 +73,7 @@ class FallBack(Step):
             raise DataError("fall_back compares int8 with fp32 on validation pictures, and there are none")
         prepared = list(pictures.prepared(source / graph.PREPROCESS, val, chosen))
         kept, measured = self._search(quantized, original, prepared, context)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), kept, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(settings, source, kept, context.out)
         return (
             Measurement(name="layers_int8", value=integer_weights(kept)),
             *measured,

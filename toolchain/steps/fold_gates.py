@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,8 +12,8 @@ from onnx.helper import make_node
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.graph import attribute
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.step import Context, Step
 
@@ -40,11 +39,8 @@ class FoldGates(Step):
         source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
         graph.require_float(model)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(model), entry)
         folded = fold(model)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, model, context.out)
         return (Measurement(name="gates", value=len(folded)), *graph.sizes(context.out))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -14,9 +13,9 @@ from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import pictures, ranges, selection
 from toolchain.errors import DataError, ModelError
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.runtime.session import Session
@@ -63,13 +62,10 @@ class Half(Step):
                 model, lambda: pictures.prepared(preprocess, train, chosen, task.advance)
             ).ranges
         kept = {*selection.matching(model, self.exclude), *self._overflowing(model, found)}
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(model), entry)
         half = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(kept))
         OnnxModel(half).topological_sort(is_deterministic=True)
         _skip_detours(half)
-        graph.write_all(context.out, graph.read(preprocess), half, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, half, context.out)
         session = Session(context.out / graph.PLAIN)
         for prepared in pictures.prepared(preprocess, train, chosen[:8]):
             if not np.isfinite(session.run({graph.INPUT: prepared})[0]).all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -11,12 +10,12 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import costs, pictures
 from toolchain.calibration.chains import Chain, chains, pointwise
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Layer
 from toolchain.graph import attribute
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -51,10 +50,7 @@ class Join(Step):
         changed = ModelProto()
         changed.CopyFrom(original)
         joined = join(changed)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), changed, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, changed, context.out)
         price = []
         if joined and len(val):
             one = next(pictures.prepared(source / graph.PREPROCESS, val, [0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +15,12 @@ from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import costs, elimination, pictures, selection, sensitivity
 from toolchain.calibration.chains import Chain, chains, put
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Floats
 from toolchain.errors import DataError
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -85,14 +84,11 @@ class Narrow(Step):
         candidates = self._candidates(original, inputs["model"], context)
         counts, reached = self._choose(original, candidates, probe)
         narrowed = narrower(original, candidates, counts)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
         measured = [_left(c.chain, counts[c.chain.hidden]) for c in candidates if c.chain.hidden in counts]
         all_work = sum(c.cost * c.chain.channels for c in candidates)
         left = sum(c.cost * counts.get(c.chain.hidden, c.chain.channels) for c in candidates)
         price = round(latency_ratio(original, narrowed, probe[0]), 3) if counts else 1.0
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), narrowed, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, narrowed, context.out)
         return (
             *measured,
             Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),

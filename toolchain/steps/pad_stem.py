@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import padding
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.step import Context, Step
 
@@ -32,9 +31,6 @@ class PadStem(Step):
         source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
         graph.require_float(model)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(model), entry)
         added = padding.pad(model)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, model, context.out)
         return (Measurement(name="channels", value=added), *graph.sizes(context.out))

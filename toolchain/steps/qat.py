@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -14,12 +13,13 @@ from pydantic import field_validator
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION, read
+from toolchain.backbones.network import read
 from toolchain.calibration import pictures, sensitivity
 from toolchain.device import AmpName
 from toolchain.errors import TrainingError
 from toolchain.learn.loop import fit
 from toolchain.learn.settings import Count, Distillation, Keep, NotNegative, Positive, Share, Training
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.simulate.network import Simulated, trained
 from toolchain.step import Context, Step
@@ -89,8 +89,6 @@ class Qat(Distillation, Training, Step):
                     f"qat: the teacher '{self.teacher}' has other {name} than the network that learns"
                 )
         original = graph.read(source / graph.PLAIN)
-        entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
         corrected = ModelProto()
         corrected.CopyFrom(original)
         static = settings.quantize.model_copy(update={"scheme": "static"})
@@ -102,8 +100,7 @@ class Qat(Distillation, Training, Step):
         if not isinstance(fitted, Simulated):  # fit trains in place
             raise TypeError(type(fitted))
         kept = trained(fitted, quantized)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), kept, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(settings, source, kept, context.out)
         return (
             Measurement(name="layers_int8", value=integer_weights(kept)),
             *measurements(rows),

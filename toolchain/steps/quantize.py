@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from pydantic import Field, model_validator
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import (
     chains,
     padding,
@@ -32,6 +30,7 @@ from toolchain.calibration import (
 )
 from toolchain.calibration.price import latency_ratio
 from toolchain.errors import DataError
+from toolchain.lineage import hand_on
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -111,14 +110,11 @@ class Quantize(Step):
         """
         settings, source = self.resolved(), inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
-        entry = {"step": self.step, "version": self.version, "settings": settings.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(model), entry)
         layers = len(list(weights.layers(model)))
         original = ModelProto()
         original.CopyFrom(model)
         quantized = settings.integers(model, source / graph.PREPROCESS, context)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), quantized, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(settings, source, quantized, context.out)
         return (
             Measurement(name="layers", value=layers),
             Measurement(name="layers_int8", value=integer_weights(quantized)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -11,9 +10,9 @@ from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration import pictures, sensitivity, smoothing
 from toolchain.errors import DataError, ModelError
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -59,10 +58,7 @@ class Smooth(Step):
         reached = sensitivity.fidelity(
             sensitivity.answers(original, prepared), sensitivity.answers(model, prepared)
         )
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(original), entry)
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, model, context.out)
         return (
             Measurement(name="norms", value=len(found)),
             Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
@@ -14,10 +13,10 @@ from onnx.helper import make_node, make_opsetid
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.network import DESCRIPTION
 from toolchain.calibration.weights import Layer, layers
 from toolchain.errors import ModelError
 from toolchain.graph import attribute
+from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -53,15 +52,12 @@ class WeightOnly(Step):
         """
         source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
-        entry = {"step": self.step, "version": self.version, "settings": self.model_dump(mode="json")}
-        about = graph.extended(graph.metadata(model), entry)
         changed = self.convert(model)
         if not changed:
             raise ModelError(
                 f"weight_only: no product with constant float weights matches {', '.join(self.layers)}"
             )
-        graph.write_all(context.out, graph.read(source / graph.PREPROCESS), model, about)
-        shutil.copyfile(source / DESCRIPTION, context.out / DESCRIPTION)
+        hand_on(self, source, model, context.out)
         return (Measurement(name="layers", value=len(changed)), *graph.sizes(context.out))
 
     def convert(self, model: ModelProto) -> list[str]:
