@@ -23,6 +23,7 @@ from toolchain.calibration import (
     padding,
     pictures,
     ranges,
+    refit,
     rounding,
     selection,
     sensitivity,
@@ -61,6 +62,8 @@ class Quantize(Step):
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
     products with weights. correct_bias: move biases by the mean error of rounded weights.
     rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
+    refit_head: fit the last layer, which `exclude` must leave in float, to the float network's logits
+    (calibration/refit.py).
     """
 
     step: Literal["quantize"] = "quantize"
@@ -85,6 +88,7 @@ class Quantize(Step):
     operators: tuple[str, ...] | None = None
     correct_bias: bool = True
     rounding: Literal["nearest", "adaptive"] = "nearest"
+    refit_head: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -92,6 +96,8 @@ class Quantize(Step):
             raise ValueError("activation s8 needs weight s8: onnxruntime has no kernel for s8 times u8")
         if self.scheme == "dynamic" and self.activation == "s8":
             raise ValueError("scheme 'dynamic' needs activation u8")
+        if self.scheme == "dynamic" and self.refit_head:
+            raise ValueError("refit_head needs scheme 'static' or 'auto'")
         if "x86-avx2" in self.targets and self.weight == "s8" and self.weight_bits == 8:
             raise ValueError("weight_bits 8 saturates on target x86-avx2: use 'auto', 'pairwise' or 7")
         return self
@@ -152,7 +158,16 @@ class Quantize(Step):
         kept = selection.matching(model, self.exclude)
         if self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model)):
             return self._dynamic(model, kept)
-        return self._static(model, kept, preprocess, context)
+        reference = ModelProto()
+        reference.CopyFrom(model)
+        quantized = self._static(model, kept, preprocess, context)
+        if self.refit_head:
+            train = context.data.train
+            chosen = pictures.choose(train, self.pictures)
+            with context.progress.task("refit", len(chosen)) as task:
+                seen = pictures.prepared(preprocess, train, chosen, task.advance)
+                refit.refit(quantized, reference, seen)
+        return quantized
 
     def _static(self, model: ModelProto, kept: list[str], preprocess: Path, context: Context) -> ModelProto:
         """Calibrate, choose the weights' steps, correct biases, and let onnxruntime insert the integers."""
