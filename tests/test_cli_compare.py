@@ -317,7 +317,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     def killing(self: WorkerProcess, question: Mapping[str, object]) -> Mapping[str, object]:
         asked.append(question)
-        if len(asked) == 20:  # 18 a turn of 8 pairs: the second turn
+        if len(asked) == 44:  # 42 a turn of 20 pairs: the second turn
             os.kill(self._process.pid, signal.SIGKILL)
         return ask(self, question)
 

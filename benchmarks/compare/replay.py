@@ -135,9 +135,7 @@ def replay(
         drawn = blocks[rng.integers(len(blocks), size=most)]  # [turns, 2 figures, 2 sides, pairs]
         again = rng.integers(fewest, size=(most, 1, 1, fewest))
         drawn = np.take_along_axis(drawn, np.broadcast_to(again, drawn.shape), axis=3)
-        fastest = np.log(drawn[:, 0].min(axis=2))
-        typical = np.median(np.log(drawn[:, 1, 1] / drawn[:, 1, 0]), axis=1)
-        series = np.stack([fastest[:, 1] - fastest[:, 0], typical])
+        series = np.median(np.log(drawn[:, :, 1] / drawn[:, :, 0]), axis=2).T  # [2 figures, turns]
         for bound, (verdict, turns) in verdicts(series, bounds).items():
             found[bound].append(verdict)
             lasted[bound].append(turns)

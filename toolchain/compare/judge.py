@@ -58,11 +58,11 @@ def latency_checks(turns: Sequence[Turn], bound: float | None, most: float | Non
     """The candidate's time over the base's: of the fastest calls by `bound`, of the median calls by both bounds, in
     percent; see `typical_verdict`.
     """
-    fastest = np.median(np.stack([turn.fastest.min(axis=1) for turn in turns]), axis=0)
+    fastest = np.median(np.stack([turn.fastest for turn in turns]), axis=(0, 2))
     medians = np.median(np.stack([turn.medians for turn in turns]), axis=(0, 2))
     judged = estimate(np.array([turn.log_ratio for turn in turns]))
     watched = estimate(np.array([turn.typical_log_ratio for turn in turns]))
-    latency = ratio_check(LATENCY, Seen(judged, bound, *_ns(fastest)), "fastest call of a turn")
+    latency = ratio_check(LATENCY, Seen(judged, bound, *_ns(fastest)), "fastest call of a block")
     typical = ratio_check(TYPICAL, Seen(watched, most, *_ns(medians)), "median call of a block")
     if bound is not None and most is not None:
         verdict = typical_verdict(watched, 1 + bound / 100, 1 + most / 100)

@@ -101,7 +101,7 @@ def typical_verdict(found: Estimate, bound: float, most: float) -> Verdict:
     it is inside `bound` for certain, or inside `most` for certain and inside `bound` by its estimate.
 
     So a pass errs on `most` with a probability of at most ALPHA, over all looks; the estimate makes it stricter only.
-    A single tight bound would keep everybody waiting, for medians are twice as noisy as fastest calls.
+    A single tight bound would keep everybody waiting, for medians are noisier than fastest calls.
     """
     certain = found.verdict(min(bound, most))
     if certain != "inconclusive":
