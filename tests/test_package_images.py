@@ -159,6 +159,7 @@ def test_oci_runs_without_network_rights_or_a_writable_root_and_refuses_other_an
 def test_docker_archive_form_is_taken_too(tmp_path: Path, device: Path) -> None:
     package(wish(tmp_path, device), "oci", tmp_path / "image.tar")
     call("skopeo", "copy", "-q", f"docker-archive:{tmp_path / 'image.tar'}", f"dir:{tmp_path / 'copied'}")
+    assert json.loads((tmp_path / "copied/manifest.json").read_text())["layers"]
 
 
 @needs("buildah", "podman", "runc")

@@ -139,7 +139,7 @@ def spans(
 def equalize(
     model: ModelProto, found: Iterable[Stream], reached: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Scale the streams' channels in place to one range; returns what each tensor was multiplied by, [C].
+    """Scale the streams' channels in place to one range; returns what each stream was, [C] by its first tensor.
 
     Where a stream has several tensors, it is the geometric mean of a channel's shares in their ranges that is
     made the same.
@@ -154,7 +154,7 @@ def equalize(
             factor[usable] = np.exp(-np.log(shares[:, usable]).mean(axis=0))
             factor[usable] /= np.exp(np.log(factor[usable]).mean())
         _scale(model, stream, factor, changed)
-        scales |= dict.fromkeys(stream.tensors, factor)
+        scales[stream.tensors[0]] = factor
     put(model, {name: value.astype(np.float32) for name, value in changed.items()})
     return scales
 

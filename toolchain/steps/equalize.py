@@ -72,7 +72,7 @@ class Equalize(Step):
         )
 
     def _scaled(self, model: ModelProto, inputs: Iterable[Floats]) -> dict[str, NDArray[np.float64]]:
-        """Equalize in place; what each tensor was multiplied by, [C]."""
+        """Equalize in place; what each pair or stream was multiplied by, [C]."""
         if self.over == "streams":
             tied = list(streams.streams(model))
             return streams.equalize(model, tied, streams.spans(model, tied, inputs))
