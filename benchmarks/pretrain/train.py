@@ -40,7 +40,9 @@ class Plan:
 
     The learning rate rises for `warmup` steps, stays, and falls linearly over the last `cooldown` of all
     steps. So a run may be lengthened or shortened until its fall begins, and be as if planned so. `grown_from`
-    is the narrower bundled backbone whose weights it starts from; None starts at random.
+    is the narrower bundled backbone whose weights it starts from; None starts at random. `ahead` steps are rendered
+    at once, for a GPU, whose kernels small batches leave idle. `contrast`, above 0, takes two views of each scene and
+    adds that much of SimCLR's loss on them (2002.05709); `pictures` then counts scenes.
     """
 
     architecture: str = "resnet10t"
@@ -57,6 +59,13 @@ class Plan:
     seed: int = 0
     amp: AmpName = "auto"
     grown_from: str | None = None
+    ahead: int = 1
+    contrast: float = 0.0
+
+    @property
+    def views(self) -> int:
+        """Pictures of a scene."""
+        return 2 if self.contrast else 1
 
     @property
     def steps(self) -> int:
@@ -69,7 +78,8 @@ class Plan:
         return int(self.steps * (1 - self.cooldown))
 
     def side(self, step: int) -> int:
-        """The side of a step's pictures, in pixels."""
+        """The side in pixels of the pictures of a step, or of those rendered with it."""
+        step -= step % self.ahead
         return random.Random(self.seed * 1_000_003 + step).choices(SIZES, self.shares)[0]
 
     def rate(self, step: int) -> float:
@@ -86,8 +96,17 @@ class Recipe:
     plan: Plan
     sizes: Sizes
 
+    def with_more_classes(self, times: int) -> Recipe:
+        """The same with `times` as many classes of each family."""
+        counts = {name: count * times for name, count in asdict(self.sizes).items() if name != "scene"}
+        return replace(self, sizes=replace(self.sizes, **counts))
 
-NANO = Recipe(Plan(), Sizes())
+
+SCENES = Sizes(
+    waves=200, spectra=200, cells=120, octaves=160, leaves=120, programs=240,
+    outlines=200, contours=100, fractals=60, strokes=160, scene=True,
+)  # fmt: skip
+NANO = Recipe(Plan(), SCENES)
 SMALL = Recipe(
     Plan(
         channels=(48, 128, 256, 512),
@@ -97,11 +116,8 @@ SMALL = Recipe(
         warmup=200,
         ema=0.998,
     ),
-    Sizes(
-        waves=200, spectra=200, cells=120, octaves=160, leaves=120, programs=240,
-        outlines=200, contours=100, fractals=60, strokes=160, scene=True,
-    ),
-)  # fmt: skip
+    SCENES,
+)
 RECIPES = {"nano": NANO, "small": SMALL}
 ASKED = ("texture", "figure", "fill")
 
@@ -123,16 +139,21 @@ class Run:
         self.plan, self.out, self.device, self.sizes = plan, out, device, sizes
         self.formulas = Formulas(sizes, plan.seed, device.torch)
         self.model = network(plan, sizes).to(device.torch)
+        self.projector = projector(int(self.model.num_features)).to(device.torch)  # type: ignore[arg-type]
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(_groups(self.model, plan.weight_decay), lr=plan.lr, fused=True)
+        learning = nn.ModuleList([self.model, self.projector] if plan.contrast else [self.model])
+        self.optimizer = torch.optim.AdamW(_groups(learning, plan.weight_decay), lr=plan.lr, fused=True)
+        self._rendered: tuple[int, Batch] | None = None
         self.step = 0
         self.seconds = 0.0
         self.generating = 0.0
         out.mkdir(parents=True, exist_ok=True)
         self._resume()
 
-    def train(self, save_every: float = 60.0, stop_after: int | None = None) -> None:
-        """Train until the plan is done, or for `stop_after` steps; save every `save_every` seconds."""
+    def train(
+        self, save_every: float = 60.0, stop_after: int | None = None, seconds: float = float("inf")
+    ) -> None:
+        """Train until the plan is done, or for `stop_after` steps or `seconds`; save every `save_every` seconds."""
         marks = {(FIRST_MARK << i) // self.plan.batch for i in range(12)} | {self.plan.steps}
         last = self.plan.steps if stop_after is None else min(self.plan.steps, self.step + stop_after)
         saved = begun = time.monotonic()
@@ -147,23 +168,27 @@ class Run:
                 window.clear()
             if self.step in marks:
                 self._write_average(f"seen-{self.step * self.plan.batch:08d}.pt")
-            if time.monotonic() - saved > save_every or self.step == last:
+            over = time.monotonic() - begun > seconds
+            if time.monotonic() - saved > save_every or self.step == last or over:
                 self._save()
                 saved = time.monotonic()
+            if over:
+                return
 
     def _one(self) -> Tensor:
         """One step; gives the loss and each question's accuracy on its batch, on the device."""
-        started = time.monotonic()
-        batch = self.formulas.batch(self.step, self.plan.batch, self.plan.side(self.step))
-        self.device.synchronize()
-        self.generating += time.monotonic() - started
+        batch = self._batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
         pictures = batch.pictures.contiguous(memory_format=torch.channels_last)
         kind = self.device.amp_type(self.plan.amp)
         with torch.autocast(self.device.kind, dtype=kind, enabled=kind is not None):
-            logits = self.model(pictures)
+            seen = self.model.forward_head(self.model.forward_features(pictures), pre_logits=True)  # type: ignore[operator]
+            logits = self.model.get_classifier()(seen)  # type: ignore[operator]
+            projected = self.projector(seen) if self.plan.contrast else None
         loss, shares = score(logits.float(), batch, self.sizes.questions, self.plan.smoothing)
+        if projected is not None:
+            loss = loss + self.plan.contrast * contrast(projected.float())
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
@@ -171,14 +196,29 @@ class Run:
         self._update_average()
         return torch.cat([loss.detach()[None], shares])
 
+    def _batch(self) -> Batch:
+        """The step's pictures; renders those of the next `ahead` steps where that is due, and takes the time of it."""
+        plan = self.plan
+        number, part = divmod(self.step, plan.ahead)
+        if self._rendered is None or self._rendered[0] != number:
+            self._rendered = None
+            self.device.synchronize()
+            started = time.monotonic()
+            scenes = plan.batch * plan.ahead
+            self._rendered = number, self.formulas.batch(number, scenes, plan.side(self.step), plan.views)
+            self.device.synchronize()
+            self.generating += time.monotonic() - started
+        return self._rendered[1].part(part * plan.batch, (part + 1) * plan.batch)
+
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        state = self.model.state_dict()
+        floats = [name for name, value in state.items() if value.is_floating_point()]
+        averages, values = [self.average[name] for name in floats], [state[name] for name in floats]
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        for name in state.keys() - set(floats):
+            self.average[name].copy_(state[name])
 
     def _log(self, window: list[Tensor]) -> None:
         loss, *shares = torch.stack(window).nanmean(0).tolist()
@@ -210,6 +250,7 @@ class Run:
             "generating": self.generating,
             "device": self.device.fingerprint,
             "model": self.model.state_dict(),
+            "projector": self.projector.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
@@ -223,6 +264,7 @@ class Run:
         if not self._continues(state):
             raise SystemExit(f"{path} is of another plan: take another --out, or remove it")
         self.model.load_state_dict(state["model"])
+        self.projector.load_state_dict(state["projector"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.step, self.seconds, self.generating = state["step"], state["seconds"], state["generating"]
@@ -243,16 +285,36 @@ def score(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of all questions over logits [n, sum(questions)], and the top-1 of each, [len(questions)].
 
-    Pictures without the thing asked for (label NONE) are left out of that question.
+    Pictures without the thing asked for (label NONE) are left out of that question. Views of a scene share its labels.
     """
     loss = logits.new_zeros(())
     shares = []
-    answers = (batch.texture, batch.figure, batch.fill)[: len(questions)]
+    answers = [
+        part.repeat(batch.views) for part in (batch.texture, batch.figure, batch.fill)[: len(questions)]
+    ]
     for part, labels in zip(logits.split(questions, 1), answers, strict=True):
         loss = loss + F.cross_entropy(part, labels, ignore_index=NONE, label_smoothing=smoothing)
         asked = labels != NONE
         shares.append((part.argmax(1) == labels)[asked].float().mean())
     return loss, torch.stack(shares)
+
+
+def projector(features: int) -> nn.Module:
+    """What the contrast is taken behind, features -> 128; it is thrown away with the head."""
+    return nn.Sequential(
+        nn.Linear(features, features, bias=False),
+        nn.BatchNorm1d(features),
+        nn.ReLU(),
+        nn.Linear(features, 128),
+    )
+
+
+def contrast(projected: Tensor, temperature: float = 0.2) -> Tensor:
+    """SimCLR's loss of two views of n scenes, [2n, d]: each picture is to find the other of its scene among all."""
+    count = len(projected)
+    unit = F.normalize(projected, dim=1)
+    alike = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(alike, (torch.arange(count, device=unit.device) + count // 2) % count)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -291,15 +353,23 @@ def main() -> None:
         "--amp", choices=("auto", "off", "bf16"), default="auto",
         help="auto: bf16 where a GPU has it; on a CPU with AVX-512 BF16, bf16 is 1.6 times faster",
     )  # fmt: skip
+    parser.add_argument("--ahead", type=int, help="steps rendered at once [1; 8 for a GPU]")
+    parser.add_argument("--contrast", type=float, help="weight of SimCLR's loss on two views of a scene [0]")
+    parser.add_argument("--ema", type=float, help="decay of the averaged weights, a step")
+    parser.add_argument("--classes", type=int, default=1, help="times as many classes of each family [1]")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after these; the same command goes on"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     device = select(arguments.device, arguments.threads)
-    recipe = RECIPES[arguments.name]
+    recipe = RECIPES[arguments.name].with_more_classes(arguments.classes)
     given = {
-        name: getattr(arguments, name) for name in ("pictures", "batch", "lr", "grown_from", "seed", "amp")
+        name: getattr(arguments, name)
+        for name in ("pictures", "batch", "lr", "grown_from", "seed", "amp", "ahead", "contrast", "ema")
     }
     plan = replace(recipe.plan, **{name: value for name, value in given.items() if value is not None})
-    Run(plan, arguments.out, device, recipe.sizes).train()
+    Run(plan, arguments.out, device, recipe.sizes).train(seconds=arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -73,7 +74,7 @@ class Cifar10:
     schedules: ClassVar[Mapping[int, Schedule]] = {
         10: Schedule(steps=300),
         50: Schedule(steps=600),
-        ALL: Schedule(steps=8000, batch=128),
+        ALL: Schedule(steps=2500, batch=256),
     }
     _POOL, _VAL, _TEST = range(4900), range(4900, 4950), range(200)
 
@@ -87,10 +88,16 @@ class Cifar10:
 
     def train(self, count: int, draw: int) -> Pictures:
         """At most `count` training pictures a class, drawn with seed `draw`, and their mirror images."""
-        rng, most = np.random.default_rng(draw), min(count, len(self._POOL))
+        if count >= len(self._POOL):
+            return self._all
+        rng = np.random.default_rng(draw)
         return mirrored(
-            self._read("train", [rng.choice(self._POOL, most, replace=False) for _ in self._classes])
+            self._read("train", [rng.choice(self._POOL, count, replace=False) for _ in self._classes])
         )
+
+    @cached_property
+    def _all(self) -> Pictures:
+        return mirrored(self._read("train", [self._POOL] * self.classes))
 
     def _read(self, split: str, numbers: list[range] | list[np.ndarray]) -> Pictures:
         pairs = [(k, i) for k, chosen in enumerate(numbers) for i in chosen]

@@ -15,6 +15,7 @@ from benchmarks.pretrain.formulas.figures import Contours, Figure, Fractals, Out
 from benchmarks.pretrain.formulas.noises import Leaves, Octaves, Programs
 from benchmarks.pretrain.formulas.scene import in_front, shaded, shadowed
 from benchmarks.pretrain.formulas.textures import Cells, Palettes, Spectra, Texture, Waves
+from benchmarks.pretrain.formulas.views import glimpse
 
 NONE = -100  # what cross_entropy ignores
 
@@ -60,17 +61,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures float32 [n, 3, size, size] normalised to [-1, 1] (mean = std = 0.5), with three labels each:
-    texture and fill int64 [n] in [0, textures), figure int64 [n] in [0, figures), NONE where there is none."""
+    """Pictures float32 [views * n, 3, size, size] normalised to [-1, 1] (mean = std = 0.5), first the first views of all n
+    scenes, with three labels a scene: texture and fill int64 [n] in [0, textures), figure int64 [n] in [0, figures),
+    NONE where there is none."""
 
     pictures: Tensor
     texture: Tensor
     figure: Tensor
     fill: Tensor
 
+    @property
+    def views(self) -> int:
+        """How many pictures there are of a scene."""
+        return len(self.pictures) // len(self.texture)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The scenes from `start` to `stop`, with all of their views."""
+        by_view = self.pictures.unflatten(0, (self.views, -1))
+        labels = (labels[start:stop] for labels in (self.texture, self.figure, self.fill))
+        return Batch(by_view[:, start:stop].flatten(0, 1), *labels)
+
 
 class Formulas:
-    """All classes of one seed. `batch` renders pictures that depend on (seed, step, n, size) only."""
+    """All classes of one seed. `batch` renders pictures that depend on (seed, step, n, size, views) only."""
 
     def __init__(self, sizes: Sizes, seed: int, device: torch.device) -> None:
         self.sizes, self.seed, self.device = sizes, seed, device
@@ -92,8 +105,9 @@ class Formulas:
         self._palettes = Palettes(sizes.textures, draw)
 
     @torch.no_grad()
-    def batch(self, step: int, n: int, size: int) -> Batch:
-        """Render `n` pictures of `size` pixels a side for training step `step`."""
+    def batch(self, step: int, n: int, size: int, views: int = 1) -> Batch:
+        """Render `n` scenes of `size` pixels a side for training step `step`, and take `views` pictures of each: of
+        several, each shows a part only, in other colours."""
         draw = Draw((self.seed + 1) * 1_000_003 + step, self.device)
         texture = draw.integers(0, self.sizes.textures, n)
         figure = draw.integers(0, self.sizes.figures, n)
@@ -111,10 +125,18 @@ class Formulas:
         pictures = pictures[order]
         if self.sizes.scene:
             pictures[: n // 6] = self._hidden(pictures[: n // 6], draw)
+        texture, figure, fill = texture[order], figure[order], fill[order]
+        if views == 1:
+            taken = self._taken(pictures, figure, draw)
+        else:
+            taken = torch.cat([self._taken(glimpse(pictures, draw), figure, draw) for _ in range(views)])
+        return Batch(taken * 2 - 1, texture, figure, fill)
+
+    def _taken(self, pictures: Tensor, figure: Tensor, draw: Draw) -> Tensor:
+        """The pictures photographed; of those without a figure half are mirrored."""
         pictures = shoot(pictures, draw)
-        flip = draw.chance(0.5, n).view(-1, 1, 1, 1) & (figure[order] == NONE).view(-1, 1, 1, 1)
-        pictures = torch.where(flip, pictures.flip(3), pictures)
-        return Batch(pictures * 2 - 1, texture[order], figure[order], fill[order])
+        flip = draw.chance(0.5, len(pictures)) & (figure == NONE)
+        return torch.where(flip.view(-1, 1, 1, 1), pictures.flip(3), pictures)
 
     def _textured(self, labels: Tensor, size: int, draw: Draw) -> Tensor:
         """Grounds [n, 3, size, size] in [0, 1]; a fifth wears another class's palette, so that form counts."""
