@@ -8,17 +8,22 @@ answers to those of fp32 on the CPU provider, over the spread of the latter: wha
 ceilings are measured by torch in the same process: products of two 8192 x 8192 matrices in fp16 and in TF32 (what ONNX
 Runtime's CUDA provider takes for fp32), and a copy of 4 GB. `share` is 2 MACs a picture over the time without copies, over
 the ceiling of the precision that computes (int8 files compute in TF32: the provider has no int8 convolution).
-Writes benchmarks/results/cuda.json. Exit 1 when a node ran elsewhere or the answers differ.
+int8 files are refused on CUDA at first (int32 DequantizeLinear of the biases is not there), then timed with a fallback.
+Writes benchmarks/results/cuda.json. Exit 1 when a node of fp32 or fp16 ran elsewhere or the answers differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +43,9 @@ from toolchain.progress import Silent
 from toolchain.record import Record
 from toolchain.runtime import host, providers
 from toolchain.runtime.bench import Asked, Sampling, bench
-from toolchain.runtime.bench_record import Case
-from toolchain.runtime.session import Session
+from toolchain.runtime.bench_record import BenchRecord, Case
+from toolchain.runtime.errors import ProviderError
+from toolchain.runtime.session import NO_CPU, Session
 from toolchain.step import Context, Step
 from toolchain.steps.export import Export
 from toolchain.steps.half import Half
@@ -79,8 +85,9 @@ def _seconds(work: Callable[[], object], device: Device, rounds: int = 10) -> fl
     return float(np.median(taken[3:]))
 
 
-def made(name: str, data: Data, work: Path) -> tuple[dict[str, Path], int]:
+def made(name: str, work: Path) -> tuple[dict[str, Path], int]:
     """{precision: plain file} of a network, and its multiply-accumulates a picture."""
+    data = pictures()
     backbone = Backbone(
         timm=name, weights="random", preprocess=PreprocessOverrides(size=SIDE, crop_pct=0.875)
     )
@@ -105,11 +112,23 @@ def _step(step: Step, form: Form, source: Path, out: Path, data: Data) -> Path:
     return out / graph.PLAIN
 
 
-def agreement(file: Path, reference: Path, provider: str) -> float:
+def timed(file: Path, wish: Asked) -> tuple[BenchRecord, dict[str, str]]:
+    """The bench's record; where nodes cannot run on the provider, which is an error, again with them on the CPU, told so.
+
+    Gives also the options that this took.
+    """
+    try:
+        return bench(file, wish), {}
+    except ProviderError as e:
+        found = bench(file, replace(wish, allow_fallback=True))
+        return replace(found, notes=(f"refused at first: {e}", *found.notes)), {NO_CPU: "0"}
+
+
+def agreement(file: Path, reference: Path, provider: str, options: Mapping[str, str]) -> float:
     """The largest difference of the answers to those of `reference` on the CPU, over the latter's spread."""
     pictures = np.random.default_rng(0).normal(size=(4, 3, SIDE, SIDE)).astype(np.float32)
     (wanted,) = Session(reference).run({graph.INPUT: pictures})
-    (given,) = Session(file, provider=provider).run({graph.INPUT: pictures})
+    (given,) = Session(file, provider=provider, options=options).run({graph.INPUT: pictures})
     return float(np.abs(given - wanted).max() / wanted.std())
 
 
@@ -130,7 +149,7 @@ def row(name: str, precision: str, cases: list[Case], macs: int, ceiling: dict[s
         "share of the card": round(rate / ceiling["fp16" if precision == "fp16" else "tf32"], 4) if ceiling else None,
         "placement": ", ".join(f"{count} on {where}" for where, count in inside.placement.items()),
         "copies between": inside.copies_between,
-        "elsewhere": "; ".join(inside.elsewhere),
+        "elsewhere": len(inside.elsewhere),
     }  # fmt: skip
 
 
@@ -162,21 +181,26 @@ def main() -> int:
     asked = parser.parse_args()
     providers.require(asked.provider)
     ceiling = ceilings(select("cuda")) if asked.provider == "cuda" else {}
-    data, rows, notes = pictures(), [], []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     sampling = Sampling(asked.blocks, asked.calls, cold_starts=0, traced=3)
     wish = Asked(providers=(asked.provider,), batches=tuple(asked.batches), sampling=sampling)
     with tempfile.TemporaryDirectory() as work:
-        for name in asked.networks:
-            files, macs = made(name, data, Path(work))
+        with ProcessPoolExecutor(len(asked.networks), multiprocessing.get_context("spawn")) as pool:
+            made_of = dict(
+                zip(asked.networks, pool.map(partial(made, work=Path(work)), asked.networks), strict=True)
+            )
+        for name, (files, macs) in made_of.items():
             for precision, file in files.items():
                 print(name, precision, file=sys.stderr, flush=True)
-                found = bench(file, wish)
-                agrees = agreement(file, files["fp32"], asked.provider)
+                found, options = timed(file, wish)
+                agrees = agreement(file, files["fp32"], asked.provider, options)
                 notes += found.notes
                 for batch in asked.batches:
                     cases = [case for case in found.cases if case.condition.batch == batch]
                     rows.append({**row(name, precision, cases, macs, ceiling), "agrees": round(agrees, 4)})
-    right = all(not line["elsewhere"] and line["agrees"] <= AGREES[line["precision"]] for line in rows)
+    right = all(line["agrees"] <= AGREES[line["precision"]] for line in rows)
+    right = right and not any(line["elsewhere"] for line in rows if line["precision"] != "int8")
     record = {
         "what": f"ResNet-50 and MobileNetV2 at {SIDE} pixels on the {asked.provider} provider",
         "rows": rows,

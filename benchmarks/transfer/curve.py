@@ -1,6 +1,6 @@
 """Transfer against pictures seen: a linear probe of the weights that a pretraining run kept on its way.
 
-    nice python -m benchmarks.transfer.curve small --run build/pretrain/small
+    nice python -m benchmarks.transfer.curve small --run build/pretrain/small [--processes 2]
 
 Goes on where it was; writes benchmarks/results/transfer_curve_NAME.json. The probe's strength is searched on val for
 each point, as in the table; 0 pictures is the random network.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +28,33 @@ SETTINGS = (Setting("cifar10", 50), Setting("digits", 5))
 DRAWS = 3
 
 
-def points(name: str, run: Path, tasks: dict[str, Task]) -> list[dict[str, Any]]:
-    """One point for the random network and one for each file of weights, [pictures, mean of each setting]."""
+@cache
+def _task(name: str) -> Task:
+    return TASKS[name]()
+
+
+def point(mark: tuple[int, Path | None], name: str, run: Path) -> dict[str, Any]:
+    """What the weights at one mark (pictures seen, their file; None: random) reach: the mean of each setting."""
+    pictures, file = mark
     device = select("auto", 1)
-    sources: dict[int, Path | None] = {0: None}
-    sources |= {int(path.stem.removeprefix("seen-")): path for path in sorted(run.glob("seen-*.pt"))}
-    made = []
-    for pictures, file in sources.items():
-        origin = start(name, file) if file else start(f"{name}-random")
-        point: dict[str, Any] = {"backbone": name, "pictures": pictures}
-        for setting in SETTINGS:
-            cell = Cell(setting, origin, "probe", run / "curve" / str(pictures))
-            cell.fill(tasks[setting.task], DRAWS, device)
-            scores = list(cell.facts["test"].values())[:DRAWS]
-            point[f"{setting.task} {setting.per_class}"] = round(statistics.mean(scores), 2)
-            point[f"{setting.task} sd"] = round(statistics.stdev(scores), 2)
-        print(json.dumps(point), flush=True)
-        made.append(point)
-    return made
+    origin = start(name, file) if file else start(f"{name}-random")
+    found: dict[str, Any] = {"backbone": name, "pictures": pictures}
+    for setting in SETTINGS:
+        cell = Cell(setting, origin, "probe", run / "curve" / str(pictures))
+        cell.fill(_task(setting.task), DRAWS, device)
+        scores = list(cell.facts["test"].values())[:DRAWS]
+        found[f"{setting.task} {setting.per_class}"] = round(statistics.mean(scores), 2)
+        found[f"{setting.task} sd"] = round(statistics.stdev(scores), 2)
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def points(name: str, run: Path, processes: int) -> list[dict[str, Any]]:
+    """One point for the random network and one for each file of weights."""
+    marks: list[tuple[int, Path | None]] = [(0, None)]
+    marks += [(int(path.stem.removeprefix("seen-")), path) for path in sorted(run.glob("seen-*.pt"))]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(partial(point, name=name, run=run), marks))
 
 
 def main() -> None:
@@ -53,12 +64,12 @@ def main() -> None:
     )
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--run", type=Path, required=True, help="folder of train.py's run")
+    parser.add_argument("--processes", type=int, default=1, help="points at once [1]")
     arguments = parser.parse_args()
-    tasks = {setting.task: TASKS[setting.task]() for setting in SETTINGS}
     record = {
         "what": f"linear probe of {arguments.name} against pretraining pictures seen: percent right, "
         "CIFAR-10 with 50 and digits with 5 pictures a class",
-        "rows": points(arguments.name, arguments.run, tasks),
+        "rows": points(arguments.name, arguments.run, arguments.processes),
         "host": host.facts(),
         "note": f"{DRAWS} draws of training pictures.",
     }

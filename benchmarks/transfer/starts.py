@@ -65,10 +65,12 @@ def start(name: str, file: Path | None = None) -> Start:
 
 
 def names() -> list[str]:
-    """All starts, each backbone that is in the package followed by its random twin."""
-    kept = [name for name in reversed(RECIPES) if bundled.weights_file(name).is_file()]
-    pairs = ([name, f"{name}-random"] for name in kept)
-    return [*(name for pair in pairs for name in pair), REFERENCE]
+    """All starts: each backbone that is in the package, the random twin of each that could be, the reference."""
+    found = []
+    for name in reversed(RECIPES):
+        found += [name] if bundled.weights_file(name).is_file() else []
+        found.append(f"{name}-random")
+    return [*found, REFERENCE]
 
 
 def weights(path: Path) -> State:
