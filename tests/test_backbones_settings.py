@@ -40,7 +40,7 @@ def test_mistakes_are_told(given: dict, told: str) -> None:
 
 def test_a_bundled_backbone_by_its_name_alone() -> None:
     assert Backbone.model_validate("bundled/nano") == Backbone(bundled="nano")
-    with pytest.raises(ValidationError, match="no bundled backbone 'mega'; known: nano"):
+    with pytest.raises(ValidationError, match="no bundled backbone 'mega'; known: nano, small"):
         Backbone.model_validate("bundled/mega")
     with pytest.raises(
         ValidationError, match="'resnet18' alone is no backbone; take bundled/NAME, or a mapping"

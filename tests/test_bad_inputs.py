@@ -133,7 +133,7 @@ KINDS = [
     # networks and weights
     Kind("unknown timm model", 2, r"recipe\.yaml: backbone\.timm: timm has no model 'resnet10u' .*'resnet10t'",
          lambda b: b.run(backbone={"timm": "resnet10u"})),
-    Kind("unknown bundled backbone", 2, r"backbone\.bundled: no bundled backbone 'nanno'; known: nano",
+    Kind("unknown bundled backbone", 2, r"backbone\.bundled: no bundled backbone 'nanno'; known: nano, small",
          lambda b: b.run(backbone={"bundled": "nanno"})),
     Kind("architecture that cannot be pruned", 2, r"'levit_128s' cannot be pruned .*take out the prune step",
          lambda b: b.run(backbone=LEVIT, variants=PRUNED), CHECKED),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.pretrain import variants
 from benchmarks.pretrain.formulas import NONE, Formulas, Sizes
 from benchmarks.pretrain.formulas.draw import Draw
 from benchmarks.pretrain.formulas.figures import Contours, Fractals, Outlines, Strokes
@@ -18,8 +19,9 @@ from benchmarks.pretrain.formulas.scene import in_front, shaded, shadowed
 from benchmarks.pretrain.formulas.textures import Cells, Spectra, Waves
 from benchmarks.pretrain.grow import widen
 from benchmarks.pretrain.publish import LARGEST, add_transfer, publish
-from benchmarks.pretrain.train import NANO, RECIPES, SIZES, SMALL, Plan, Run, network, score
+from benchmarks.pretrain.train import NANO, RECIPES, SIZES, SMALL, Plan, Run, contrast, network, score
 from benchmarks.transfer.starts import start, weights
+from benchmarks.transfer.tasks import Setting
 from benchmarks.transfer.tuning import Pictures, Probe, Schedule, evaluate, mirrored, tune
 from toolchain.backbones import bundled
 from toolchain.backbones.network import build
@@ -121,7 +123,7 @@ def test_leaves_are_patches_with_edges() -> None:
 
 
 def test_families_without_classes_leave_the_random_numbers_alone() -> None:
-    """Else nano could not be made again from its seed."""
+    """So that a family can be left out and the others stay what they were."""
     draw, beside = Draw(5, CPU), Draw(5, CPU)
     Octaves(0, draw), Leaves(0, draw), Programs(0, draw)
     assert torch.equal(draw.normal(4), beside.normal(4))
@@ -165,11 +167,12 @@ def plan(**changes: object) -> Plan:
     return replace(Plan(pictures=32 * 4, batch=32, shares=(1.0, 0.0, 0.0)), **changes)
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path) -> None:
-    whole = Run(plan(), tmp_path / "whole", DEVICE, FEW)
+@pytest.mark.parametrize("changes", [{}, {"ahead": 4}, {"contrast": 0.5}], ids=str)
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path: Path, changes: dict[str, float]) -> None:
+    whole = Run(plan(**changes), tmp_path / "whole", DEVICE, FEW)
     whole.train()
-    Run(plan(), tmp_path / "parts", DEVICE, FEW).train(stop_after=2)
-    resumed = Run(plan(), tmp_path / "parts", DEVICE, FEW)
+    Run(plan(**changes), tmp_path / "parts", DEVICE, FEW).train(stop_after=2)
+    resumed = Run(plan(**changes), tmp_path / "parts", DEVICE, FEW)
     assert resumed.step == 2
     resumed.train()
     for name, value in whole.average.items():
@@ -199,6 +202,39 @@ def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(full.lr / full.warmup)
     assert rates[full.warmup] == rates[full.fall - 1] == full.lr
     assert 0 < rates[-1] < full.lr / 100
+
+
+def test_a_run_stops_when_its_seconds_are_over_and_goes_on(tmp_path: Path) -> None:
+    Run(plan(), tmp_path, DEVICE, FEW).train(seconds=0)
+    assert Run(plan(), tmp_path, DEVICE, FEW).step == 1
+
+
+def test_views_of_a_scene_differ_and_stay_in_range(formulas: Formulas) -> None:
+    batch = formulas.batch(3, 24, 32, views=2)
+    assert batch.views == 2
+    assert batch.pictures.shape == (48, 3, 32, 32)
+    first, second = batch.pictures.chunk(2)
+    assert ((first - second).abs().mean((1, 2, 3)) > 0.02).float().mean() > 0.9
+    assert -1 <= batch.pictures.min() <= batch.pictures.max() <= 1
+    part = batch.part(6, 12)
+    assert torch.equal(part.pictures, torch.cat([first[6:12], second[6:12]]))
+    assert torch.equal(part.figure, batch.figure[6:12])
+
+
+def test_contrast_is_least_where_the_views_of_a_scene_agree() -> None:
+    apart = torch.eye(4)
+    assert contrast(torch.cat([apart, apart])) < 0.1
+    assert contrast(torch.cat([apart, apart.roll(1, 0)])) > contrast(torch.randn(8, 4) * 0 + 1)
+
+
+def test_variants_are_probed_on_val(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "SETTINGS", (Setting("digits", 5),))
+    monkeypatch.setattr(variants, "STRENGTHS", (1e-3,))
+    Run(replace(NANO.plan, batch=30, ahead=1), tmp_path / "first", DEVICE, SCENES).train(stop_after=1)
+    row = variants.probed(tmp_path / "first", "nano")
+    assert row["variant"] == "first"
+    assert row["scenes"] == 30
+    assert 20 < row["digits 5"] == row["mean"] < 100
 
 
 def test_a_wider_network_begins_as_the_narrower_one_did_end() -> None:
@@ -241,7 +277,7 @@ def test_a_published_run_is_a_backbone_in_half_precision(
             torch.testing.assert_close(value, run.average[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("nano", 1_500_000)])
+@pytest.mark.parametrize(("name", "parameters"), [("nano", 1_500_000), ("small", 6_000_000)])
 def test_a_backbone_in_the_package_is_the_one_its_card_describes(name: str, parameters: int) -> None:
     model, described = build(Backbone(bundled=name), tuple("0123456789"))
     assert bundled.weights_file(name).stat().st_size <= LARGEST[name]

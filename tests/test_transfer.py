@@ -105,4 +105,4 @@ def test_the_record_pairs_each_start_with_its_random_twin(tmp_path: Path) -> Non
 def test_every_setting_and_start_has_a_name() -> None:
     assert Setting("digits", ALL).per_class == "all"
     assert {setting.task for setting in settings(["digits", "cifar10"])} == {"digits", "cifar10"}
-    assert names() == ["nano", "nano-random", "imagenet"]
+    assert names() == ["small", "small-random", "nano", "nano-random", "imagenet"]

@@ -19,6 +19,7 @@ from tiny import TinyRun, command, tiny_pictures, tiny_recipe
 from tiny import tiny_run as make
 
 import toolchain
+from toolchain import proposal
 from toolchain.report import SCHEMA
 from toolchain.store import Store, hash_path
 
@@ -176,14 +177,19 @@ def test_the_report_is_rendered_again(trip: TinyRun, form: str) -> None:
     assert answer.out == (trip.out / f"report.{form}").read_text()
 
 
-def test_init_writes_a_recipe_that_checks(tmp_path: Path) -> None:
+def test_init_writes_a_recipe_that_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_pictures(tmp_path / "pictures")
     assert command("init", tmp_path / "pictures").code == 0
+    written = (tmp_path / "pictures" / "recipe.yaml").read_text()
+    assert "bundled: small" in written
+    assert "weights: hub}" in written  # how to take ImageNet's instead
     answer = command("check", tmp_path / "pictures" / "recipe.yaml")
     assert answer.code == 0, answer.err
     assert "train: 36 pictures" in answer.out
     assert command("init", tmp_path / "pictures").code == 2
+    monkeypatch.setattr(proposal, "_FEW", 36)
     assert command("init", tmp_path / "pictures", "--force").code == 0
+    assert "bundled: nano" in (tmp_path / "pictures" / "recipe.yaml").read_text()
 
 
 def test_a_foreign_onnx_file_is_measured_beside_its_compressed_forms(trip: TinyRun, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from toolchain.errors import DataError
 from toolchain.runtime.whole import write_whole
 
 _FEW_A_CLASS = 200
+_FEW = 5000  # pictures for training, of which pretraining saves the larger network from too few examples
 _UNEVEN = 3.0
 _LOOKED_AT = 60
 
@@ -28,12 +29,12 @@ seed: 0
 data:
   folder: .{groups}
 
-# The bundled backbone needs no network and nobody's pictures. With a way to timm's hub, a network pretrained
-# on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
+# The bundled backbones (small, and nano at a third of its cost) need no network and nobody's pictures. With a way to
+# timm's hub, a network pretrained on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
 #   backbone: {{timm: resnet18.a1_in1k, weights: hub}}
 # or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
 backbone:
-  bundled: nano
+  bundled: {bundled}
   preprocess: {{size: {size}, crop_pct: 1.0}}   # your pictures' shorter side is about {side} pixels
 
 tune:                       # makes the artifact `tuned`
@@ -127,6 +128,7 @@ def _recipe(folder: Path, seen: _Seen) -> str:
         rarest=seen.rarest,
         side=seen.side,
         name=name,
+        bundled="small" if seen.train < _FEW else "nano",
         groups=groups,
         size=size,
         epochs=epochs,
