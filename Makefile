@@ -89,7 +89,7 @@ bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write
 	$(BIN)/python benchmarks/table.py
 
-.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-table
+.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-cuda bench-table
 bench-kill: setup
 	$(BIN)/python benchmarks/kill/run.py
 
@@ -114,6 +114,10 @@ bench-qat: setup
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer.run
 	$(BIN)/python -m benchmarks.transfer.table
+
+bench-cuda: setup
+	$(BIN)/python -m benchmarks.cuda.run
+	$(BIN)/python benchmarks/throughput/run.py --device cuda
 
 bench-table: setup
 	$(BIN)/python benchmarks/table.py

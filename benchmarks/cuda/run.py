@@ -9,7 +9,7 @@ ceilings are measured by torch in the same process: products of two 8192 x 8192 
 Runtime's CUDA provider takes for fp32), and a copy of 4 GB. `share` is 2 MACs a picture over the time without copies, over
 the ceiling of the precision that computes (int8 files compute in TF32: the provider has no int8 convolution).
 int8 files are refused on CUDA at first (int32 DequantizeLinear of the biases is not there), then timed with a fallback.
-Writes benchmarks/results/cuda.json. Exit 1 when a node of fp32 or fp16 ran elsewhere or the answers differ.
+Writes benchmarks/results/cuda.json after every file. Exit 1 when a node of fp32 or fp16 ran elsewhere or the answers differ.
 """
 
 from __future__ import annotations
@@ -181,42 +181,52 @@ def main() -> int:
     asked = parser.parse_args()
     providers.require(asked.provider)
     ceiling = ceilings(select("cuda")) if asked.provider == "cuda" else {}
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
+    record = begun(
+        asked.provider, ceiling, [f"{n} {p}" for n in asked.networks for p in ("fp32", *PRECISIONS)]
+    )
     sampling = Sampling(asked.blocks, asked.calls, cold_starts=0, traced=3)
     wish = Asked(providers=(asked.provider,), batches=tuple(asked.batches), sampling=sampling)
     with tempfile.TemporaryDirectory() as work:
         with ProcessPoolExecutor(len(asked.networks), multiprocessing.get_context("spawn")) as pool:
-            made_of = dict(
-                zip(asked.networks, pool.map(partial(made, work=Path(work)), asked.networks), strict=True)
-            )
-        for name, (files, macs) in made_of.items():
+            networks = list(pool.map(partial(made, work=Path(work)), asked.networks))
+        for name, (files, macs) in zip(asked.networks, networks, strict=True):
             for precision, file in files.items():
-                print(name, precision, file=sys.stderr, flush=True)
                 found, options = timed(file, wish)
                 agrees = agreement(file, files["fp32"], asked.provider, options)
-                notes += found.notes
+                record["notes"] += found.notes
+                record["missing"].remove(f"{name} {precision}")
                 for batch in asked.batches:
                     cases = [case for case in found.cases if case.condition.batch == batch]
-                    rows.append({**row(name, precision, cases, macs, ceiling), "agrees": round(agrees, 4)})
-    right = all(line["agrees"] <= AGREES[line["precision"]] for line in rows)
-    right = right and not any(line["elsewhere"] for line in rows if line["precision"] != "int8")
-    record = {
-        "what": f"ResNet-50 and MobileNetV2 at {SIDE} pixels on the {asked.provider} provider",
-        "rows": rows,
+                    line = {**row(name, precision, cases, macs, ceiling), "agrees": round(agrees, 4)}
+                    record["rows"].append(line)
+                    print(line, flush=True)
+                asked.result.write_text(json.dumps(record, indent=1) + "\n")
+    record["passed"] = right(record["rows"])
+    asked.result.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if record["passed"] else 1
+
+
+def begun(provider: str, ceiling: Mapping[str, float], missing: list[str]) -> dict[str, Any]:
+    """The record before the first row. It is written after every file, so that what a short loan cuts off costs no more."""
+    reached = ", ".join(f"{name} {value:.3g}" for name, value in ceiling.items())
+    return {
+        "what": f"ResNet-50 and MobileNetV2 at {SIDE} pixels on the {provider} provider",
+        "rows": [],
+        "missing": missing,
+        "passed": False,
+        "notes": [],
         "ceilings": ceiling,
-        "notes": notes,
-        "passed": right,
         "gpus": list(providers.gpus()),
         "torch": torch.__version__,
         "host": host.facts(),
-        "note": f"{', '.join(providers.gpus())}; its ceilings, measured: "
-        + ", ".join(f"{name} {value:.3g}" for name, value in ceiling.items()),
+        "note": f"{', '.join(providers.gpus())}; its ceilings, measured: {reached}",
     }
-    asked.result.write_text(json.dumps(record, indent=1) + "\n")
-    for line in rows:
-        print(line)
-    return 0 if right else 1
+
+
+def right(rows: list[dict[str, Any]]) -> bool:
+    """Whether all answers agree, and only int8 files have nodes elsewhere."""
+    agree = all(line["agrees"] <= AGREES[line["precision"]] for line in rows)
+    return agree and not any(line["elsewhere"] for line in rows if line["precision"] != "int8")
 
 
 if __name__ == "__main__":
