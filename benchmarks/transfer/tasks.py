@@ -49,7 +49,9 @@ class Digits:
     schedules: ClassVar[Mapping[int, Schedule]] = {
         5: Schedule(steps=120),
         10: Schedule(steps=150),
+        20: Schedule(steps=200),
         50: Schedule(steps=300),
+        100: Schedule(steps=400),
         ALL: Schedule(steps=500),
     }
 
