@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.transfer.tasks import folder
 from toolchain import graph, stats
@@ -32,7 +33,6 @@ from toolchain.data.settings import DataSettings
 from toolchain.data.sources import load
 from toolchain.device import select
 from toolchain.progress import Silent
-from toolchain.recipe import Recipe
 from toolchain.record import Record
 from toolchain.report.summary import main_accuracy
 from toolchain.runtime import host
@@ -66,23 +66,23 @@ TASKS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 def scored(name: str, task: str, work: Path, store: Path) -> dict[str, Any]:
     """A row: what int8 loses on a task's test split after fine-tuning."""
     size, data, augment = TASKS[task]
-    recipe = Recipe.model_validate(
-        {
-            "name": f"{name}-{task}".replace("_", "-"),
-            "data": data,
-            "backbone": {"bundled": name, "preprocess": {"size": size, "crop_pct": 1.0}},
-            "tune": {**TUNE, "augment": augment},
-            "variants": {
-                "fp32": {"from": "tuned", "steps": ["export"]},
-                "int8": {"from": "fp32", "steps": ["quantize"]},
-            },
-        }
-    )
-    report = run(recipe, Places(store=store, out=work / f"{name}.{task}")).report
+    recipe = work / f"{name}-{task.replace('_', '-')}.yaml"
+    settings = {
+        "name": recipe.stem,
+        "data": data,
+        "backbone": {"bundled": name, "preprocess": {"size": size, "crop_pct": 1.0}},
+        "tune": {**TUNE, "augment": augment},
+        "variants": {
+            "fp32": {"from": "tuned", "steps": ["export"]},
+            "int8": {"from": "fp32", "steps": ["quantize"]},
+        },
+    }
+    recipe.write_text(yaml.safe_dump(settings))
+    report = run(recipe, Places(store=store, out=work / recipe.stem)).report
     int8, fp32 = (report.variant(kind) if report else None for kind in ("int8", "fp32"))
     before = main_accuracy(fp32) if fp32 else None
     if int8 is None or before is None:
-        raise SystemExit(f"{recipe.name}: the run made no report of both files")
+        raise SystemExit(f"{recipe.stem}: the run made no report of both files")
     drop = int8.drop["test"]
     return {
         "backbone": name,
