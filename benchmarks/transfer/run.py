@@ -29,7 +29,7 @@ from toolchain.runtime.whole import write_whole
 CELLS = Path(__file__).parents[1] / "results" / "transfer"
 Way = Literal["tune", "probe"]
 GRIDS: dict[Way, tuple[float, ...]] = {"tune": (1e-3, 3e-3, 1e-2), "probe": (1e-3, 1e-2, 1e-1)}
-BOUNDS: dict[Way, tuple[float, float]] = {"tune": (1e-5, 1e-1), "probe": (1e-5, 1e4)}
+BOUNDS: dict[Way, tuple[float, float]] = {"tune": (1e-5, 1.0), "probe": (1e-5, 1e4)}
 WIDTHS: dict[Way, float] = {"tune": 3.3, "probe": 10.0}
 
 
