@@ -25,7 +25,8 @@ def test_the_search_goes_on_beyond_an_edge_and_stops_inside_or_at_a_bound() -> N
     assert beyond(inside, "tune") == []
     assert beyond({**inside, "0.01": [61.0, 1.0]}, "tune") == [0.03]
     assert beyond({**inside, "0.001": [61.0, 1.0]}, "tune") == [0.0003]
-    assert beyond({"0.03": [50.0, 1.0], "0.1": [60.0, 1.0]}, "tune") == []
+    assert beyond({"0.1": [50.0, 1.0], "0.3": [60.0, 1.0]}, "tune") == [1.0]
+    assert beyond({"0.3": [50.0, 1.0], "1": [60.0, 1.0]}, "tune") == []
 
 
 def test_a_tie_goes_to_the_lower_loss() -> None:
