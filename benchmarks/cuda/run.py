@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.one_step import run_step
 from toolchain import graph
-from toolchain.artifact import Artifact, Form
 from toolchain.backbones import counts
 from toolchain.backbones.network import build, save
 from toolchain.backbones.settings import Backbone, PreprocessOverrides
@@ -39,14 +39,12 @@ from toolchain.data.dataset import Data
 from toolchain.data.settings import DataSettings
 from toolchain.data.sources import load
 from toolchain.device import Device, select
-from toolchain.progress import Silent
-from toolchain.record import Record
 from toolchain.runtime import host, providers
 from toolchain.runtime.bench import Asked, Sampling, bench
 from toolchain.runtime.bench_record import BenchRecord, Case
 from toolchain.runtime.errors import ProviderError
 from toolchain.runtime.session import NO_CPU, Session
-from toolchain.step import Context, Step
+from toolchain.step import Step
 from toolchain.steps.export import Export
 from toolchain.steps.half import Half
 from toolchain.steps.quantize import Quantize
@@ -57,7 +55,8 @@ PRECISIONS: dict[str, Step] = {"fp16": Half(pictures=8), "int8": Quantize(pictur
 CLASSES = 1000
 SIDE = 224
 AGREES = {"fp32": 0.02, "fp16": 0.1, "int8": 1.0}  # random weights spread little, so rounding shows
-_SIZE = 8192
+_SIZE = 8192  # a side of the matrices whose product is timed
+_THREADS = 4  # for export and calibration
 
 
 def ceilings(device: Device) -> dict[str, float]:
@@ -95,21 +94,12 @@ def made(name: str, work: Path) -> tuple[dict[str, Path], int]:
     folder = work / name
     (folder / "torch").mkdir(parents=True)
     save(model, network, folder / "torch")
-    files = {"fp32": _step(Export(), Form.TORCH, folder / "torch", folder / "fp32", data)}
+    files = {"fp32": run_step(Export(), folder / "torch", folder / "fp32", data, _THREADS)}
     files |= {
-        precision: _step(step, Form.ONNX, folder / "fp32", folder / precision, data)
+        precision: run_step(step, folder / "fp32", folder / precision, data, _THREADS)
         for precision, step in PRECISIONS.items()
     }
     return files, counts.macs(model, network.preprocess)
-
-
-def _step(step: Step, form: Form, source: Path, out: Path, data: Data) -> Path:
-    about = Record(key="", step="", version=0, settings={}, parents={}, libraries={}, seconds=0.0)
-    out.mkdir()
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Context(out, Path(scratch), data, select("cpu", 4), 0, Silent())
-        step.run({"model": Artifact(form, source, about)}, context)
-    return out / graph.PLAIN
 
 
 def timed(file: Path, wish: Asked) -> tuple[BenchRecord, dict[str, str]]:

@@ -23,22 +23,18 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.one_step import run_step
 from benchmarks.transfer.tasks import folder
 from toolchain import graph, stats
-from toolchain.artifact import Artifact, Form
 from toolchain.backbones import bundled, network
 from toolchain.backbones.settings import Backbone, PreprocessOverrides
 from toolchain.data.dataset import Data
 from toolchain.data.settings import DataSettings
 from toolchain.data.sources import load
-from toolchain.device import select
-from toolchain.progress import Silent
-from toolchain.record import Record
 from toolchain.report.summary import main_accuracy
 from toolchain.runtime import host
 from toolchain.runtime.session import Session
 from toolchain.runtime.timing import interleave
-from toolchain.step import Context, Step
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 from toolchain.workflow import Places, run
@@ -100,8 +96,8 @@ def timed(name: str, side: int, data: Data, work: Path, blocks: int) -> dict[str
     (here / "torch").mkdir(parents=True)
     backbone = Backbone(bundled=name, preprocess=PreprocessOverrides(size=side, crop_pct=1.0))
     network.save(*network.build(backbone, data.labels), here / "torch")
-    _step(Export(), Form.TORCH, here / "torch", here / "fp32", data)
-    _step(Quantize().resolved(), Form.ONNX, here / "fp32", here / "int8", data)
+    run_step(Export(), here / "torch", here / "fp32", data)
+    run_step(Quantize().resolved(), here / "fp32", here / "int8", data)
     picture = np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
     sides = {
         kind: partial(Session(here / kind / graph.PLAIN, threads=1).run, {graph.INPUT: picture})
@@ -116,14 +112,6 @@ def timed(name: str, side: int, data: Data, work: Path, blocks: int) -> dict[str
         "faster": round(ratio.value, 2),
         "faster ci95": [round(end, 2) for end in ratio.ci95],
     }
-
-
-def _step(step: Step, form: Form, source: Path, out: Path, data: Data) -> None:
-    about = Record(key="", step="", version=0, settings={}, parents={}, libraries={}, seconds=0.0)
-    out.mkdir()
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Context(out, Path(scratch), data, select("cpu", 1), 0, Silent())
-        step.run({"model": Artifact(form, source, about)}, context)
 
 
 def main() -> int:

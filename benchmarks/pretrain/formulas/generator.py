@@ -27,8 +27,7 @@ class Sizes:
     """How many classes each family has, and whether figures are objects in a `scene`: with relief and shadow,
     other things before them, and their fill to be named as well.
 
-    The defaults are those of nano. A family without classes takes no random numbers, so that nano's pictures
-    stay what they were.
+    A family without classes takes no random numbers.
     """
 
     waves: int = 160
@@ -115,7 +114,7 @@ class Formulas:
         plain = n // 4  # the first quarter has a plain ground, the last third no figure
         drawn = n - n // 3
         pictures = torch.empty(n, 3, size, size, device=self.device)
-        rendered = plain if self.sizes.scene else 0  # nano's numbers were drawn for the plain ones as well
+        rendered = plain if self.sizes.scene else 0
         pictures[rendered:] = self._textured(texture[rendered:], size, draw)
         pictures[:plain] = draw.colours(plain)
         pictures[:drawn], fill[:drawn] = self._figured(pictures[:drawn], figure[:drawn], draw)
