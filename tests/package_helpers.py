@@ -39,7 +39,7 @@ def digest(content: bytes) -> str:
 
 
 def wheels(folder: Path, machine: str = "x86_64") -> Path:
-    for name in (*VERSIONS, *PURE, "httptools"):
+    for name in (*VERSIONS, *PURE, "httptools", "uvloop"):
         wheel(folder, name, machine)
     return folder
 

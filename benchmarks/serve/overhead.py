@@ -104,7 +104,7 @@ def main() -> int:
     found = rows(taken, cpu)
     record = {
         "what": f"What the server adds to a session call, one client, 224 x 224 pixels, {bundle.manifest.name}",
-        "rows": found, "ms": taken, "cpu_ms": cpu, "host": host.facts(),
+        "rows": found, "ms": taken, "cpu_ms": cpu, "interpreter": sys.version, "host": host.facts(),
     }  # fmt: skip
     asked.out.write_text(json.dumps(record, indent=1) + "\n")
     for row in found:

@@ -104,7 +104,7 @@ def main() -> int:
         "ci95": [round(float(low), 3), round(float(high), 3)], "verdict": "kept" if low >= BAR else "missed",
     }  # fmt: skip
     what = "Throughput at saturation against bare sessions, by CPU seconds of the answering process"
-    record = {"what": what, "rows": [row], "rates": rates, "host": host.facts()}
+    record = {"what": what, "rows": [row], "rates": rates, "interpreter": sys.version, "host": host.facts()}
     asked.out.write_text(json.dumps(record, indent=1) + "\n")
     print(row)
     return 0 if row["verdict"] == "kept" else 1

@@ -188,7 +188,11 @@ def main() -> int:
     row = judged(rows)
     what = "Load at 80 % of capacity with aborts, slow-loris, garbage, oversize and bombs mixed in"
     asked.out.write_text(
-        json.dumps({"what": what, "rows": [row], "minutes": rows, "host": host.facts()}, indent=1) + "\n"
+        json.dumps(
+            {"what": what, "rows": [row], "minutes": rows, "interpreter": sys.version, "host": host.facts()},
+            indent=1,
+        )
+        + "\n"
     )
     print(row)
     return 0 if row["verdict"] == "kept" else 1

@@ -65,7 +65,7 @@ class Cell:
         rate = self._search(task, device)
         for draw in range(draws):
             if str(draw) not in self.facts["test"]:
-                begun = time.monotonic()
+                begun = time.process_time()
                 self.facts["test"][str(draw)] = self._train(task, draw, rate, device, "test")[0]
                 self._keep(begun)
 
@@ -76,7 +76,7 @@ class Cell:
         while todo:
             rate = todo.pop(0)
             if f"{rate:g}" not in tried:
-                begun = time.monotonic()
+                begun = time.process_time()
                 tried[f"{rate:g}"] = list(self._train(task, 0, rate, device, "val"))
                 self._keep(begun)
             if not todo:
@@ -95,7 +95,7 @@ class Cell:
         return evaluate(model, scored, task.metric)
 
     def _keep(self, begun: float) -> None:
-        self.facts["seconds"] += time.monotonic() - begun
+        self.facts["seconds"] += time.process_time() - begun
         self.facts["host"] = host.facts()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, json.dumps(self.facts, indent=1).encode())

@@ -29,7 +29,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "cpu": (f"onnxruntime>={MINIMUM_ONNXRUNTIME}",),
     "gpu": (f"onnxruntime-gpu>={MINIMUM_ONNXRUNTIME}",),
     "grpc": ("grpcio>=1.70,<2",),
-    "server": ("uvicorn>=0.54,<0.60", "httptools>=0.9,<0.10"),
+    "server": ("uvicorn>=0.54,<0.60", "httptools>=0.9,<0.10", "uvloop>=0.22,<0.24"),
 }
 _BASE = ("numpy>=2", "pillow>=11")
 _KINDS = (".py", ".html")

@@ -21,7 +21,8 @@ SERVER = (
     "h11",
     "httptools",
     "uvicorn",
-)  # what `serve` needs: uvicorn and httptools, with their needs
+    "uvloop",
+)  # what `serve` needs: uvicorn, httptools and uvloop, with their needs
 # Carried when their wheels lie there as well ('make device-wheels GRPC=1'): what `serve --grpc-port` needs.
 GRPC = ("grpcio", "typing_extensions")
 _PURE = "-none-any"

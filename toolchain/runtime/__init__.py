@@ -1,7 +1,7 @@
 """What goes onto the device, and what measures: numpy, pillow and onnxruntime, and nothing else of toolchain.
 
 `python -m toolchain.runtime verify|predict|bench` works with this folder and those three libraries alone;
-`serve` needs uvicorn and httptools as well (toolchain/runtime/server/).
+`serve` needs uvicorn, httptools and uvloop as well (toolchain/runtime/server/).
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Reader:
         self._limits = limits
         self._held = 0
 
-    async def read(self, incoming: Incoming) -> bytearray:
-        """The body as sent; call `release` with it when it is answered.
+    async def read(self, incoming: Incoming) -> bytes | bytearray:
+        """The body as sent, not copied where it came in one part; call `release` with it when it is answered.
 
         Raises RefusedError 413 (too large), 408 (too slow) or 503 (too much in flight), and GoneError.
         """
@@ -54,8 +54,12 @@ class Reader:
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 while (part := await incoming())["type"] == "http.request":
-                    self._take(body, part.get("body", b""))
-                    if not part.get("more_body", False):
+                    content, more = part.get("body", b""), part.get("more_body", False)
+                    self._take(len(body), content)
+                    if not more and not body:
+                        return bytes(content)
+                    body += content
+                    if not more:
                         return body
             raise GoneError
         except TimeoutError as e:
@@ -67,23 +71,22 @@ class Reader:
             self.release(body)
             raise
 
-    def release(self, body: bytearray) -> None:
+    def release(self, body: bytes | bytearray) -> None:
         """Give back what `read` took."""
         self._held -= len(body)
 
-    def _take(self, body: bytearray, part: bytes) -> None:
-        if len(body) + len(part) > self._limits.body:
+    def _take(self, before: int, part: bytes) -> None:
+        if before + len(part) > self._limits.body:
             raise self._too_large()
         if self._held + len(part) > self._limits.buffered:
             raise busy("too many large requests are in flight; try again")
         self._held += len(part)
-        body += part
 
     def _too_large(self) -> RefusedError:
         return RefusedError(413, f"the body is larger than the {self._limits.body} bytes allowed")
 
 
-def unpack(body: bytearray, encoding: str, cap: int) -> bytes | bytearray:
+def unpack(body: bytes | bytearray, encoding: str, cap: int) -> bytes | bytearray:
     """Undo a body's content encoding: gzip or deflate (RFC 9110, 8.4.1), or none.
 
     Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out, or

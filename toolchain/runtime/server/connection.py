@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from toolchain.runtime.server.settings import Limits
 
 _MOST_HEAD_BYTES = 64 << 10
+_PART_BYTES = 256 << 10  # of a body that a connection holds before the application takes them
 # Connections above the limit that are still told so, before further ones are closed without a word.
 SPARE = 32
 
@@ -31,7 +32,7 @@ class Connection(HttpToolsProtocol):
     _in_head = True
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(Gathering(transport, self.loop))
         self._wait_for_head()
         if len(self.connections) > self.limits.connections + SPARE:
             self.transport.close()
@@ -65,6 +66,15 @@ class Connection(HttpToolsProtocol):
         self.app = self.busy if len(self.connections) > self.limits.connections else self.config.loaded_app
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Gather what arrives: the application wakes for whole bodies and for large parts, not for each packet."""
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > _PART_BYTES:
+            self.flow.pause_reading()
+            self.cycle.message_event.set()
+
     def _wait_for_head(self) -> None:
         self._in_head = True
         if self._deadline is None:
@@ -77,6 +87,45 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class Gathering(asyncio.Transport):
+    """A transport whose writes of one turn of the event loop go out as one: an answer's head with its body."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(bytes(data))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
 
 
 def connection_type(asked: Limits, refuse: Callable[..., Any]) -> type[Connection]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +11,10 @@ from typing import TypeVar
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
-from toolchain.runtime.server.refusals import RefusedError, busy
+from toolchain.runtime.server.refusals import RefusedError
 from toolchain.runtime.server.room import Room
 from toolchain.runtime.server.settings import Settings
+from toolchain.runtime.server.workers import Workers
 from toolchain.runtime.session import Session
 
 T = TypeVar("T")
@@ -62,16 +61,14 @@ class Engine:
         self._current = self._loaded(bundle)
         self._previous: Loaded | None = None
         self._swapping = threading.Lock()
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="answer")
+        self._pool = Workers(self.workers, limits.queue, limits.work_seconds)
         self.room = Room(max(limits.pixels, limits.pixels_held), limits.work_seconds)
-        self._held = 0
-        self._counting = threading.Lock()
         self.draining = False
 
     @property
     def held(self) -> int:
         """Requests that wait or are worked on."""
-        return self._held
+        return self._pool.held
 
     @property
     def current(self) -> Loaded:
@@ -79,28 +76,8 @@ class Engine:
         return self._current
 
     async def do(self, work: Callable[[], T]) -> T:
-        """Run `work` on a worker.
-
-        Raises RefusedError 503 when the queue is full or no answer came in time. Work that has begun is finished, and
-        holds its place until then, also when nobody waits for it any more.
-        """
-        limits = self.limits
-        with self._counting:
-            if self._held >= self.workers + limits.queue:
-                raise busy("too many requests wait; try again")
-            self._held += 1
-        future = self._pool.submit(work)
-        future.add_done_callback(self._let_go)
-        try:
-            async with asyncio.timeout(limits.work_seconds):
-                return await asyncio.wrap_future(future)
-        except TimeoutError as e:
-            raise busy(f"no answer within {limits.work_seconds:g} seconds") from e
-
-    def _let_go(self, _: object) -> None:
-        """On the worker's thread, or the event loop's when work was cancelled before it began."""
-        with self._counting:
-            self._held -= 1
+        """Run `work` on a worker. Raises what Workers.do raises."""
+        return await self._pool.do(work)
 
     def swap(self) -> Loaded:
         """Load and verify what lies at the bundle's path now, and answer with it from now on.
@@ -130,7 +107,7 @@ class Engine:
 
     def close(self) -> None:
         """Wait for what is being answered."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def _loaded(self, bundle: Bundle) -> Loaded:
         return Loaded(bundle, bundle.session(self._settings.provider, self.threads))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 from toolchain.runtime.server.refusals import busy
 
@@ -18,18 +17,39 @@ class Room:
         self._seconds = seconds
         self._changed = threading.Condition()
 
-    @contextmanager
-    def take(self, units: int) -> Iterator[None]:
-        """Hold `units`, which must not be more than the whole room. Raises RefusedError 503 after the wait."""
-        end = time.monotonic() + self._seconds
+    def take(self, units: int) -> Place:
+        """Hold `units`, not more than the whole room, until the place is left (`with room.take(units):`).
+
+        Raises RefusedError 503 after the wait.
+        """
         with self._changed:
-            while units > self._left:
-                if not self._changed.wait(end - time.monotonic()):
-                    raise busy("too many large pictures are in flight; try again")
+            if units > self._left:
+                self._wait(units)
             self._left -= units
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += units
-                self._changed.notify_all()
+        return Place(self, units)
+
+    def give(self, units: int) -> None:
+        """Give back what was taken."""
+        with self._changed:
+            self._left += units
+            self._changed.notify_all()
+
+    def _wait(self, units: int) -> None:
+        end = time.monotonic() + self._seconds
+        while units > self._left:
+            if not self._changed.wait(end - time.monotonic()):
+                raise busy("too many large pictures are in flight; try again")
+
+
+@dataclass(slots=True)
+class Place:
+    """What is held of a room."""
+
+    room: Room
+    units: int
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.room.give(self.units)

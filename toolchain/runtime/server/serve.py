@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -22,8 +23,9 @@ from toolchain.runtime.server.settings import Settings
 try:
     import httptools  # noqa: F401  (uvicorn's quick parser; it would fall back to a slower one in silence)
     import uvicorn
+    import uvloop
 except ModuleNotFoundError as error:
-    raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools") from error
+    raise ToolchainError(f"serving needs {error.name}: pip install uvicorn httptools uvloop") from error
 
 from toolchain.runtime.server.app import App, version
 from toolchain.runtime.server.connection import SPARE, connection_type
@@ -43,18 +45,23 @@ def serve(settings: Settings) -> None:
     allow_files(settings.limits.connections + SPARE + _OWN_FILES)
     give_back_large_blocks()
     listening = _listen(settings)
-    with contextlib.closing(listening):
-        engine = Engine(settings)
+    with contextlib.closing(listening), contextlib.closing(Engine(settings)) as engine:
         app = App(engine, settings)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else a line for each piece of garbage
+        _keep_what_is_there()
         ready = functools.partial(_greet, settings, engine, listening)
         _Server(_config(app, settings), app, engine, _rpc(settings, engine, app), ready).run(
             sockets=[listening]
         )
-        engine.close()
 
 
-class _Loop(asyncio.SelectorEventLoop):
+def _keep_what_is_there() -> None:
+    """Spare the garbage collector what lives as long as the process: libraries, bundle, application."""
+    gc.collect()
+    gc.freeze()
+
+
+class _Loop(uvloop.Loop):
     """An event loop whose servers close connections that do not say hello; asyncio's own 60 seconds are many files."""
 
     def __init__(self, hello_seconds: float) -> None:
