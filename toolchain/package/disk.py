@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolchain.errors import PackageError
-from toolchain.package import archive, esp, pinned, sbom, squash, tools, uki
+from toolchain.package import archive, bytecode, esp, pinned, sbom, squash, tools, uki
 from toolchain.package.oci import USER, pinned_base, system_of
 from toolchain.package.payload import ENVIRONMENT, Payload, command
 
@@ -171,5 +171,6 @@ def _root(payload: Payload, base: bytes, boot: bytes) -> bytes:
         for name in ("dev", "proc", "sys", "opt/toolchain"):
             (root / name).mkdir(parents=True, exist_ok=True)
         squash.spread(payload.tree(system=system), root / "opt" / "toolchain")
+        squash.spread(bytecode.of_base(base, payload.wish.base, payload.python), root)
         squash.pack(root, payload.wish.epoch, image, "zstd")  # xz unpacks too slowly for a start
         return image.read_bytes()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.errors import PackageError
-from toolchain.package import archive, pinned
+from toolchain.package import archive, bytecode, pinned
 from toolchain.package.payload import ENVIRONMENT, PORT, Payload, command
 from toolchain.package.sbom import DebianPackage, installed
 from toolchain.record import JSON
@@ -60,7 +60,9 @@ def as_json(value: JSON) -> bytes:
 def write(payload: Payload, out: Path) -> None:
     """Write the archive. Raises PackageError for a base that is missing, not pinned, another, or unfit."""
     base = pinned_base(payload)
-    ours = archive.tar(payload.tree(system=system_of(base)), payload.wish.epoch, prefix=FOLDER[1:] + "/")
+    tree = {f"{FOLDER[1:]}/{name}": content for name, content in payload.tree(system=system_of(base)).items()}
+    tree |= bytecode.of_base(base, payload.wish.base, payload.python)
+    ours = archive.tar(tree, payload.wish.epoch)
     zipped = [base if base.startswith(b"\x1f\x8b") else archive.gzipped(base), archive.gzipped(ours)]
     unpacked = [_plain(base), ours]
     layout = Layout()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from toolchain import __version__
 from toolchain.errors import PackageError
-from toolchain.package import distribution, sbom, wheels
+from toolchain.package import bytecode, distribution, sbom, wheels
 from toolchain.runtime import sealed, verification
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.manifest import MANIFEST, Manifest
@@ -117,7 +117,7 @@ class Payload:
     def tree(
         self, *, libraries: bool = True, system: tuple[sbom.DebianPackage, ...] = ()
     ) -> dict[str, bytes]:
-        """bundle/…, sbom.cdx.json, licences/…, and with `libraries` lib/… (runtime and libraries).
+        """bundle/…, sbom.cdx.json, licences/…, and with `libraries` lib/… (runtime and libraries, with byte code).
 
         system: what lies below in an image, for the bill of materials.
         """
@@ -128,6 +128,7 @@ class Payload:
             found |= {f"licences/{library.name}/{n}": c for n, c in library.licences.items()}
         if libraries:
             found |= {f"lib/{name}": content for name, content in distribution.sources().items()}
+            found |= bytecode.compiled(found, self.python)
         found["licences/toolchain/LICENSE"] = _licence()
         found["sbom.cdx.json"] = sbom.write(self.manifest, self.version, self.wish.epoch, carried, system)
         return found

@@ -51,6 +51,20 @@ def files(archive: bytes, wanted: Mapping[str, str], path: Path | None) -> dict[
     return found
 
 
+def below(archive: bytes, folder: str, path: Path | None) -> dict[str, bytes]:
+    """{path: content} of the files in a folder of a tar or tar.gz. Raises PackageError when it is none."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            members = ((member.name.removeprefix("./"), member) for member in tar if member.isfile())
+            return {
+                name: file.read()
+                for name, member in members
+                if name.startswith(f"{folder}/") and (file := tar.extractfile(member))
+            }
+    except (tarfile.TarError, EOFError, zlib.error) as e:
+        raise PackageError(f"{path}: not a tar or tar.gz ({e})") from e
+
+
 def unpack(base: bytes, root: Path) -> None:
     """Unpack a base for reading, its device files left out. Raises PackageError for a name that leaves it."""
 

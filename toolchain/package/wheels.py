@@ -26,11 +26,12 @@ SERVER = (
 # Carried when their wheels lie there as well ('make device-wheels GRPC=1'): what `serve --grpc-port` needs.
 GRPC = ("grpcio", "typing_extensions")
 _PURE = "-none-any"
-# What no answer needs: tests, headers, conversion tools of onnxruntime, and its C library, which its Python
-# module holds a second time.
+# What no answer needs: tests, headers, sources of compiled modules, conversion tools of onnxruntime, its C library, which
+# its Python module holds a second time, and what pillow draws text and talks to Tk with.
 _NEEDLESS = re.compile(
     r"(^|/)tests?/|^onnxruntime/(tools|transformers|quantization|datasets|backend)/|^numpy/(f2py|_core/include)/"
-    r"|^onnxruntime/capi/libonnxruntime\.so|^numpy/_core/lib/|\.(pyi|c|h|pxd)$|^[^/]+\.data/"
+    r"|^onnxruntime/capi/libonnxruntime\.so|^numpy/_core/lib/|\.(pyi|c|h|pxd|pyx)$|^[^/]+\.data/"
+    r"|^numpy/_core/_(simd|\w+_tests)\.|^PIL/_imaging(ft|tk)\.|^pillow\.libs/lib(freetype|harfbuzz|brotli|png16)"
 )
 _LICENCE = re.compile(r"licen[cs]e|copying|notice", re.IGNORECASE)
 
