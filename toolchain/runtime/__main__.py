@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolchain.runtime import answers, bench_arguments, limits, providers
-from toolchain.runtime.bench import bench
+from toolchain.runtime import answers, limits, providers
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
@@ -21,7 +20,8 @@ _HOST_FAILED = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a wrong input, 3 for a bundle that differs."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(timing=words[:1] == ["bench"]).parse_args(words)
     try:
         code = int(arguments.work(arguments))
         sys.stdout.flush()
@@ -85,6 +85,9 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    from toolchain.runtime import bench_arguments
+    from toolchain.runtime.bench import bench
+
     record = bench(arguments.model, bench_arguments.asked(arguments))
     print(json.dumps(record.as_json()))
     return 0
@@ -98,7 +101,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, timing: bool) -> argparse.ArgumentParser:
+    """timing: with the options of `bench`, whose modules a server should not take the time to import."""
     what = "Verify, ask, time and serve a bundle on a device; needs numpy, pillow and onnxruntime only."
     parser = argparse.ArgumentParser(prog="python -m toolchain.runtime", description=what)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -122,7 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(work=_predict)
     timed = commands.add_parser("bench", help="time a bundle or an ONNX file; prints its record as JSON")
     timed.add_argument("model", type=Path, metavar="MODEL|BUNDLE")
-    bench_arguments.add_to(timed)
+    if timing:
+        from toolchain.runtime import bench_arguments
+
+        bench_arguments.add_to(timed)
     timed.set_defaults(work=_bench)
     served = commands.add_parser("serve", help="answer over HTTP: Open Inference Protocol v2 and pictures")
     server_arguments.add_to(served)

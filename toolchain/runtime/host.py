@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +90,9 @@ def fingerprint(given: Mapping[str, Any]) -> str:
 
 def distribution_version(name: str) -> str | None:
     """The version of an installed distribution (as pip names it), or None."""
+    # Here, for it imports many modules, and answering needs no version.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:

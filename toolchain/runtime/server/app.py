@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from toolchain.runtime.errors import ModelError, PictureError, ToolchainError
@@ -70,7 +70,7 @@ class App:
         self._limits = settings.limits
         self._reader = body.Reader(settings.limits)
         self._token = None if settings.token is None else settings.token.encode()
-        self._page = (resources.files(__package__) / "page.html").read_bytes()
+        self._page = Path(__file__).with_name("page.html").read_bytes()
         self._routes = {
             "page": self._show_page, "live": self._live, "ready": self._ready, "server": self._server,
             "metrics": self._show_metrics, "openapi": self._openapi, "model": self._model,
