@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 
 from toolchain.compare import words
 from toolchain.compare.model import Check, Comparison
-from toolchain.report.markdown import escape
-from toolchain.report.text import printable
+from toolchain.report.text import escape, printable
 
 _SHOWN_CLASSES = 20
 

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from toolchain.history.changes import Change
 from toolchain.history.trends import History, Point, Trend
 from toolchain.report import svg, text
-from toolchain.report.html import render_page
 from toolchain.report.labels import short
+from toolchain.report.style import render_page
 
 _WIDTH, _HEIGHT = 1000.0, 210.0
 _FRAME = svg.Frame(84.0, 30.0, _WIDTH - 20, _HEIGHT - 46)

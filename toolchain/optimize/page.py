@@ -13,7 +13,7 @@ from markupsafe import Markup
 from toolchain.optimize.outcome import Found
 from toolchain.optimize.points import Failure, Point, Probe, told
 from toolchain.record import JSON
-from toolchain.report import html, svg, text
+from toolchain.report import style, svg, text
 from toolchain.report.labels import Box, place, short
 
 SCHEMA_VERSION = 1
@@ -124,7 +124,7 @@ def _words(point: Point) -> str:
 
 def render_page(found: Found) -> str:
     """The page; every name in it is escaped, nothing is loaded from elsewhere."""
-    return html.render_page(
+    return style.render_page(
         "optimize.html.j2", found=found, headline=headline(found), bounds=_bounds(found), drawing=drawing(found),
         rows=[_row(found, point) for point in sorted(found.points, key=lambda p: p.share)],
         failed=[(o.design.name, o.why) for o in found.outcomes if isinstance(o, Failure)],

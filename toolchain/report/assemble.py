@@ -48,7 +48,7 @@ from toolchain.report.parts import (
     Weights,
 )
 from toolchain.report.sensitivity import sensitivities
-from toolchain.report.thumbnail import thumbnail
+from toolchain.report.thumbnails import thumbnail
 
 
 def assemble(found: Findings, recipe_text: str) -> RunReport:

@@ -10,19 +10,13 @@ from toolchain.report.model import RunReport
 from toolchain.report.page import page, words
 from toolchain.report.rows import Row, gain
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")
 _SHOWN = 20
-
-
-def escape(value: str) -> str:
-    """A name that Markdown shows as it is, in one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))
 
 
 def render_markdown(report: RunReport) -> str:
     """The report as GitHub-flavoured Markdown, without pictures."""
-    blocks: list[str] = [f"# {escape(report.run.name)}", f"**{escape(summary.headline(report))}.**"]
-    blocks += [f"> {escape(line)}" for line in summary.cautions(report)]
+    blocks: list[str] = [f"# {text.escape(report.run.name)}", f"**{text.escape(summary.headline(report))}.**"]
+    blocks += [f"> {text.escape(line)}" for line in summary.cautions(report)]
     blocks += [
         *_variants(report),
         *_gates(report),
@@ -50,9 +44,9 @@ def _variants(report: RunReport) -> list[str]:
     return [
         "## Variants",
         _table(head, [_variant_cells(row) for row in found.rows], right_from=2),
-        escape(" ".join(told)),
-        "\n".join(f"- **{escape(v.name)}**: {escape(v.reason)}" for v in report.variants),
-        *(["\n".join(f"- {escape(line)}" for line in report.noticed)] if report.noticed else []),
+        text.escape(" ".join(told)),
+        "\n".join(f"- **{text.escape(v.name)}**: {text.escape(v.reason)}" for v in report.variants),
+        *(["\n".join(f"- {text.escape(line)}" for line in report.noticed)] if report.noticed else []),
     ]
 
 
@@ -61,7 +55,9 @@ def _variant_cells(row: Row) -> list[str]:
         return f"{value} ({ends})" if ends else value
 
     return [
-        f"**{escape(row.variant.name)}**" if row.variant.status == "chosen" else escape(row.variant.name),
+        f"**{text.escape(row.variant.name)}**"
+        if row.variant.status == "chosen"
+        else text.escape(row.variant.name),
         row.status,
         row.accuracy,
         row.accuracy_range,
@@ -80,8 +76,8 @@ def _gates(report: RunReport) -> list[str]:
         return []
     rows = [
         [
-            escape(gate.variant),
-            escape(gate.name),
+            text.escape(gate.variant),
+            text.escape(gate.name),
             text.measured(gate.value, gate.unit),
             ("≤ " if gate.at_most else "≥ ") + text.measured(gate.bound, gate.unit),
             gate.split,
@@ -97,10 +93,10 @@ def _classes(report: RunReport) -> list[str]:
     if not found.classes:
         return []
     rows = [
-        [escape(row.name), str(row.n), *(text.percent(cell.share) for cell in row.cells)]
+        [text.escape(row.name), str(row.n), *(text.percent(cell.share) for cell in row.cells)]
         for row in found.classes[:_SHOWN]
     ]
-    head = ("Class", "Pictures", *map(escape, found.class_variants))
+    head = ("Class", "Pictures", *map(text.escape, found.class_variants))
     left_out = len(found.classes) + found.classes_left_out - len(rows)
     more = [f"{left_out} more classes are in report.json."] if left_out else []
     return ["## Recall by class, test", _table(head, rows, right_from=1), *more]
@@ -109,7 +105,7 @@ def _classes(report: RunReport) -> list[str]:
 def _latency(report: RunReport) -> list[str]:
     rows = [
         [
-            escape(name), provider, row.file, row.input, str(row.threads), str(row.batch),
+            text.escape(name), provider, row.file, row.input, str(row.threads), str(row.batch),
             text.duration(row.p50_ns), text.duration(row.p90_ns), text.duration(row.p99_ns),
             text.duration(row.alternating_p50_ns), str(row.n),
         ]
@@ -125,7 +121,7 @@ def _mistakes(report: RunReport) -> list[str]:
     if not report.mistakes:
         return []
     rows = [
-        [escape(m.name), escape(m.label), escape(m.predicted), text.percent(m.probability)]
+        [text.escape(m.name), text.escape(m.label), text.escape(m.predicted), text.percent(m.probability)]
         for m in report.mistakes[:_SHOWN]
     ]
     return ["## Worst mistakes", _table(("Picture", "Is", "Said", "Probability"), rows, right_from=3)]
@@ -146,23 +142,27 @@ def _transfer(report: RunReport) -> list[str]:
         )
     told = f"{report.transfer.task}; {report.transfer.weights} against random weights. {report.transfer.note}"
     head = ("Pictures a class", "Pretrained", "Random", "Brings, points")
-    return ["## What pretraining brings", escape(told), _table(head, rows, right_from=0)]
+    return ["## What pretraining brings", text.escape(told), _table(head, rows, right_from=0)]
 
 
 def _data(report: RunReport) -> list[str]:
     counts = report.data.counts
     told = ", ".join(f"{split} {text.whole(sum(by.values()))}" for split, by in counts.items())
     lines = [
-        f"- {check.level}: **{escape(check.name)}**: {escape(check.summary)}" for check in report.data.checks
+        f"- {check.level}: **{text.escape(check.name)}**: {text.escape(check.summary)}"
+        for check in report.data.checks
     ]
     classes = text.plural(len(report.data.labels), "class")
-    blocks = ["## Data", f"{escape(report.data.name)}, {classes}; pictures: {told}."]
+    blocks = ["## Data", f"{text.escape(report.data.name)}, {classes}; pictures: {told}."]
     return [*blocks, "\n".join(lines)] if lines else blocks
 
 
 def _reproduce(report: RunReport) -> list[str]:
     facts = [*page(report).run_facts, *((name, words(value)) for name, value in report.host.items())]
-    blocks = ["## How to get this again", "\n".join(f"- {escape(n)}: {escape(v)}" for n, v in facts)]
+    blocks = [
+        "## How to get this again",
+        "\n".join(f"- {text.escape(n)}: {text.escape(v)}" for n, v in facts),
+    ]
     if report.reproduce:
         commands = "\n".join(report.reproduce)
         longest = max(map(len, re.findall("`+", commands)), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ DASH = "\u2013"
 NOTHING = "\u2014"
 
 
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")  # of Markdown
 _UNSHOWN = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")  # directions
 
 
@@ -128,3 +130,8 @@ def plural(count: int, noun: str) -> str:
 def _three(value: float) -> str:
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:.{digits}f}"
+
+
+def escape(value: str) -> str:
+    """A name that Markdown shows as it is, in one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(value.split()))
