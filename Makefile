@@ -58,7 +58,7 @@ wheelhouse: pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build dist wheelhouse runs .toolchain
 
-# A minute or two: is this version as fast as the one that benchmarks/results/own.ISA.json was taken from? Writes
+# A minute or two: is this version as fast as the one of this kind of machine's record (benchmarks/results/own.*.json)? Writes
 # no record; bench-own-record takes a new one, which wants a quiet machine.
 .PHONY: bench bench-own-record
 bench: setup
@@ -67,7 +67,7 @@ bench: setup
 	@missed=; run() { echo "$$*"; $(BIN)/python -m "$$@" || missed="$$missed $$1"; }; \
 	run benchmarks.bench.explain_cases --by-hand --out build/bench/explain.json; \
 	run benchmarks.bench.harness_cost --out build/bench/harness_cost.json; \
-	run benchmarks.bench.own; \
+	run benchmarks.bench.own --bundle $(firstword $(BUNDLES)); \
 	if [ -d $(firstword $(BUNDLES)) ]; then run benchmarks.serve.overhead --bundle $(firstword $(BUNDLES)) --rounds 10 \
 	    --out build/bench/serve_overhead.json; \
 	else echo "the server is not measured: 'make demo' makes $(firstword $(BUNDLES))"; fi; \
@@ -89,7 +89,7 @@ bench-serve: setup
 	[ -z "$$missed" ] || { echo "missed:$$missed"; exit 1; }
 
 bench-own-record: setup
-	$(BIN)/python -m benchmarks.bench.own --write
+	$(BIN)/python -m benchmarks.bench.own --write --bundle $(firstword $(BUNDLES))
 	$(BIN)/python benchmarks/table.py
 
 .PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-cuda bench-table

@@ -239,3 +239,23 @@ def test_the_words_of_a_condition() -> None:
     condition = record().cases[0].condition
     assert condition.words == "cpu, 1 thread, batch 1, foreign float32 1x3 noise"
     assert words.sign("pass") == "✓"
+
+
+def test_sides_of_one_name_are_told_apart_by_their_files() -> None:
+    side = {"name": "model", "path": "model.onnx", "bytes": 5, "form": "onnx"}
+    base, candidate = SideInfo(sha256="a1b2c3d4" * 8, **side), SideInfo(sha256="e5f60718" * 8, **side)
+    found = comparison(LATENCY, base=base, candidate=candidate)
+    assert forms.terminal(found).splitlines()[0] == "model (e5f60718) against model (a1b2c3d4): pass"
+    suite = ElementTree.fromstring(forms.junit(found))
+    assert {case.get("classname") for case in suite.iter("testcase")} == {
+        "model (a1b2c3d4) -> model (e5f60718)"
+    }
+
+
+def test_fine_bounds_are_not_rounded_away_and_no_interval_leaves_no_brackets() -> None:
+    fine = LATENCY.model_copy(update={"bound": 1.0001})
+    plain = Check(name="difference", verdict="pass", value=0.0, unit="1", bound=0.0)
+    assert words.bound(fine) == "≤ 1.0001"
+    assert words.bound(LATENCY) == "≤ 1.050"
+    said = [out.text for out in ElementTree.fromstring(forms.junit(comparison(plain))).iter("system-out")]
+    assert said == ["0, bound ≤ 0"]

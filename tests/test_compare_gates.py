@@ -48,3 +48,8 @@ def test_a_wrong_file_is_told_with_its_place(tmp_path: Path, text: str, sentence
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gates\.yaml: cannot be read"):
         load(tmp_path / "gates.yaml")
+
+
+def test_a_malformed_change_is_told_with_an_example_of_these_bounds() -> None:
+    with pytest.raises(RecipeError, match=r"--set latency: write it as path=value, e\.g\. --set latency=2"):
+        load(None, ["latency"])

@@ -6,9 +6,9 @@ import report_examples as examples
 from toolchain.report import parts as p
 from toolchain.report import render_markdown, text
 from toolchain.report.labels import Box, place, short
-from toolchain.report.text import escape
 from toolchain.report.summary import cautions, headline
 from toolchain.report.svg import Scale, element, nice_step
+from toolchain.report.text import escape
 
 
 def tables(markdown):

@@ -91,7 +91,7 @@ def _expand(value: JSON, path: str) -> JSON:
     return _VARIABLE.sub(replaced, value)
 
 
-def set_value(raw: dict[str, JSON], override: str) -> None:
+def set_value(raw: dict[str, JSON], override: str, example: str = "tune.epochs=3") -> None:
     """Set one value of the raw recipe: path=value, with names and [index] in the path, the value in YAML.
 
     Raises RecipeError when it is not of that form, or the recipe has no such place.
@@ -99,7 +99,7 @@ def set_value(raw: dict[str, JSON], override: str) -> None:
     path, equals, text = override.partition("=")
     parts = re.findall(r"[^.\[\]]+", path)
     if not equals or not parts:
-        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set tune.epochs=3")
+        raise RecipeError(f"--set {override}: write it as path=value, e.g. --set {example}")
     here: JSON = raw
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

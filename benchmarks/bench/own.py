@@ -1,25 +1,28 @@
 """How fast this toolchain itself is, against the record of an earlier version on the same kind of machine.
 
     python -m benchmarks.bench.own [--rounds 12] [--bound 15]    # measures, compares; writes nothing
-    python -m benchmarks.bench.own --write                       # keeps benchmarks/results/own.ISA.json instead
+    python -m benchmarks.bench.own --write                       # keeps benchmarks/results/own.ISA-KIND.json instead
 
 Each round does every part once, in random order, on one thread: training a small network for two epochs on digits, its
 export, its quantization, loading the plain file, a call (the median of 200), and the start of the command line in a
 process of its own. A round before warms up. Compared are medians; the 95 % interval of their ratio draws rounds of both
 records. Regression: the whole interval lies above the bound (in %); pass: it lies below; else inconclusive. Two runs at
 different times also differ by what the machine did meanwhile, so the bound is wide: `toolchain compare` is for less.
-Records of other kinds of machines (`host.fingerprint`) are not compared. Exit 3: a regression.
+Each kind of machine (`host.fingerprint`) has a record of its own, and is compared with no other. Where there is a bundle to
+serve (`--bundle`), a request to the server that asks no model is a part as well. Exit 3: a regression.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.serve import served
 from toolchain import __version__, graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import build, save
@@ -47,13 +51,14 @@ from toolchain.step import Context, Step
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / f"own.{host.isa()}.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 REGRESSION = 3
 _CALLS = 200
 _BACKBONE = Backbone(
     timm="resnet10t", weights="random", kwargs={"channels": [16, 32, 64, 128]},
     preprocess=PreprocessOverrides(size=32, crop_pct=1.0),
 )  # fmt: skip
+_ALIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 _START = (sys.executable, "-c", "from toolchain.cli import main; main()", "--version")
 
 Parts = Mapping[str, Callable[[], float]]
@@ -94,6 +99,17 @@ class Bench:
                 partial(subprocess.run, _START, check=True, capture_output=True)
             ),
         }
+
+    @contextlib.contextmanager
+    def served(self, bundle: Path) -> Iterator[Parts]:
+        """All parts, with the server's where there is a bundle."""
+        if not bundle.is_dir():
+            print(f"the server is not measured: 'make demo' makes {bundle}", file=sys.stderr)
+            yield self.parts
+            return
+        with served.serving(bundle) as server, contextlib.closing(served.Client(server.port)) as client:
+            ask = partial(client.ask, _ALIVE)
+            yield {**self.parts, "a request to the server": lambda: median(served.seconds_of(ask, _CALLS))}
 
     def _train(self) -> float:
         model, network = build(_BACKBONE, self._data.labels)
@@ -174,6 +190,12 @@ def _medians(taken: list[float], seed: int) -> NDArray[np.float64]:
     return medians
 
 
+def record_of(facts: Mapping[str, Any]) -> Path:
+    """Where the record of a kind of machine lies."""
+    kind = hashlib.sha256(host.fingerprint(facts).encode()).hexdigest()[:6]
+    return RESULTS / f"own.{facts['isa']}-{kind}.json"
+
+
 def judged(now: Seconds, record: Path, bound: float) -> int:
     """Print the comparison with a committed record, or why there is none; the exit code."""
     kept = json.loads(record.read_text()) if record.exists() else None
@@ -199,18 +221,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--bound", type=float, default=15.0, help="percent [default: %(default)s]")
     parser.add_argument("--write", action="store_true", help="keep the record instead of comparing with it")
+    parser.add_argument("--bundle", type=Path, default=served.BUNDLE, help="[default: %(default)s]")
     asked = parser.parse_args()
     if asked.rounds < 2:
         parser.error("--rounds must be at least 2: an interval is drawn from them")
-    with tempfile.TemporaryDirectory() as folder:
-        now = measure(Bench(Path(folder)).parts, asked.rounds)
+    with tempfile.TemporaryDirectory() as folder, Bench(Path(folder)).served(asked.bundle) as parts:
+        now = measure(parts, asked.rounds)
     for row in rows(now):
         print(f"{row['median, ms']:10} ms  {row['part']}")
     if not asked.write:
-        return judged(now, RESULT, asked.bound)
+        return judged(now, record_of(host.facts()), asked.bound)
     what = "This toolchain's own work, one thread: what `make bench` compares a new version with"
     record = {"what": what, "toolchain": __version__, "rows": rows(now), "seconds": now, "host": host.facts()}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    record_of(record["host"]).write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

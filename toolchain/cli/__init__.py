@@ -32,6 +32,9 @@ _COMMANDS = {
     "doctor": "toolchain.cli.doctor",
 }
 
+# What keeps each finished step, so that a stopped command goes on.
+_RESUMED = {"run", "optimize"}
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -106,6 +109,7 @@ def main() -> None:
         click.echo("Error: this machine has no memory left; take smaller batches or pictures", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped. Start the same command again to go on where it was.", err=True)
+        again = " Start the same command again to go on where it was."
+        click.echo(f"Stopped.{again if set(sys.argv[1:2]) & _RESUMED else ''}", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -155,6 +155,8 @@ def _check(models: tuple[Path, ...], given: _Given) -> None:
     for name in ("target_qps", "target_latency_ms"):
         if name in said and given["scenario"] != "server":
             raise click.UsageError(f"{flags[name]} belongs to --loadgen server.")
+    if given["mode"] == "accuracy" and given["pictures"] is None:
+        raise click.UsageError("--loadgen-mode accuracy needs --pictures, a folder of pictures by class.")
     several = max(len(given["providers"]), len(given["threads"]), len(given["batches"])) > 1
     if given["scenario"] is not None and several:
         raise click.UsageError("a LoadGen test has one provider, one thread count and one batch.")
@@ -166,8 +168,9 @@ def _asked(given: _Given) -> Asked:
 
     sampling = Sampling(given["blocks"], given["calls"], given["seconds"], given["cold_starts"])
     return Asked(
-        given["providers"], parse_options(given["options"]), given["threads"], given["batches"], given["spinning"],
-        given["pictures"], parse_shapes(given["shapes"]), given["file"], given["allow_fallback"], sampling,
+        given["providers"], parse_options(given["options"], given["providers"]), given["threads"], given["batches"],
+        given["spinning"], given["pictures"], parse_shapes(given["shapes"]), given["file"], given["allow_fallback"],
+        sampling,
     )  # fmt: skip
 
 

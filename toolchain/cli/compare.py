@@ -119,7 +119,8 @@ def _question(base: Path, candidate: Path, given: _Given) -> Question:
     from toolchain.runtime.bench_arguments import parse_options, parse_shapes
     from toolchain.runtime.fresh import Setup
 
-    told, provider = parse_options(given["options"]), given["provider"]
+    provider = given["provider"]
+    told = parse_options(given["options"], (provider,))
     setup = Setup(provider, given["threads"], given["spinning"], told.get("", {}) | told.get(provider, {}))
     return Question(
         base, candidate, gates=gates.load(given["gates"], given["overrides"]),

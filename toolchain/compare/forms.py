@@ -97,11 +97,13 @@ _KINDS = {"failures": "regression", "skipped": "inconclusive"}
 
 
 def _case(suite: ElementTree.Element, check: Check, found: Comparison) -> None:
-    name = f"{found.base.name} -> {found.candidate.name}"
+    name = " -> ".join(words.names(found))
     case = ElementTree.SubElement(
         suite, "testcase", {"classname": str(printable(name)), "name": str(printable(check.name))}
     )
-    said = f"{words.value(check)} [{words.interval(check)}], bound {words.bound(check)}; {check.note}"
+    interval = words.interval(check)
+    parts = [words.value(check), *([f"[{interval}]"] if interval else [])]
+    said = f"{' '.join(parts)}, bound {words.bound(check)}; {check.note}".removesuffix("; ")
     if check.verdict == "regression":
         ElementTree.SubElement(case, "failure", {"message": str(printable(said)), "type": "regression"})
     elif check.verdict == "inconclusive":

@@ -56,7 +56,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Gates:
     name = "gates" if path is None else path.name
     raw: dict[str, JSON] = {} if path is None else expand(_read(path))
     for override in overrides:
-        set_value(raw, override)
+        set_value(raw, override, "latency=2")
     try:
         return Gates.model_validate(raw)
     except ValidationError as error:

@@ -60,10 +60,12 @@ def interval(check: Check) -> str:
 
 
 def bound(check: Check) -> str:
-    """Its bound: "≤ 1.050"; agreement is to be at least so high."""
+    """Its bound: "≤ 1.050", "≤ 1.0001"; agreement is to be at least so high."""
     if check.bound is None:
         return ""
-    return ("≥ " if check.name == "agreement" else "≤ ") + _figure(check.bound, check.unit)
+    fine = check.unit == "ratio" and round(check.bound, 3) != check.bound
+    figure = f"{check.bound:.6g}" if fine else _figure(check.bound, check.unit)
+    return ("≥ " if check.name == "agreement" else "≤ ") + figure
 
 
 def _figure(figure: float | None, unit: str) -> str:
@@ -81,16 +83,25 @@ def _bare(figure: float, unit: str) -> str:
     return f"{figure:.2f}" if unit == "%" else f"{figure:.3g}"
 
 
+def names(found: Comparison) -> tuple[str, str]:
+    """What base and candidate are called; with the beginning of their files' hashes where that is the same."""
+    base, candidate = found.base, found.candidate
+    if base.name != candidate.name:
+        return base.name, candidate.name
+    return f"{base.name} ({base.sha256[:8]})", f"{candidate.name} ({candidate.sha256[:8]})"
+
+
 def headline(found: Comparison) -> str:
     """The outcome in one sentence."""
-    names = f"{found.candidate.name} against {found.base.name}"
+    base, candidate = names(found)
+    both = f"{candidate} against {base}"
     bad = [check.name for check in found.checks if check.verdict == "regression"]
     if bad:
-        return f"{names}: REGRESSION in {', '.join(bad)}"
+        return f"{both}: REGRESSION in {', '.join(bad)}"
     open_ones = [check.name for check in found.checks if check.verdict == "inconclusive"]
     if open_ones:
-        return f"{names}: inconclusive in {', '.join(open_ones)}"
-    return f"{names}: inconclusive, it was ended early" if found.failure else f"{names}: pass"
+        return f"{both}: inconclusive in {', '.join(open_ones)}"
+    return f"{both}: inconclusive, it was ended early" if found.failure else f"{both}: pass"
 
 
 def how(found: Comparison) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from toolchain.runtime import providers
@@ -12,10 +12,11 @@ from toolchain.runtime.errors import ToolchainError
 from toolchain.runtime.warm_up import Steadiness
 
 
-def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+def parse_options(texts: Iterable[str], asked: Collection[str]) -> dict[str, dict[str, str]]:
     """{provider: {name: value}} from "cuda.device_id=0"; session entries ("session.…=1") stand under "".
 
-    Raises ToolchainError for a text of another form.
+    asked: the providers that will be used. Raises ToolchainError for a text of another form, or for an option of another
+    provider, which would be ignored.
     """
     found: dict[str, dict[str, str]] = {}
     for text in texts:
@@ -24,6 +25,10 @@ def parse_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
         if not (equals and dot and rest) or owner not in (*providers.NAMES, "session", "ep", "optimization"):
             known = ", ".join(f"{one}.NAME=VALUE" for one in providers.NAMES)
             raise ToolchainError(f"--option {text}: give {known} or session.NAME=VALUE")
+        if owner in providers.NAMES and owner not in asked:
+            raise ToolchainError(
+                f"--option {text}: nothing runs on {owner}; give --provider {owner} too, or leave it out"
+            )
         if owner in providers.NAMES:
             found.setdefault(owner, {})[rest] = value
         else:
@@ -72,8 +77,9 @@ def asked(given: argparse.Namespace) -> Asked:
             warm_up=Steadiness(seconds=given.warm_up_seconds),
         )
     )  # fmt: skip
+    asked = tuple(given.provider or ("cpu",))
     return Asked(
-        providers=tuple(given.provider or ("cpu",)), options=parse_options(given.option),
+        providers=asked, options=parse_options(given.option, asked),
         threads=_counts("--threads", given.threads), batches=_counts("--batch", given.batch),
         spinning=given.spinning, pictures=given.pictures, shapes=parse_shapes(given.shape), file=given.file,
         allow_fallback=given.allow_fallback, sampling=sampling,
