@@ -19,7 +19,7 @@ def shoot(pictures: Tensor, draw: Draw) -> Tensor:
     pictures = _occlude(pictures, draw)
     n = len(pictures)
     level = draw.uniform(0, 0.06, n, 1, 1, 1) * draw.chance(0.5, n).view(-1, 1, 1, 1)
-    return (pictures + draw.normal(*pictures.shape) * level).clamp(0, 1)
+    return pictures.add_(draw.normal(*pictures.shape).mul_(level)).clamp_(0, 1)
 
 
 def _light(pictures: Tensor, draw: Draw) -> Tensor:
@@ -33,9 +33,9 @@ def _tone(pictures: Tensor, draw: Draw) -> Tensor:
     """Contrast, brightness, gamma, a colour cast; some grey, some inverted."""
     n = len(pictures)
     shape = (n, 1, 1, 1)
-    pictures = pictures.clamp(1e-3, 1) ** torch.exp(draw.normal(*shape) * 0.2)
-    pictures = (pictures - 0.5) * draw.uniform(0.6, 1.3, *shape) + 0.5 + draw.normal(*shape) * 0.08
-    pictures = pictures * (1 + draw.normal(n, 3, 1, 1) * 0.06)
+    pictures = pictures.clamp(1e-3, 1).pow_(torch.exp(draw.normal(*shape) * 0.2))
+    contrast, brightness = draw.uniform(0.6, 1.3, *shape), draw.normal(*shape) * 0.08
+    pictures.mul_(contrast).add_(0.5 + brightness - 0.5 * contrast).mul_(1 + draw.normal(n, 3, 1, 1) * 0.06)
     grey = draw.chance(0.2, n).view(shape)
     pictures = torch.where(grey, pictures.mean(1, keepdim=True), pictures)
     return torch.where(draw.chance(0.08, n).view(shape), 1 - pictures, pictures)

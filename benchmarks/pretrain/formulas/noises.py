@@ -88,22 +88,28 @@ class Leaves:
         """float32 [n, size, size] in [0, 1]."""
         n, shapes = len(labels), self.shapes
         centre = draw.uniform(-1.15, 1.15, n, 2, shapes, 1, 1)
-        offset = grid(size, draw.device)[:, None] - centre  # [n, 2, shapes, h, w]
+        axis = grid(size, draw.device)[0, 0]
+        right, down = (
+            axis - centre[:, 0],
+            axis[:, None] - centre[:, 1],
+        )  # [n, shapes, 1, w] and [n, shapes, h, 1]
         angle = self.angle[labels, None] + self.spread[labels, None] * draw.normal(n, shapes) * 0.5
         cos, sin = angle.cos()[..., None, None], angle.sin()[..., None, None]
-        aspect = self.aspect[labels].view(-1, 1, 1, 1).sqrt()
-        across = offset[:, 0] * cos + offset[:, 1] * sin
-        x, y = (across / aspect).abs(), ((offset[:, 1] * cos - offset[:, 0] * sin) * aspect).abs()
-        round_ = (x * x + y * y).sqrt()
-        square, diamond = (part[labels].view(-1, 1, 1, 1) for part in (self.square, self.diamond))
-        distance = round_ + square * (torch.maximum(x, y) - round_) + diamond * 0.5 * (x + y - round_)
+        aspect, square, diamond = (
+            part[labels].view(-1, 1, 1, 1) for part in (self.aspect.sqrt(), self.square, self.diamond)
+        )
+        across = right * (cos / aspect) + down * (sin / aspect)  # [n, shapes, h, w], as all that follow
+        x, y = across.abs(), (down * (cos * aspect) - right * (sin * aspect)).abs_()
+        distance = (x * x).add_(y * y).sqrt_().mul_(1 - square - diamond * 0.5)
+        distance += torch.maximum(x, y).mul_(square)
+        distance += x.add_(y).mul_(diamond * 0.5)
         share = draw.uniform(0, 1, n, shapes) ** self.law[labels, None]
         radius = self.least[labels, None] + (self.most - self.least)[labels, None] * share
         # The front is the largest number among the shapes that cover a pixel; shape 0 covers all.
         front = torch.arange(shapes, device=draw.device, dtype=torch.float32).view(1, -1, 1, 1)
         which = ((distance < radius[..., None, None]) * front).amax(1, keepdim=True).long()
         value = draw.uniform(0, 1, n, shapes)[..., None, None].expand_as(distance).gather(1, which)
-        lit = across.gather(1, which) * self.slope[labels].view(-1, 1, 1, 1)
+        lit = across.gather(1, which) * (aspect * self.slope[labels].view(-1, 1, 1, 1))
         return (value + lit)[:, 0].clamp(0, 1)
 
 
@@ -141,16 +147,13 @@ class Programs:
 
     @staticmethod
     def _act(values: Tensor) -> Tensor:
+        """A quarter of the units each: sines, steps, bumps, folds; in place."""
         wave, step, bump, fold = values.chunk(4, 1)
-        return torch.cat(
-            [
-                torch.sin(wave),
-                torch.tanh(step * 2),
-                2 * torch.exp(-bump * bump) - 1,
-                (torch.remainder(fold, 2) - 1).abs() * 2 - 1,
-            ],
-            1,
-        )
+        wave.sin_()
+        step.mul_(2).tanh_()
+        bump.square_().neg_().exp_().mul_(2).sub_(1)
+        fold.remainder_(2).sub_(1).abs_().mul_(2).sub_(1)
+        return values
 
     def _chosen(self, tries: int, draw: Draw) -> Tensor:
         """The `count` programs with most contrast among those that are no noise."""

@@ -53,7 +53,7 @@ class Waves:
         warp = F.interpolate(draw.normal(n, 2, 4, 4), [size, size], mode="bicubic", align_corners=True)
         points = grid(size, draw.device) + warp * self.warp[labels].view(-1, 1, 1, 1)
         phase = torch.einsum("nwc,nchv->nwhv", k, points) + draw.uniform(0, 2 * math.pi, n, k.shape[1], 1, 1)
-        waves = phase.sin() * self.amplitude[labels][..., None, None]
+        waves = phase.sin_().mul_(self.amplitude[labels][..., None, None])
         total = waves.sum(1)
         product = waves[:, 0] * (1 + waves[:, 1:].sum(1))
         total = torch.where(column(self.product[labels]), product, total)
@@ -125,12 +125,13 @@ class Cells:
         coarse = size * 5 // 8  # the distances cost most of all formulas and are smooth
         points = torch.einsum("nij,jhw->nihw", turn, grid(coarse, draw.device))
         points = points * torch.stack([aspect, 1 / aspect], 1)[..., None, None]
-        offset = (points[:, :, None] - self._centres(labels, draw)[..., None, None]).abs()  # [n, 2, p, h, w]
-        euclid = (offset[:, 0] ** 2 + offset[:, 1] ** 2).sqrt()
+        centre = self._centres(labels, draw)[..., None, None]  # [n, 2, points, 1, 1]
+        x, y = (points[:, i, None] - centre[:, i] for i in (0, 1))  # [n, points, h, w], as all that follow
         taxi = self.taxi[labels].view(-1, 1, 1, 1)
-        distance = euclid + taxi * (offset.amax(1) - euclid)
+        distance = (x * x).add_(y * y).sqrt_().mul_(1 - taxi)
+        distance += torch.maximum(x.abs_(), y.abs_()).mul_(taxi)
         used = torch.arange(self.points, device=draw.device) < self.used[labels][:, None]
-        distance = distance + (~used)[..., None, None] * 9.0
+        distance += (~used)[..., None, None] * 9.0
         nearest, which = distance.min(1)
         distance.scatter_(1, which[:, None], 9.0)
         gap = distance.amin(1) - nearest
@@ -169,4 +170,5 @@ class Palettes:
         n = len(labels)
         d = d + draw.normal(n, 3, 1, 1) * 0.03
         a = a + draw.normal(n, 3, 1, 1) * 0.05
-        return (a + b * torch.cos(2 * math.pi * (c * field[:, None] + d))).clamp(0, 1)
+        wave = (field[:, None] * (2 * math.pi * c)).add_(2 * math.pi * d).cos_()
+        return wave.mul_(b).add_(a).clamp_(0, 1)
