@@ -41,6 +41,20 @@ def test_a_machine_without_that_python_makes_none() -> None:
     assert bytecode.compiled(SOURCES, (3, 99)) == {}
 
 
+def test_a_command_that_only_bears_the_name_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = tmp_path / "python3.99"
+    shim.write_text("#!/bin/sh\necho no such version >&2; exit 127\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert bytecode.interpreter((3, 99)) is None
+
+
+def test_modules_of_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('run')\n")
+    monkeypatch.chdir(tmp_path)
+    assert bytecode.compiled(SOURCES, HERE)
+
+
 def test_an_import_takes_the_byte_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bytecode.compiled({"lib/taken_from_bytecode.py": b"VALUE = 'compiled'\n"}, HERE)
     for name, content in made.items():

@@ -116,6 +116,25 @@ def test_the_whole_body_of_a_refused_request_is_not_waited_for(server: Server) -
         assert b"connection: close" in _read(client)
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/metrics", "/nowhere"])
+def test_a_client_that_sends_no_more_is_still_answered(server: Server, path: str) -> None:
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            client.shutdown(socket.SHUT_WR)
+            assert _read(client).startswith(b"HTTP/1.1 ")
+
+
+def test_so_is_one_that_asked_the_model(server: Server) -> None:
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nnone")
+            client.shutdown(socket.SHUT_WR)
+            answer = _read(client)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert b"connection: close" in answer
+
+
 def test_large_pictures_wait_for_room() -> None:
     """Small files make large pictures: what all workers decode at once is bounded, whatever their number."""
     room = Room(10, seconds=30)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -59,6 +63,46 @@ def test_work_that_ends_after_the_event_loop_harms_nobody() -> None:
         asyncio.run(workers.do(lambda: go.wait(10)))
     go.set()
     assert asyncio.run(workers.do(lambda: "next")) == "next"
+    workers.close()
+
+
+def test_no_body_outlives_its_request() -> None:
+    """Neither that of work which was dropped, nor that of work which failed, and without the garbage collector."""
+
+    class Body:
+        """What a weak reference can point to."""
+
+    def failing(body: Body) -> None:
+        raise ValueError(body.__class__.__name__)
+
+    async def ask(workers: Workers, work: object, body: Body) -> None:
+        with contextlib.suppress(ValueError, RefusedError):
+            await workers.do(functools.partial(work, body))  # type: ignore[arg-type]
+
+    async def all_of_it() -> list[weakref.ref[Body]]:
+        bodies = [Body() for _ in range(4)]
+        alive = [weakref.ref(body) for body in bodies]
+        await ask(failed, failing, bodies[0])
+        await asyncio.gather(*(ask(stuck, lambda body: go.wait(10), body) for body in bodies[1:]))
+        return alive
+
+    failed, stuck, go = Workers(1, 4, 10), Workers(1, 4, 0.05), threading.Event()
+    gc.disable()
+    try:
+        alive = asyncio.run(all_of_it())
+        assert [one() is None for one in alive] == [True, False, True, True]  # the second is being worked on
+    finally:
+        gc.enable()
+        go.set()
+        failed.close()
+        stuck.close()
+    assert all(one() is None for one in alive)
+
+
+def test_an_end_of_iteration_is_an_error_like_any_other() -> None:
+    workers = Workers(1, 1, 10)
+    with pytest.raises(RuntimeError, match="ended its iteration"):
+        asyncio.run(workers.do(lambda: next(iter(()))))
     workers.close()
 
 

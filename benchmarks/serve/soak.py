@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import gzip
 import json
+import math
 import socket
 import struct
 import sys
@@ -133,6 +134,8 @@ def _png(width: int, height: int) -> bytes:
 def minutes(bundle: Bundle, log: Path, wanted: int, length: float) -> list[dict[str, Any]]:
     """The minutes of the log, and those that were missing measured now and added to it."""
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    if any("counted" not in row for row in done):
+        raise SystemExit(f"{log}: of an earlier version; remove it")
     if len(done) >= wanted:
         return done[:wanted]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +185,8 @@ def counted(values: list[float]) -> dict[str, int]:
 
 def p99(counts: Mapping[str, int]) -> float:
     """Milliseconds, to 2 %."""
+    if not counts:
+        return math.nan
     total, seen = sum(counts.values()), 0
     for step in sorted(map(int, counts)):
         seen += counts[str(step)]

@@ -97,7 +97,7 @@ _KINDS = {"failures": "regression", "skipped": "inconclusive"}
 
 
 def _case(suite: ElementTree.Element, check: Check, found: Comparison) -> None:
-    name = " -> ".join(words.names(found))
+    name = f"{found.base.name} -> {found.candidate.name}"  # of no build alone: a history of tests goes by it
     case = ElementTree.SubElement(
         suite, "testcase", {"classname": str(printable(name)), "name": str(printable(check.name))}
     )

@@ -31,7 +31,7 @@ for file, name in json.load(sys.stdin).items():
 
 # What no server imports, of libraries and of the standard library.
 _NEEDLESS = re.compile(
-    r"numpy/(_pyinstaller|ma|polynomial|testing|typing)/|PIL/(ImageQt|ImageShow|ImageTk|_tkinter_finder)\.py$|click/shell|"
+    r"numpy/(_pyinstaller|ma|polynomial|testing)/|PIL/(ImageQt|ImageShow|ImageTk|_tkinter_finder)\.py$|click/shell|"
     r"(_pydecimal|_pyio|_sysconfigdata\w*|aifc|bdb|cgi|cgitb|chunk|curses|dbm|difflib|distutils|doctest|ensurepip|ftplib|html"
     r"|idlelib|imaplib|lib2to3|mailbox|mailcap|modulefinder|nntplib|optparse|pdb|pickletools|plistlib|poplib|pstats|pydoc"
     r"|pydoc_data|smtplib|sqlite3|sunau|tabnanny|tarfile|telnetlib|test|this|tkinter|turtle|turtledemo|unittest|venv|wave"
@@ -41,10 +41,16 @@ _NEEDLESS = re.compile(
 
 
 def interpreter(python: tuple[int, int]) -> str | None:
-    """A Python of this version on this machine, or None: byte code is of one version, on any processor."""
+    """A CPython of this version on this machine that runs, or None: byte code is of one version, on any processor."""
     if sys.version_info[:2] == python:
         return sys.executable
-    return shutil.which("python{}.{}".format(*python))
+    program = shutil.which("python{}.{}".format(*python))
+    if program is None:
+        return None
+    asked = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
+    done = subprocess.run([program, "-I", "-S", "-c", asked], capture_output=True, text=True)
+    said = done.stdout.split()
+    return program if done.returncode == 0 and said == ["cpython", *map(str, python)] else None
 
 
 def compiled(sources: Mapping[str, bytes], python: tuple[int, int]) -> dict[str, bytes]:
@@ -69,6 +75,7 @@ def compiled(sources: Mapping[str, bytes], python: tuple[int, int]) -> dict[str,
             env=environment,
             capture_output=True,
             text=True,
+            cwd=scratch,  # which Python looks for modules in
         )
         if done.returncode:
             raise PackageError(f"{program}: cannot compile the libraries ({done.stderr.strip()[-300:]})")

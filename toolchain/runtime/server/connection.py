@@ -66,14 +66,23 @@ class Connection(HttpToolsProtocol):
         self.app = self.busy if len(self.connections) > self.limits.connections else self.config.loaded_app
         super().on_headers_complete()
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. It may still read: what was asked whole is answered before the connection ends."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        cycle = self.cycle
+        if cycle is None or cycle.more_body or cycle.response_complete or self.scheme == "https":
+            return None  # TLS has no half-closed connections
+        cycle.keep_alive = False
+        return True
+
     def on_body(self, body: bytes) -> None:
-        """Gather what arrives: the application wakes for whole bodies and for large parts, not for each packet."""
+        """As uvicorn's, which pauses the connection at 64 KiB: four more system calls for a picture of 224 pixels."""
         if self.cycle.response_complete:
             return
         self.cycle.body += body
         if len(self.cycle.body) > _PART_BYTES:
             self.flow.pause_reading()
-            self.cycle.message_event.set()
+        self.cycle.message_event.set()
 
     def _wait_for_head(self) -> None:
         self._in_head = True
@@ -100,11 +109,11 @@ class Gathering(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._parts:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._parts.append(bytes(data))
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -122,7 +131,8 @@ class Gathering(asyncio.Transport):
     def resume_reading(self) -> None:
         self._transport.resume_reading()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was gathered, unless the connection is ending."""
         parts, self._parts = self._parts, []
         if parts and not self._transport.is_closing():
             self._transport.write(b"".join(parts))

@@ -126,7 +126,7 @@ def _repeated(text: bytes) -> dict[str, Any]:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(str(text, "utf-8"))
+        content = json.loads(str(text, "utf-8-sig"))
     except (ValueError, RecursionError) as e:
         raise RefusedError(400, f"the body is not JSON ({' '.join(str(e).split())[:200]})") from e
     if not isinstance(content, dict):

@@ -70,6 +70,11 @@ class Workers:
         finally:
             late.cancel()
             self._drop(task)
+            del (
+                task,
+                answer,
+                late,
+            )  # else an error, its traceback, this frame and the request's body hold each other
 
     def close(self) -> None:
         """Wait for what is being worked on; call it when nobody waits any more."""
@@ -87,19 +92,22 @@ class Workers:
         with self._counting:
             if not task.begun:
                 task.dropped = True
+                del task.work, task.answer  # it stays in the queue, its request's body does not
                 self._held -= 1
 
     def _run(self) -> None:
         """A thread's life."""
         while (task := self._tasks.get()) is not None:
             with self._counting:
-                if task.dropped:
-                    continue
-                task.begun = True
+                task.begun = not task.dropped
+            if task.dropped:
+                del task
+                continue
             value, error = _outcome(task.work)
             with self._counting:
                 self._held -= 1
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
+            # The loop has ended, and nobody waits; or there is no memory to tell so, and who waits is refused in time.
+            with contextlib.suppress(RuntimeError, MemoryError):
                 task.loop.call_soon_threadsafe(_tell, task.answer, value, error)
             del task, value, error  # not kept until the next request
 
@@ -108,6 +116,8 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     """What `work` returned, or what it raised, for the one who waits."""
     try:
         return work(), None
+    except StopIteration as error:  # which no future takes
+        return None, RuntimeError(f"the work ended its iteration: {error}")
     except BaseException as error:  # noqa: BLE001  (raised again in the event loop, none is hidden)
         return None, error
 
