@@ -84,9 +84,9 @@ def _bare(figure: float, unit: str) -> str:
 
 
 def names(found: Comparison) -> tuple[str, str]:
-    """What base and candidate are called; with the beginning of their files' hashes where that is the same."""
+    """What base and candidate are called; with the beginning of their files' hashes where two files have one name."""
     base, candidate = found.base, found.candidate
-    if base.name != candidate.name:
+    if base.name != candidate.name or base.sha256 == candidate.sha256:
         return base.name, candidate.name
     return f"{base.name} ({base.sha256[:8]})", f"{candidate.name} ({candidate.sha256[:8]})"
 
