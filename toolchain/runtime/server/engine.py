@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
@@ -75,9 +75,9 @@ class Engine:
         """The bundle that new requests are answered by."""
         return self._current
 
-    async def do(self, work: Callable[[], T]) -> T:
-        """Run `work` on a worker. Raises what Workers.do raises."""
-        return await self._pool.do(work)
+    def do(self, work: Callable[[], T]) -> Coroutine[Any, Any, T]:
+        """Run `work` on a worker: Workers.do, without a step of its own for each request."""
+        return self._pool.do(work)
 
     def swap(self) -> Loaded:
         """Load and verify what lies at the bundle's path now, and answer with it from now on.
