@@ -211,11 +211,12 @@ def test_modules_are_loaded_after_what_they_need() -> None:
     }
     boot = archive.tar(tree, 0, prefix="./")
     found = list(disk._drivers(boot, pinned.names(boot, None), "6.1", None))
-    order = [name.removeprefix("modules/")[3:-3] for name in found]
+    order = [name.removeprefix("modules/")[4:-3] for name in found]
     assert sorted(order) == ["failover", "net_failover", "squashfs", "virtio_net", "virtio_ring"]
     assert order.index("failover") < order.index("net_failover") < order.index("virtio_net")
     assert order.index("virtio_ring") < order.index("virtio_net")
     assert found == sorted(found)
+    assert [name for name in found if name.startswith("modules/0")] == ["modules/000-squashfs.ko"]
 
 
 def test_a_disk_wants_a_pinned_kernel(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from runtime_helpers import encoded, make_bundle
 from server_helpers import ROOT, Server, refused, serving, wait_for
 
 from toolchain.runtime.server.engine import Engine
+from toolchain.runtime.server.opening import opened
 from toolchain.runtime.server.refusals import RefusedError
 from toolchain.runtime.server.room import Room
 from toolchain.runtime.server.settings import Limits, Settings
@@ -163,7 +164,10 @@ def _hurried(room: Room) -> Iterator[None]:
 def test_every_picture_takes_room(tmp_path: Path) -> None:
     """With room for one pixel less than a picture has, none is decoded nor asked about, by either way in."""
     bundle = make_bundle(tmp_path / "bundle")
-    engine = Engine(Settings(bundle, workers=1, limits=Limits(pixels=100, pixels_held=1, work_seconds=0.1)))
+    engine = Engine(
+        Settings(bundle, workers=1, limits=Limits(pixels=100, pixels_held=1, work_seconds=0.1)),
+        opened(bundle),
+    )
     app = App(engine, Settings(bundle))
     picture = encoded(Image.new("RGB", (10, 10)), "PNG")
     with engine.room.take(1):
@@ -329,3 +333,13 @@ def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _until_ready(server: Server) -> None:
     wait_for(lambda: server.client.get("/v2/health/ready").status_code == 200)
+
+
+def test_the_session_that_was_verified_answers_unless_another_was_asked_for(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    for threads in (1, 2):
+        first = opened(bundle)
+        engine = Engine(Settings(bundle, threads=threads), first)
+        assert (engine.current.session is first.proof) == (threads == 1)
+        assert engine.current.session.threads == threads
+        engine.close()

@@ -2,8 +2,8 @@
 
 The kernel's initial file system carries a squashfs with the base, the runtime and the bundle, mounted read-only, so
 no driver for a disk is needed and nothing is ever written to one. Its first process, a script for a static busybox,
-asks for an address by DHCP on every network card, then starts the server as a user without rights and starts it
-again when it dies; a server that refuses its bundle or its options (exit codes 2 and 3) is not started again.
+starts the server as a user without rights and starts it again when it dies; a server that refuses its bundle or its
+options (exit codes 2 and 3) is not started again. Beside it every network card is asked to get an address by DHCP.
 Kernel, EFI stub and busybox come from Debian, as a pinned tar ('make boot').
 """
 
@@ -24,9 +24,10 @@ _FIRMWARE: Mapping[str, tuple[str, str, str]] = {
     "amd64": ("x64", "BOOTX64.EFI", "ttyS0"),
     "arm64": ("aa64", "BOOTAA64.EFI", "ttyAMA0"),
 }
-# What is loaded, where the kernel has it as a module, each after what it needs.
+# What is loaded, where the kernel has it as a module, each after what it needs: for the system, then for networks.
+ROOT_DRIVERS = ("loop", "squashfs")
 DRIVERS = (
-    "loop", "squashfs", "af_packet", "virtio_pci", "virtio_mmio", "virtio_net", "e1000", "e1000e", "igb", "igc", "ixgbe",
+    "af_packet", "virtio_pci", "virtio_mmio", "virtio_net", "e1000", "e1000e", "igb", "igc", "ixgbe",
     "r8169", "realtek", "tg3", "ena", "gve", "hv_netvsc", "vmxnet3", "stmmac", "dwmac_generic", "bcmgenet", "fec",
 )  # fmt: skip
 _CARRIED = ("linux-image-", "busybox-static", "systemd-boot-efi")
@@ -38,20 +39,24 @@ b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
-for module in /modules/*; do $b insmod $module 2> /dev/null; done  # of cards that are not here
+for module in /modules/0*; do $b insmod $module; done
 $b mount -t squashfs -o ro,nosuid,nodev,loop /root.squashfs /root
 $b mount -t proc -o nosuid,nodev,noexec proc /root/proc
 $b mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /root/sys
 $b mount --bind /dev /root/dev
 $b ip link set lo up
-for card in /sys/class/net/*; do
-    card=${{card##*/}}
-    [ $card = lo ] && continue
-    $b ip link set $card up
-    $b udhcpc -b -S -t 5 -T 1 -A 10 -i $card -s /lease &
-done
+networks() {{
+    for module in /modules/1*; do $b insmod $module 2> /dev/null; done  # of cards that are not here
+    for card in /sys/class/net/*; do
+        card=${{card##*/}}
+        [ $card = lo ] && continue
+        $b ip link set $card up
+        $b udhcpc -b -S -t 5 -T 1 -A 10 -i $card -s /lease &
+    done
+}}
+networks &  # beside the server, which takes longer to start
 while :; do
-    $b env -i PATH=/usr/bin {environment} $b chroot /root /usr/bin/python3 -I -c '{drop}' {command} > /dev/console 2>&1
+    $b env -i PATH=/usr/bin {environment} $b chroot /root {python} -S -c '{drop}' {arguments} > /dev/console 2>&1
     code=$?
     echo "toolchain: the server ended with $code" > /dev/console
     [ $code = 2 ] || [ $code = 3 ] && break
@@ -72,9 +77,10 @@ bound | renew)
     ;;
 esac
 """
+# In the server's own process, and no garbage collected on the way: where a processor is emulated, that takes seconds.
 _DROP = (
-    "import os, sys; who = {who}; os.setgroups([]); os.setresgid(who, who, who); os.setresuid(who, who, who); "
-    "os.execv(sys.argv[1], sys.argv[1:])"
+    "import gc, os, sys; gc.disable(); who = {who}; os.setgroups([]); os.setresgid(who, who, who); "
+    "os.setresuid(who, who, who); from {module}.__main__ import main; sys.exit(main())"
 )
 
 
@@ -112,15 +118,22 @@ def _kernel(names: frozenset[str], boot: Path | None) -> str:
 
 
 def _drivers(boot: bytes, names: frozenset[str], kernel: str, path: Path | None) -> dict[str, bytes]:
-    """{modules/NN-name.ko: content} of DRIVERS and what they need, numbered in the order of loading."""
+    """{modules/NNN-name.ko: content} of all drivers and what they need, in the order of loading: 0NN for the system."""
     below = f"lib/modules/{kernel}/"
     places = {_plain(name): name for name in names if name.startswith(below) and name.endswith(".ko")}
     loaded: dict[str, bytes] = {}
-    waiting = list(reversed([name for name in DRIVERS if name in places]))
-    while waiting:
-        contents = pinned.files(boot, {name: places[name] for name in set(waiting) - set(loaded)}, path)
-        waiting = _sorted_in(waiting, contents, loaded, places)
-    return {f"modules/{index:02}-{name}.ko": content for index, (name, content) in enumerate(loaded.items())}
+    found: dict[str, bytes] = {}
+    for stage, wanted in enumerate((ROOT_DRIVERS, DRIVERS)):
+        before = len(loaded)
+        waiting = list(reversed([name for name in wanted if name in places]))
+        while waiting:
+            contents = pinned.files(boot, {name: places[name] for name in set(waiting) - set(loaded)}, path)
+            waiting = _sorted_in(waiting, contents, loaded, places)
+        new = list(loaded.items())[before:]
+        found |= {
+            f"modules/{stage}{index:02}-{name}.ko": content for index, (name, content) in enumerate(new)
+        }
+    return found
 
 
 def _sorted_in(
@@ -153,11 +166,13 @@ def _needs(module: bytes) -> list[str]:
 
 def _init(payload: Payload) -> str:
     who = USER.partition(":")[0]
+    python, _, module, *arguments = command(payload.wish, "/opt/toolchain/bundle", host="0.0.0.0")
     environment = {"PYTHONPATH": "/opt/toolchain/lib", **ENVIRONMENT}
     return _INIT.format(
         environment=" ".join(f"{key}={value}" for key, value in environment.items()),
-        drop=_DROP.format(who=who),
-        command=" ".join(command(payload.wish, "/opt/toolchain/bundle", host="0.0.0.0")),
+        python=python,
+        drop=_DROP.format(who=who, module=module),
+        arguments=" ".join(arguments),
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toolchain.runtime import answers, limits, providers
@@ -14,6 +15,7 @@ from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
 from toolchain.runtime.server import arguments as server_arguments
+from toolchain.runtime.server.opening import opened
 
 _HOST_FAILED = 1
 
@@ -94,10 +96,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from toolchain.runtime.server.serve import serve
-
     _limit(arguments)
-    serve(server_arguments.asked(arguments))
+    settings = server_arguments.asked(arguments)
+    with ThreadPoolExecutor(
+        1
+    ) as beside:  # a device with two cores imports the server on the other one meanwhile
+        first = beside.submit(opened, settings.bundle)
+        from toolchain.runtime.server.serve import serve
+    serve(settings, first.result())
     return 0
 
 

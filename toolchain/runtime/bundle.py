@@ -60,9 +60,14 @@ class Bundle:
         isa: the family whose tolerance holds, where the machine cannot say (emulation); by default its own.
         Raises VerificationError naming each file and each golden picture that differs.
         """
+        return self.prove(isa)[0]
+
+    def prove(self, isa: str | None = None) -> tuple[Verification, Session]:
+        """As `verify`, with the session that answered."""
         verification.check_files(self.folder, self.manifest)
         golden = verification.read_golden(self.folder / self.manifest.golden)
-        return verification.check_golden(golden, self.session(), self.manifest, isa)
+        session = self.session()
+        return verification.check_golden(golden, session, self.manifest, isa), session
 
     def session(self, provider: str = "cpu", threads: int = 1) -> Session:
         """Load the fused model (uint8 pictures in, probabilities out) after checking its hash.

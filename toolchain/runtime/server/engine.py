@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import BundleError
 from toolchain.runtime.server import threads
+from toolchain.runtime.server.opening import Opened, opened
 from toolchain.runtime.server.refusals import RefusedError
 from toolchain.runtime.server.room import Room
 from toolchain.runtime.server.settings import Settings
@@ -46,19 +46,17 @@ class Loaded:
 class Engine:
     """Runs work on a fixed number of threads behind a bounded queue.
 
-    Raises, when made, what Bundle.load and Bundle.verify raise: nothing answers before the bundle is verified.
-    A call keeps the bundle it began with, so a swap loses none. room: of pixels, which work has to take.
+    Starts with a bundle that was verified, so nothing else ever answers; raises what Bundle.session raises. A call
+    keeps the bundle it began with, so a swap loses none. room: of pixels, which work has to take.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, first: Opened) -> None:
         self._settings = settings
         self.limits = limits = settings.limits
-        # Resolved, so that a link that is turned later does not change what is being read.
-        bundle = _verified(settings.bundle)
-        measured, workers = threads.choose(bundle, settings.provider, threads.usable_cores())
+        measured, workers = threads.choose(first.bundle, settings.provider, threads.usable_cores())
         self.threads = settings.threads or measured
         self.workers = settings.workers or workers
-        self._current = self._loaded(bundle)
+        self._current = self._loaded(first)
         self._previous: Loaded | None = None
         self._swapping = threading.Lock()
         self._pool = Workers(self.workers, limits.queue, limits.work_seconds)
@@ -86,7 +84,7 @@ class Engine:
         goes on then.
         """
         with self._swapping:
-            new = self._loaded(_verified(self._settings.bundle))
+            new = self._loaded(opened(self._settings.bundle))
             if new.name != self._current.name:
                 raise BundleError(
                     f"{self._settings.bundle}: is the model {new.name!r}, but {self._current.name!r} is served; "
@@ -109,11 +107,5 @@ class Engine:
         """Wait for what is being answered."""
         self._pool.close()
 
-    def _loaded(self, bundle: Bundle) -> Loaded:
-        return Loaded(bundle, bundle.session(self._settings.provider, self.threads))
-
-
-def _verified(path: Path) -> Bundle:
-    bundle = Bundle.load(path.resolve())
-    bundle.verify()
-    return bundle
+    def _loaded(self, found: Opened) -> Loaded:
+        return Loaded(found.bundle, found.session(self._settings.provider, self.threads))

@@ -30,22 +30,23 @@ except ModuleNotFoundError as error:
 from toolchain.runtime.server.app import App, version
 from toolchain.runtime.server.connection import SPARE, connection_type
 from toolchain.runtime.server.engine import Engine
+from toolchain.runtime.server.opening import Opened
 
 _OWN_FILES = 64  # of the process itself: libraries, models, the event loop
 
 
-def serve(settings: Settings) -> None:
-    """Verify the bundle, answer until SIGTERM or SIGINT, finish what is in flight, return.
+def serve(settings: Settings, first: Opened) -> None:
+    """Answer with a verified bundle until SIGTERM or SIGINT, finish what is in flight, return.
 
     SIGHUP reads the bundle's path again and swaps to it when it verifies; SIGUSR1 goes back to the one before.
-    Raises what Bundle.load and Bundle.verify raise, ToolchainError for wrong TLS files or more connections than
-    the process may have, HostError when the address cannot be listened on.
+    Raises what Bundle.session raises, ToolchainError for wrong TLS files or more connections than the process may
+    have, HostError when the address cannot be listened on.
     """
     _check_tls(settings)
     allow_files(settings.limits.connections + SPARE + _OWN_FILES)
     give_back_large_blocks()
     listening = _listen(settings)
-    with contextlib.closing(listening), contextlib.closing(Engine(settings)) as engine:
+    with contextlib.closing(listening), contextlib.closing(Engine(settings, first)) as engine:
         app = App(engine, settings)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else a line for each piece of garbage
         _keep_what_is_there()
@@ -59,6 +60,7 @@ def _keep_what_is_there() -> None:
     """Spare the garbage collector what lives as long as the process: libraries, bundle, application."""
     gc.collect()
     gc.freeze()
+    gc.enable()  # a start in haste turns it off
 
 
 class _Loop(uvloop.Loop):
@@ -185,8 +187,10 @@ class _Server(uvicorn.Server):
 
 
 def _listen(settings: Settings) -> socket.socket:
+    # As bytes, for which Python needs no tables of international names.
+    host = settings.host.encode() if settings.host.isascii() else settings.host
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+        family = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
     except OSError as e:
         raise HostError(
