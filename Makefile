@@ -126,6 +126,12 @@ bench-cuda: setup
 bench-table: setup
 	$(BIN)/python benchmarks/table.py
 
+# Wants 'make base boot device-wheels' and a bundle; boots emulated machines for some minutes.
+.PHONY: bench-boot
+bench-boot: setup
+	$(BIN)/python -m benchmarks.boot.run
+	$(BIN)/python benchmarks/table.py
+
 .PHONY: bench-fidelity bench-harness bench-explain
 bench-fidelity: setup
 	$(BIN)/python -m benchmarks.bench.fidelity

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +24,7 @@ import onnxruntime
 import pytest
 from runtime_helpers import fused_model, make_bundle
 
+from benchmarks.boot.machine import KINDS, free_port, qemu
 from toolchain.errors import VerificationError
 from toolchain.package import Wish, emulate, package, pinned, trust
 from toolchain.package.payload import command
@@ -388,14 +388,6 @@ def wait_for(happened: Callable[[], Any], log: Path, seconds: float = 90) -> Any
     return found
 
 
-FIRMWARE = Path("/usr/share")
-MACHINES = {
-    "amd64": (["qemu-system-x86_64", "-machine", "q35", "-cpu", "Haswell"], "OVMF/OVMF_CODE_4M.fd", "OVMF/OVMF_VARS_4M.fd"),
-    "arm64": (["qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72"],
-        "AAVMF/AAVMF_CODE.fd", "AAVMF/AAVMF_VARS.fd"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("arch", "isa"),
     [
@@ -404,44 +396,16 @@ MACHINES = {
     ],
 )
 def test_a_disk_boots_by_firmware_and_answers(arch: str, isa: str, tmp_path: Path, device: Path) -> None:
-    words, code, variables = MACHINES[arch]
     boot = device / f"boot-{arch}.tar"
-    if not (FIRMWARE / code).exists() or not boot.exists():
-        pytest.skip("needs the firmware (apt-get install ovmf qemu-efi-aarch64) and 'make boot'")
+    if reason := KINDS[arch].missing or (None if boot.exists() else "needs 'make boot'"):
+        pytest.skip(reason)
     given = wish(tmp_path, device, arch, boot=boot, boot_sha256=sha256_of(boot))
     package(given, "disk", tmp_path / "disk.img")
     first = sha256_of(tmp_path / "disk.img")
     package(given, "disk", tmp_path / "disk.img")
     assert sha256_of(tmp_path / "disk.img") == first
-    shutil.copy(FIRMWARE / variables, tmp_path / "vars.fd")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    flash = [
-        f"if=pflash,format=raw,readonly=on,file={FIRMWARE / code}",
-        f"if=pflash,format=raw,file={tmp_path / 'vars.fd'}",
-    ]
-    drives = [*flash, f"if=virtio,format=raw,readonly=on,file={tmp_path / 'disk.img'}"]
-    words = [
-        *words,
-        "-accel",
-        "tcg,thread=multi",
-        "-m",
-        "1024",
-        "-smp",
-        "2",
-        "-nodefaults",
-        "-display",
-        "none",
-    ]
-    words += [
-        "-no-reboot",
-        "-serial",
-        f"file:{tmp_path / 'serial.log'}",
-        *(w for d in drives for w in ("-drive", d)),
-    ]
-    words += ["-netdev", f"user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:8080"]
-    words += ["-device", "virtio-net-pci,netdev=n,romfile="]
-    with subprocess.Popen(words) as machine:
+    port = free_port()
+    with subprocess.Popen(qemu(arch, tmp_path / "disk.img", tmp_path, port)) as machine:
         try:
             said = asked(given.bundle, url=f"http://127.0.0.1:{port}", more=("400", isa))
         finally:

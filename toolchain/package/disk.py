@@ -102,7 +102,7 @@ def write(payload: Payload, out: Path) -> None:
     initrd = archive.cpio(
         initial, wish.epoch, ("dev", "proc", "root", "sys"), {"init", "lease", "bin/busybox"}
     )
-    line = f"console=tty0 console={console},115200 quiet panic=10"
+    line = f"console=tty0 console={console},115200 quiet panic=10 cryptomgr.notests"
     # The kernel last: it may need room behind it once it runs.
     sections = {".cmdline": line.encode() + b"\0", ".initrd": initrd, ".linux": found["kernel"]}
     seed = f"{payload.manifest.identity} {payload.version} {wish.arch}"
