@@ -37,6 +37,18 @@ def test_help_shows_an_example_and_imports_nothing_heavy(command: str) -> None:
     assert done.stdout.strip().endswith("[]"), done.stdout.splitlines()[-1]
 
 
+def test_a_report_is_drawn_again_without_torch() -> None:
+    script = (
+        "import sys; from toolchain.cli import main\n"
+        "sys.argv = ['toolchain', 'report', 'nowhere', '--format', 'html']\n"
+        "try: main()\n"
+        "except SystemExit as e: print(e.code, 'toolchain.report.html' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "nowhere: no report.json here" in done.stderr
+    assert done.stdout.split() == ["2", "True", "False"]
+
+
 def test_every_command_documents_its_options() -> None:
     for name in _COMMANDS:
         command = cli.get_command(click.Context(cli), name)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from toolchain.recipe import Recipe, shipped
     from toolchain.recipe_editors import recipe_schema
     from toolchain.remote.ship import bench_on
+    from toolchain.report.saved import render
     from toolchain.runtime.bundle import Bundle
     from toolchain.store import clean_store, store_table
-    from toolchain.workflow import Places, RunResult, Wishes, check, render, run
+    from toolchain.workflow import Places, RunResult, Wishes, check, run
 
 __version__ = "0.1.0"
 
@@ -38,9 +39,10 @@ _HOMES = {
     "toolchain.recipe": ("Recipe", "shipped"),
     "toolchain.recipe_editors": ("recipe_schema",),
     "toolchain.remote.ship": ("bench_on",),
+    "toolchain.report.saved": ("render",),
     "toolchain.runtime.bundle": ("Bundle",),
     "toolchain.store": ("clean_store", "store_table"),
-    "toolchain.workflow": ("Places", "RunResult", "Wishes", "check", "render", "run"),
+    "toolchain.workflow": ("Places", "RunResult", "Wishes", "check", "run"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [

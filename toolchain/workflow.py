@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import yaml
 
@@ -143,19 +143,6 @@ def check(
     lines += [f"  note: {line}" for line in checks.warnings]
     lines += [f"  makes: {' -> '.join(asked.nodes())}"]
     return "\n".join(lines)
-
-
-def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
-    """A finished run's report in another form; RecipeError when there is no report in the folder."""
-    path = folder / "report.json"
-    if not path.is_file():
-        raise RecipeError(
-            f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart"
-        )
-    report = reports.parse(path.read_text())
-    return {"html": reports.render_html, "md": reports.render_markdown, "json": reports.render_json}[form](
-        report
-    )
 
 
 def open_pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress) -> Pipeline:

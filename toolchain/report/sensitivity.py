@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from toolchain.record import Measurement
 from toolchain.report import svg, text
-from toolchain.report.findings import Findings
 from toolchain.report.labels import short
 from toolchain.report.parts import SensitivePart, Sensitivity
+
+if TYPE_CHECKING:  # what a report is made from needs recipes and torch; drawing one does not
+    from toolchain.report.findings import Findings
 
 SHOWN = 24
 _WIDTH, _ROW, _LEFT = 1000.0, 22.0, 210.0
