@@ -39,7 +39,7 @@ b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
-for module in /modules/0*; do $b insmod $module; done
+for module in /modules/0*; do [ -e $module ] && $b insmod $module; done  # none where the kernel has them built in
 $b mount -t squashfs -o ro,nosuid,nodev,loop /root.squashfs /root
 $b mount -t proc -o nosuid,nodev,noexec proc /root/proc
 $b mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /root/sys
