@@ -12,7 +12,7 @@ from benchmarks.transfer import run, table
 from benchmarks.transfer.run import Cell, best, beyond
 from benchmarks.transfer.starts import Start, names
 from benchmarks.transfer.tasks import ALL, Digits, Setting, settings
-from benchmarks.transfer.tuning import Schedule, _epoch, accuracy, mean_loss
+from benchmarks.transfer.tuning import Schedule, _epoch, accuracy
 from toolchain.device import Device
 
 DEVICE = Device("cpu", "cpu", 1)
@@ -29,12 +29,8 @@ def test_the_search_goes_on_beyond_an_edge_and_stops_inside_or_at_a_bound() -> N
     assert beyond({"0.3": [50.0, 1.0], "1": [60.0, 1.0]}, "tune") == []
 
 
-def test_a_tie_goes_to_the_lower_loss_which_alone_chooses_where_a_task_says_so() -> None:
-    tried = {"0.1": [50.0, 1.0], "0.3": [50.0, 0.9], "1": [49.0, 0.1]}
-    assert best(tried) == 0.3
-    assert best(tried, "even loss") == 1
-    assert beyond(tried, "probe") == []
-    assert beyond(tried, "probe", "even loss") == [10.0]
+def test_a_tie_goes_to_the_lower_loss() -> None:
+    assert best({"0.1": [50.0, 1.0], "0.3": [50.0, 0.9], "1": [49.0, 0.1]}) == 0.3
 
 
 def test_a_cell_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,13 +80,10 @@ def test_a_cell_is_really_trained_and_scored(tmp_path: Path, monkeypatch: pytest
     assert 0 < cell.facts["test"]["0"] < 60
 
 
-def test_balanced_accuracy_even_loss_and_even_draws_count_classes_alike() -> None:
+def test_balanced_accuracy_and_even_draws_count_classes_alike() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     assert accuracy(torch.zeros(100, dtype=torch.int64), labels, "top1") == pytest.approx(90)
     assert accuracy(torch.zeros(100, dtype=torch.int64), labels, "balanced") == pytest.approx(50)
-    losses = torch.tensor([1.0] * 90 + [3.0] * 10)
-    assert mean_loss(losses, labels, even=False) == pytest.approx(1.2)
-    assert mean_loss(losses, labels, even=True) == pytest.approx(2)
     drawn = labels[_epoch(labels, True, torch.Generator().manual_seed(0))]
     assert 30 < int(drawn.sum()) < 70
     assert sorted(_epoch(labels, False, torch.Generator().manual_seed(0)).tolist()) == list(range(100))

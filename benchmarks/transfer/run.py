@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.transfer.starts import Start, names, start
-from benchmarks.transfer.tasks import ALL, TASKS, Chosen, Setting, Task, settings
+from benchmarks.transfer.tasks import ALL, TASKS, Setting, Task, settings
 from benchmarks.transfer.tuning import Probe, evaluate, tune
 from toolchain.device import Device, select
 from toolchain.runtime import host
@@ -43,7 +43,6 @@ class Cell:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.chosen = TASKS[self.setting.task].chosen
         self.path = (
             self.folder / f"{self.setting.task}.{self.setting.per_class}.{self.way}.{self.start.name}.json"
         )
@@ -54,12 +53,11 @@ class Cell:
             "start": self.start.name,
             "weights_sha256": self.start.sha256,
             "schedule": asdict(self.setting.schedule),
-            "chosen": self.chosen,
         }
         self.facts: dict[str, Any] = {**given, "searched": {}, "test": {}, "seconds": 0.0}
         if self.path.exists():
             self.facts = json.loads(self.path.read_text())
-            if any(self.facts.get(name) != value for name, value in given.items()):
+            if any(self.facts[name] != value for name, value in given.items()):
                 raise SystemExit(f"{self.path}: made with other weights or another schedule, remove it")
 
     def fill(self, task: Task, draws: int, device: Device) -> None:
@@ -72,7 +70,7 @@ class Cell:
                 self._keep(begun)
 
     def _search(self, task: Task, device: Device) -> float:
-        """The best rate on val with draw 0, inside what was tried unless at a bound."""
+        """The best rate on val with draw 0 (then by val loss), inside what was tried unless at a bound."""
         tried: dict[str, list[float]] = self.facts["searched"]
         todo = list(GRIDS[self.way])
         while todo:
@@ -82,20 +80,19 @@ class Cell:
                 tried[f"{rate:g}"] = list(self._train(task, 0, rate, device, "val"))
                 self._keep(begun)
             if not todo:
-                todo = beyond(tried, self.way, self.chosen)
-        self.facts["rate"] = best(tried, self.chosen)
-        return float(self.facts["rate"])
+                todo = beyond(tried, self.way)
+        self.facts["rate"] = best(tried)
+        return best(tried)
 
     def _train(
         self, task: Task, draw: int, rate: float, device: Device, split: Literal["val", "test"]
     ) -> tuple[float, float]:
         model = self.start.model(task.classes, draw).to(device.torch)
         data, scored = task.train(self.setting.count, draw), task.val if split == "val" else task.test(draw)
-        even = self.chosen == "even loss"
         if self.way == "probe":
-            return Probe(model, data, rate).evaluate(scored, task.metric, even)
+            return Probe(model, data, rate).evaluate(scored, task.metric)
         tune(model, data, self.setting.schedule, rate, draw)
-        return evaluate(model, scored, task.metric, even)
+        return evaluate(model, scored, task.metric)
 
     def _keep(self, begun: float) -> None:
         self.facts["seconds"] += time.process_time() - begun
@@ -104,20 +101,19 @@ class Cell:
         write_whole(self.path, json.dumps(self.facts, indent=1).encode())
 
 
-def best(tried: dict[str, list[float]], chosen: Chosen = "accuracy") -> float:
-    """The rate with the best accuracy, then the lowest loss; or with the lowest loss."""
-    by = 1 if chosen == "accuracy" else 0
-    return float(max(tried, key=lambda rate: (by * tried[rate][0], -tried[rate][1])))
+def best(tried: dict[str, list[float]]) -> float:
+    """The rate with the best accuracy, then the lowest loss."""
+    return float(max(tried, key=lambda rate: (tried[rate][0], -tried[rate][1])))
 
 
-def beyond(tried: dict[str, list[float]], way: Way, chosen: Chosen = "accuracy") -> list[float]:
+def beyond(tried: dict[str, list[float]], way: Way) -> list[float]:
     """The next rate to try when the best of those tried lies on their edge; nothing when inside or at a bound."""
     rates, width, (least, most) = sorted(map(float, tried)), WIDTHS[way], BOUNDS[way]
-    rate = best(tried, chosen)
-    if rate == rates[0] and rate / width >= least:
-        return [float(f"{rate / width:.1g}")]
-    if rate == rates[-1] and rate * width <= most:
-        return [float(f"{rate * width:.1g}")]
+    chosen = best(tried)
+    if chosen == rates[0] and chosen / width >= least:
+        return [float(f"{chosen / width:.1g}")]
+    if chosen == rates[-1] and chosen * width <= most:
+        return [float(f"{chosen * width:.1g}")]
     return []
 
 

@@ -24,7 +24,7 @@ PROTOCOL = {
     "optimizer": "tune: AdamW on all parameters, warm-up a tenth, cosine, label smoothing 0.1, small rotation, scale and "
     "shift, mirrored pictures but for digits; probe: logistic regression on standardised frozen features",
     "chosen": "on val with draw 0, for each start and number of pictures, beyond the grid's edge until the best lies "
-    "inside; ties by val loss (magnetic tile: by the mean of the classes' losses, its val has 5 to 18 a rare class)",
+    "inside; ties by val loss",
     "tasks": {name: kind.told for name, kind in TASKS.items()},
     "unit": "percent (top-1; balanced accuracy for blood cells and magnetic tile), mean and standard deviation over draws "
     "of pictures, classifier and order; over_random: paired by draw, t interval",

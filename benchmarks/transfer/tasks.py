@@ -21,18 +21,15 @@ from toolchain.data.split import folds, limit
 from toolchain.runtime.pictures import decode
 
 ALL = 1_000_000  # more pictures than a class has
-Chosen = Literal["accuracy", "even loss"]
 
 
 class Task(Protocol):
     """Labelled pictures of `size` pixels a side. `schedules` says for each number of pictures a class how long
-    is tuned; `metric` is what is scored, top-1 or the mean of the classes' recalls; `chosen` is what val chooses a
-    rate by, that or the classes' mean loss. `val` belongs to draw 0."""
+    is tuned; `metric` is what is scored, top-1 or the mean of the classes' recalls. `val` belongs to draw 0."""
 
     told: ClassVar[str]
     size: ClassVar[int]
     metric: ClassVar[Literal["top1", "balanced"]]
-    chosen: ClassVar[Chosen]
     schedules: ClassVar[Mapping[int, Schedule]]
     classes: int
     val: Pictures
@@ -52,7 +49,6 @@ class Digits:
     told: ClassVar[str] = "scikit-learn digits at 32 pixels, test the last 540 in order"
     size: ClassVar[int] = 32
     metric: ClassVar[Literal["top1", "balanced"]] = "top1"
-    chosen: ClassVar[Chosen] = "accuracy"
     schedules: ClassVar[Mapping[int, Schedule]] = {
         5: Schedule(steps=120),
         10: Schedule(steps=150),
@@ -84,7 +80,6 @@ class Cifar10:
     told: ClassVar[str] = "CIFAR-10 (JPEG) at 32 pixels, 2,000 test pictures"
     size: ClassVar[int] = 32
     metric: ClassVar[Literal["top1", "balanced"]] = "top1"
-    chosen: ClassVar[Chosen] = "accuracy"
     schedules: ClassVar[Mapping[int, Schedule]] = {
         10: Schedule(steps=300),
         50: Schedule(steps=600),
@@ -157,7 +152,6 @@ class BloodCells(_Folder):
     """Crops of blood cells, three classes, split by slide."""
 
     told: ClassVar[str] = "blood cells at 64 pixels, balanced accuracy on 478 test pictures"
-    chosen: ClassVar[Chosen] = "accuracy"
 
     def __init__(self) -> None:
         super().__init__([sources.load(DataSettings(folder=folder("clinic_blood_cells")), Path())])
@@ -167,14 +161,12 @@ class MagneticTile(_Folder):
     """Surface defects of magnetic tiles, six classes, the rarest with 32 pictures.
 
     Its own test split has five of the rarest class, each worth three points of the mean; five grouped folds hold
-    out all 1,344 pictures. Val is as small, so the loss chooses.
+    out all 1,344 pictures.
     """
 
     told: ClassVar[str] = (
-        "magnetic tile defects at 64 pixels, balanced accuracy; draw i holds out fold i of five, grouped by tile; "
-        "the classes' mean loss on val chooses"
+        "magnetic tile defects at 64 pixels, balanced accuracy; draw i holds out fold i of five, grouped by tile"
     )
-    chosen: ClassVar[Chosen] = "even loss"
 
     def __init__(self) -> None:
         where = folder("factory_magnetic_tile")

@@ -108,22 +108,12 @@ def jitter(pictures: Tensor, schedule: Schedule, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: Pictures, metric: Metric = "top1", even: bool = False
-) -> tuple[float, float]:
-    """Accuracy in percent, top-1 or the mean of the classes' recalls, and mean cross-entropy (of `mean_loss`)."""
+def evaluate(model: nn.Module, data: Pictures, metric: Metric = "top1") -> tuple[float, float]:
+    """Accuracy in percent, top-1 or the mean of the classes' recalls, and mean cross-entropy."""
     model.eval()
     device = next(model.parameters()).device
     logits = torch.cat([model(part.to(device)) for part in torch.split(data.pictures, 256)]).cpu()
-    losses = F.cross_entropy(logits, data.labels, reduction="none")
-    return accuracy(logits.argmax(1), data.labels, metric), mean_loss(losses, data.labels, even)
-
-
-def mean_loss(losses: Tensor, labels: Tensor, even: bool) -> float:
-    """The mean over pictures or, `even`, over classes of their pictures' means."""
-    if not even:
-        return losses.mean().item()
-    return float(np.mean([losses[labels == k].mean().item() for k in labels.unique()]))
+    return accuracy(logits.argmax(1), data.labels, metric), F.cross_entropy(logits, data.labels).item()
 
 
 def accuracy(predicted: Tensor, labels: Tensor, metric: Metric) -> float:
@@ -154,10 +144,9 @@ class Probe:
         self._fit.fit(self._scaler.transform(seen), data.labels.numpy())
         self._model = model
 
-    def evaluate(self, data: Pictures, metric: Metric, even: bool = False) -> tuple[float, float]:
-        """Accuracy in percent and mean cross-entropy (of `mean_loss`)."""
+    def evaluate(self, data: Pictures, metric: Metric) -> tuple[float, float]:
+        """Accuracy in percent and mean cross-entropy."""
         chances = self._fit.predict_proba(self._scaler.transform(features(self._model, data)))
         labels = data.labels.numpy()
-        losses = torch.from_numpy(-np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, 1)))
-        found = accuracy(torch.from_numpy(chances.argmax(1)), data.labels, metric)
-        return found, mean_loss(losses, data.labels, even)
+        loss = -np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, 1)).mean()
+        return accuracy(torch.from_numpy(chances.argmax(1)), data.labels, metric), float(loss)
