@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.transfer import run, table
 from benchmarks.transfer.run import Cell, best, beyond
 from benchmarks.transfer.starts import Start, names
-from benchmarks.transfer.tasks import ALL, Digits, Setting, settings
-from benchmarks.transfer.tuning import Schedule, _epoch, accuracy
+from benchmarks.transfer.tasks import ALL, Digits, Setting, _Folder, settings
+from benchmarks.transfer.tuning import Pictures, Schedule, _epoch, accuracy
+from toolchain.data.dataset import Data, PictureSet, Sample
 from toolchain.device import Device
 
 DEVICE = Device("cpu", "cpu", 1)
@@ -78,6 +80,22 @@ def test_a_cell_is_really_trained_and_scored(tmp_path: Path, monkeypatch: pytest
     cell.fill(Digits(), 1, DEVICE)
     assert set(cell.facts["searched"]) == {"0.001", "0.003", "0.01"}
     assert 0 < cell.facts["test"]["0"] < 60
+
+
+def test_a_draw_of_folds_scores_what_neither_taught_nor_chose(tmp_path: Path) -> None:
+    def pictures(*names: str) -> PictureSet:
+        samples = [Sample(name, index % 2, name, None) for index, name in enumerate(names)]
+        return PictureSet(tuple(samples), lambda name: np.full((4, 4, 3), int(name), np.uint8))
+
+    def named(found: Pictures) -> list[int]:
+        return sorted({round(float(value + 1) * 127.5) for value in found.pictures[:, 0, 0, 0]})
+
+    first = Data("folds", ("a", "b"), pictures("1", "2"), pictures("3", "4"), pictures("5", "6"))
+    second = Data("folds", ("a", "b"), pictures("5", "6"), pictures("1", "2"), pictures("3", "4", "7", "8"))
+    task = _Folder([first, second])
+    assert [named(task.train(ALL, draw)) for draw in (0, 1, 2)] == [[1, 2], [5, 6], [1, 2]]
+    assert named(task.val) == [3, 4]
+    assert [named(task.test(draw)) for draw in (0, 1, 2)] == [[5, 6], [7, 8], [5, 6]]
 
 
 def test_balanced_accuracy_and_even_draws_count_classes_alike() -> None:

@@ -53,12 +53,15 @@ class Cell:
             "start": self.start.name,
             "weights_sha256": self.start.sha256,
             "schedule": asdict(self.setting.schedule),
+            "told": TASKS[self.setting.task].told,
         }
         self.facts: dict[str, Any] = {**given, "searched": {}, "test": {}, "seconds": 0.0}
         if self.path.exists():
             self.facts = json.loads(self.path.read_text())
-            if any(self.facts[name] != value for name, value in given.items()):
-                raise SystemExit(f"{self.path}: made with other weights or another schedule, remove it")
+            if any(self.facts.get(name) != value for name, value in given.items()):
+                raise SystemExit(
+                    f"{self.path}: made with other weights, splits or another schedule, remove it"
+                )
 
     def fill(self, task: Task, draws: int, device: Device) -> None:
         """Search the rate, then score each draw that is not there yet."""
@@ -137,7 +140,7 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=names(), default=names())
     parser.add_argument("--ways", nargs="+", choices=list(GRIDS), default=list(GRIDS))
     parser.add_argument("--per-class", nargs="+", help="numbers of pictures a class, or all")
-    parser.add_argument("--draws", type=int, default=3, help="of pictures, classifier and order")
+    parser.add_argument("--draws", type=int, help="of pictures, classifier and order [3; 5 folds of tiles]")
     parser.add_argument("--cells", type=Path, default=CELLS, help="the cells' folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1)
@@ -146,8 +149,10 @@ def main() -> None:
     loaded: dict[str, Task] = {}
     for setting, way, name in wanted(arguments, device):
         cell = Cell(setting, start(name), way, arguments.cells)
-        task = loaded.setdefault(setting.task, TASKS[setting.task]())
-        cell.fill(task, arguments.draws, device)
+        if setting.task not in loaded:
+            loaded[setting.task] = TASKS[setting.task]()
+        task = loaded[setting.task]
+        cell.fill(task, arguments.draws or task.draws, device)
         scores = {draw: round(score, 2) for draw, score in cell.facts["test"].items()}
         print(setting.task, setting.per_class, way, name, cell.facts["rate"], scores, flush=True)
 

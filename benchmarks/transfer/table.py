@@ -27,7 +27,7 @@ PROTOCOL = {
     "inside; ties by val loss",
     "tasks": {name: kind.told for name, kind in TASKS.items()},
     "unit": "percent (top-1; balanced accuracy for blood cells and magnetic tile), mean and standard deviation over draws "
-    "of pictures, classifier and order; over_random: paired by draw, t interval",
+    "of pictures (folds where the task says so), classifier and order; over_random: paired by draw, t interval",
 }
 
 
