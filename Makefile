@@ -129,8 +129,7 @@ bench-table: setup
 # Wants 'make base boot device-wheels' and a bundle; boots emulated machines for some minutes.
 .PHONY: bench-boot
 bench-boot: setup
-	$(BIN)/python -m benchmarks.boot.run
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python -m benchmarks.boot.run; code=$$?; $(BIN)/python benchmarks/table.py; exit $$code
 
 .PHONY: bench-fidelity bench-harness bench-explain
 bench-fidelity: setup

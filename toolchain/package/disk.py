@@ -56,7 +56,7 @@ networks() {{
 }}
 networks &  # beside the server, which takes longer to start
 while :; do
-    $b env -i PATH=/usr/bin {environment} $b chroot /root {python} -S -c '{drop}' {arguments} > /dev/console 2>&1
+    $b env -i PATH=/usr/bin {environment} $b chroot /root {python} -I -S -B -u -c '{drop}' {arguments} > /dev/console 2>&1
     code=$?
     echo "toolchain: the server ended with $code" > /dev/console
     [ $code = 2 ] || [ $code = 3 ] && break
@@ -77,10 +77,12 @@ bound | renew)
     ;;
 esac
 """
-# In the server's own process, and no garbage collected on the way: where a processor is emulated, that takes seconds.
+# In the server's own process, and no garbage collected on the way (the server collects it): where a processor is emulated,
+# either takes a second. As root nothing is imported but the base's own Python.
 _DROP = (
     "import gc, os, sys; gc.disable(); who = {who}; os.setgroups([]); os.setresgid(who, who, who); "
-    "os.setresuid(who, who, who); from {module}.__main__ import main; sys.exit(main())"
+    'os.setresuid(who, who, who); sys.path.insert(0, "/opt/toolchain/lib"); '
+    "from {module}.__main__ import main; sys.exit(main())"
 )
 
 
@@ -102,6 +104,7 @@ def write(payload: Payload, out: Path) -> None:
     initrd = archive.cpio(
         initial, wish.epoch, ("dev", "proc", "root", "sys"), {"init", "lease", "bin/busybox"}
     )
+    # The kernel's tests of its own ciphers, which nothing here uses, would take a second of a slow start.
     line = f"console=tty0 console={console},115200 quiet panic=10 cryptomgr.notests"
     # The kernel last: it may need room behind it once it runs.
     sections = {".cmdline": line.encode() + b"\0", ".initrd": initrd, ".linux": found["kernel"]}
@@ -167,9 +170,8 @@ def _needs(module: bytes) -> list[str]:
 def _init(payload: Payload) -> str:
     who = USER.partition(":")[0]
     python, _, module, *arguments = command(payload.wish, "/opt/toolchain/bundle", host="0.0.0.0")
-    environment = {"PYTHONPATH": "/opt/toolchain/lib", **ENVIRONMENT}
     return _INIT.format(
-        environment=" ".join(f"{key}={value}" for key, value in environment.items()),
+        environment=" ".join(f"{key}={value}" for key, value in ENVIRONMENT.items()),
         python=python,
         drop=_DROP.format(who=who, module=module),
         arguments=" ".join(arguments),

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from toolchain.runtime import answers, limits, providers
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
 from toolchain.runtime.server import arguments as server_arguments
-from toolchain.runtime.server.opening import opened
+from toolchain.runtime.server.opening import Opened, opened
 
 _HOST_FAILED = 1
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,15 +98,25 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    _limit(arguments)
     settings = server_arguments.asked(arguments)
-    with ThreadPoolExecutor(
-        1
-    ) as beside:  # a device with two cores imports the server on the other one meanwhile
-        first = beside.submit(opened, settings.bundle)
-        from toolchain.runtime.server.serve import serve
-    serve(settings, first.result())
+    first: Callable[[], Opened] = functools.partial(opened, settings.bundle)
+    if arguments.memory_limit is None:  # a thread has a heap of its own, which would count
+        first = _beside(first)  # a device with two cores imports the server on the other one meanwhile
+    from toolchain.runtime.server.serve import serve
+
+    _limit(arguments)
+    serve(settings, first)
     return 0
+
+
+def _beside(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin it in a thread; what is returned waits for its end, and gives or raises what it did."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(1)
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun.result
 
 
 def _parser(*, timing: bool) -> argparse.ArgumentParser:

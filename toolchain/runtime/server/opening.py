@@ -9,17 +9,19 @@ from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.session import Session
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
     """A verified bundle. proof: the session that answered its golden pictures, on the CPU with one thread."""
 
     bundle: Bundle
-    proof: Session
+    proof: Session | None
 
     def session(self, provider: str, threads: int) -> Session:
-        """The proof where it is what was asked for, else another session. Raises what Bundle.session raises."""
-        if (provider, threads) == (self.proof.provider, self.proof.threads):
-            return self.proof
+        """The proof, given away once, where it is what was asked for, else a new one. Raises what Bundle.session raises."""
+        proof, self.proof = self.proof, None
+        if proof is not None and (provider, threads) == (proof.provider, proof.threads):
+            return proof
+        proof = None  # its memory is free before another takes some
         return self.bundle.session(provider, threads)
 
 

@@ -35,18 +35,18 @@ from toolchain.runtime.server.opening import Opened
 _OWN_FILES = 64  # of the process itself: libraries, models, the event loop
 
 
-def serve(settings: Settings, first: Opened) -> None:
-    """Answer with a verified bundle until SIGTERM or SIGINT, finish what is in flight, return.
+def serve(settings: Settings, first: Callable[[], Opened]) -> None:
+    """Answer with the verified bundle that `first` gives until SIGTERM or SIGINT, finish what is in flight, return.
 
     SIGHUP reads the bundle's path again and swaps to it when it verifies; SIGUSR1 goes back to the one before.
-    Raises what Bundle.session raises, ToolchainError for wrong TLS files or more connections than the process may
-    have, HostError when the address cannot be listened on.
+    Raises what `first` and Bundle.session raise, ToolchainError for wrong TLS files or more connections than the
+    process may have, HostError when the address cannot be listened on.
     """
     _check_tls(settings)
     allow_files(settings.limits.connections + SPARE + _OWN_FILES)
     give_back_large_blocks()
     listening = _listen(settings)
-    with contextlib.closing(listening), contextlib.closing(Engine(settings, first)) as engine:
+    with contextlib.closing(listening), contextlib.closing(Engine(settings, first())) as engine:
         app = App(engine, settings)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else a line for each piece of garbage
         _keep_what_is_there()
