@@ -37,7 +37,7 @@ def test_help_shows_an_example_and_imports_nothing_heavy(command: str) -> None:
     assert done.stdout.strip().endswith("[]"), done.stdout.splitlines()[-1]
 
 
-def test_a_report_is_drawn_again_without_torch() -> None:
+def test_the_report_command_loads_what_draws_without_torch() -> None:
     script = (
         "import sys; from toolchain.cli import main\n"
         "sys.argv = ['toolchain', 'report', 'nowhere', '--format', 'html']\n"

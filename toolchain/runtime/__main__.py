@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from toolchain.runtime import answers, limits, providers
 from toolchain.runtime.bundle import Bundle
@@ -19,7 +18,6 @@ from toolchain.runtime.server import arguments as server_arguments
 from toolchain.runtime.server.opening import Opened, opened
 
 _HOST_FAILED = 1
-T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +107,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _beside(work: Callable[[], T]) -> Callable[[], T]:
+def _beside(work: Callable[[], Opened]) -> Callable[[], Opened]:
     """Begin it in a thread; what is returned waits for its end, and gives or raises what it did."""
     from concurrent.futures import ThreadPoolExecutor
 
