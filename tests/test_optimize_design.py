@@ -46,6 +46,17 @@ def test_activations_are_replaced_before_pruning_and_their_gates_folded_before_i
 
 
 @pytest.mark.parametrize(
+    "design", [Design(0.5, size=64, epochs=4, scheme="int8-narrow", relu=True), Design(scheme="int8-mixed")]
+)
+def test_what_is_written_of_a_design_is_read_as_the_same(design: Design) -> None:
+    given = recipe(["export"])
+    variant = Template(given, 1.0).variant(design, lambda _: {})
+    whole = given.model_copy(update={"variants": {**given.variants, design.name: variant}})
+    again = build(whole.model_dump(mode="json", by_alias=True, exclude_unset=True), Path())
+    assert again.variants[design.name] == variant
+
+
+@pytest.mark.parametrize(
     ("scheme", "names"),
     [
         ("int8-narrow", ["narrow", "join", "quantize"]), ("int8-adaptive", ["quantize"]), ("int8-qat", ["qat"]),

@@ -175,7 +175,7 @@ def test_narrowing_comes_after_training_and_leads_no_search() -> None:
     history: dict[Design, Outcome] = {
         **judged(world.measure(Design(scheme="int8"))), narrow.design: narrow,
     }  # fmt: skip
-    assert leading(history) == "int8"
+    assert leading(history, Design()) == "int8"
 
 
 def test_a_network_that_cannot_be_pruned_is_still_tried_smaller() -> None:

@@ -20,7 +20,7 @@ from toolchain.errors import DataError, RecipeError
 from toolchain.measure import accuracy, latency
 from toolchain.measure.settings import Measure
 from toolchain.progress import Progress
-from toolchain.recipe import Node, Recipe
+from toolchain.recipe import Node, Recipe, origin
 from toolchain.recipe_problems import nearest
 from toolchain.record import JSON
 from toolchain.runtime import host
@@ -68,11 +68,12 @@ class Pipeline:
 
         Raises ToolchainError, see Step.check; BackboneError.
         """
-        trunk = self.recipe.trunk
-        for node in self.recipe.nodes().values():
+        nodes = self.recipe.nodes()
+        for node in nodes.values():
             node.step.check()
             if not isinstance(node.step, Prune):
                 continue
+            trunk = origin(node, nodes).step
             if isinstance(trunk, Tune):
                 network = describe(trunk.backbone, ("a", "b"))
             elif isinstance(trunk, Load) and (trunk.file / DESCRIPTION).is_file():

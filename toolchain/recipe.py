@@ -15,6 +15,7 @@ Paths are relative to the recipe's folder; `${NAME}` and `${NAME:-default}` take
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,9 @@ from toolchain.steps import Adopt, AnyStep, Load, Tune
 from toolchain.steps.quantize import Target
 
 TRUNK = "tuned"
+LONGEST = 24  # of a network's name, which begins the names of what `optimize` makes of it
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+NetworkName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,23}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -81,6 +84,8 @@ class Variant(_Settings):
 class Recipe(_Settings):
     """A whole run: data, a trunk (`tuned`) and named variants of it, what to measure, what must hold.
 
+    networks: other networks by name, for variants made `from` them and for `toolchain optimize` to choose among; each
+    with its backbone, trained as `tune` says but for what it says itself.
     targets: processors that every quantized file must be right on: those of each `quantize` that names none itself.
     """
 
@@ -93,6 +98,7 @@ class Recipe(_Settings):
     backbone: Backbone | None = None
     tune: Tune | None = None
     tuned: Load | None = None
+    networks: dict[NetworkName, Tune] = {}
     variants: dict[Name, Variant]
     targets: tuple[Target, ...] = ()
     measure: Measure = Measure()
@@ -120,11 +126,13 @@ class Recipe(_Settings):
             kept = {name: variant for name, variant in kept.items() if name not in out}
 
     def nodes(self) -> dict[str, Node]:
-        """Every artifact to make, by name, each after its inputs."""
+        """Every artifact to make, by name, each after its inputs; networks that no variant needs are not made."""
         found: dict[str, Node] = {}
         if self.trunk is not None:
             found[TRUNK] = Node(TRUNK, self.trunk, {}, None)
         waiting = dict(self.variants)
+        wanted = {name for variant in waiting.values() for name in _needs(variant)}
+        found |= {name: Node(name, net, {}, None) for name, net in self.networks.items() if name in wanted}
         while waiting:
             ready = [name for name, variant in waiting.items() if _needs(variant) <= found.keys()]
             for name in ready:
@@ -142,6 +150,13 @@ class Node:
     step: AnyStep | Load | Tune | Adopt
     inputs: Mapping[str, str]
     variant: str | None
+
+
+def origin(node: Node, nodes: Mapping[str, Node]) -> Node:
+    """What a node's network was at first: `tuned`, another network, or a file that was adopted."""
+    while "model" in node.inputs:
+        node = nodes[node.inputs["model"]]
+    return node
 
 
 def load(source: str | Path, overrides: Sequence[str] = (), data: Path | None = None) -> Recipe:
@@ -166,7 +181,7 @@ def build(raw: Mapping[str, JSON], base: Path, title: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(expanded)
     except ValidationError as error:
-        lines = [_as_written(line, raw) for line in problems(error, Recipe)]
+        lines = [_as_written(line, raw) for line in problems(error, Recipe) if not _shared(line, raw)]
         raise RecipeError(_listed(title, list(dict.fromkeys(lines)))) from None
     found = list(_graph_problems(recipe))
     if found:
@@ -208,12 +223,21 @@ def _long_form(raw: Mapping[str, JSON]) -> dict[str, JSON]:
     if isinstance(full.get("tune"), dict):
         own = {"backbone": full["backbone"]} if full.get("backbone") is not None else {}
         full["tune"] = {"step": "tune", **own, **full["tune"]}
+        if isinstance(full.get("networks"), dict):
+            full["networks"] = {n: _long_network(own, full["tune"]) for n, own in full["networks"].items()}
     if isinstance(full.get("tuned"), dict):
         full["tuned"] = {"step": "load", "backbone": full.get("backbone"), **full["tuned"]}
     if isinstance(full.get("variants"), dict):
         targets = full.get("targets") or None
         full["variants"] = {n: _long_variant(variant, targets) for n, variant in full["variants"].items()}
     return full
+
+
+def _long_network(own: JSON, tune: Mapping[str, JSON]) -> JSON:
+    """What `tune` says but for the backbone, and what the network says itself."""
+    if not isinstance(own, dict):
+        return own
+    return {name: value for name, value in tune.items() if name != "backbone"} | own
 
 
 def _long_variant(variant: JSON, targets: JSON) -> JSON:
@@ -264,6 +288,16 @@ def _as_written(line: str, raw: Mapping[str, JSON]) -> str:
     return line
 
 
+def _shared(line: str, raw: Mapping[str, JSON]) -> bool:
+    """Whether a problem of a network's is one of `tune`, and told there."""
+    networks = raw.get("networks")
+    parts = re.split(r"[.:\[]", line, maxsplit=3)
+    if parts[0] != "networks" or len(parts) < 3 or not isinstance(networks, Mapping):
+        return False
+    own, tune = networks.get(parts[1]), raw.get("tune")
+    return isinstance(own, Mapping) and isinstance(tune, Mapping) and parts[2] in tune and parts[2] not in own
+
+
 def _needs(variant: Variant) -> set[str]:
     """Names of the artifacts a variant is made from."""
     names = {variant.source} if variant.source else set()
@@ -293,11 +327,17 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
     """Names that do not exist and steps in an impossible order, each with its path."""
     if recipe.tune and recipe.tuned:
         yield "tune, tuned: give one of them: training settings, or a finished checkpoint"
-    if TRUNK in recipe.variants:
-        yield f"variants.{TRUNK}: '{TRUNK}' is the trunk's name, take another"
+    if recipe.networks and not recipe.tune:
+        yield "networks: there is no 'tune' that says how they are trained"
+    for taken in sorted({TRUNK, *recipe.networks} & recipe.variants.keys()):
+        yield f"variants.{taken}: '{taken}' is a network's name, take another"
+    for taken in {TRUNK, "fp32"} & recipe.networks.keys():
+        yield f"networks.{taken}: '{taken}' has a meaning of its own, take another name"
     if "fp32" not in recipe.variants:
         yield "variants.fp32: missing; it is what every other variant is compared with"
-    forms: dict[str, Form] = {TRUNK: Form.TORCH} if recipe.trunk else {}
+    forms = dict.fromkeys([TRUNK] if recipe.trunk else [], Form.TORCH) | dict.fromkeys(
+        recipe.networks, Form.TORCH
+    )
     forms |= {name: v.steps[-1].gives if v.steps else Form.ONNX for name, v in recipe.variants.items()}
     for name, variant in recipe.variants.items():
         yield from _variant_problems(f"variants.{name}", variant, forms)

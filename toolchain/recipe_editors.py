@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, get_args
 
 from toolchain.recipe import Recipe
@@ -16,16 +17,27 @@ def recipe_schema() -> dict[str, Any]:
     models: dict[str, Any] = schema["$defs"]
     for model in models.values():
         model.get("properties", {}).pop("step", None)
+    models["Network"] = deepcopy(models["Tune"])
+    schema["properties"]["networks"] = _renamed(schema["properties"]["networks"])
     for name in ("Tune", "Load"):
         models[name]["properties"].pop("backbone", None)
         required = [field for field in models[name].get("required", []) if field != "backbone"]
         models[name]["required"] = required
     named = {"type": "string", "pattern": "^bundled/"}
     schema["properties"]["backbone"]["anyOf"].insert(0, named)
+    network = models["Network"]["properties"]
+    network["backbone"] = {"anyOf": [named, network["backbone"]]}
     models["Variant"]["properties"]["steps"]["items"] = {"anyOf": _spellings(models)}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "toolchain recipe"
     return schema
+
+
+def _renamed(networks: dict[str, Any]) -> dict[str, Any]:
+    """A network has its backbone in itself, where `tune` takes the recipe's."""
+    reference = {"$ref": "#/$defs/Network"}
+    patterns = dict.fromkeys(networks["patternProperties"], reference)
+    return networks | {"patternProperties": patterns, "additionalProperties": False}
 
 
 def _spellings(models: dict[str, Any]) -> list[dict[str, Any]]:

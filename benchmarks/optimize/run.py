@@ -27,6 +27,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import Design
 from toolchain.optimize.points import Outcome, Point, pick
+from toolchain.optimize.race import race
 from toolchain.optimize.search import MENDING, WAYS, Search
 from toolchain.optimize.strategy import GRID, TOP
 from toolchain.optimize.trials import Trials
@@ -94,7 +95,7 @@ def course(asked: argparse.Namespace) -> Course:
 
 def ours(way: Course) -> None:
     """The search itself."""
-    Search(way.trials, way.tell).go()
+    race([Search(way.trials, way.tell)])
 
 
 def drawn(search: Search, chance: random.Random) -> Iterator[Design]:

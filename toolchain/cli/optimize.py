@@ -35,6 +35,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     help="A processor that the file must be right on; repeat it for several [default: the recipe's].",
 )  # fmt: skip
 @click.option(
+    "--backbone", "backbones", multiple=True, metavar="bundled/NAME|timm/NAME",
+    help="Another network to choose from, beside the recipe's own and its 'networks'; repeat it for several.",
+)  # fmt: skip
+@click.option(
     "--budget",
     metavar="TIME",
     default="30m",
@@ -65,6 +69,7 @@ def optimize(
     Example:
       toolchain optimize quickstart --max-drop 1.0 --budget 10m
       toolchain optimize recipe.yaml --provider cpu --threads 1 --max-latency 3ms --max-drop 1.0
+      toolchain optimize recipe.yaml --max-drop 1.0 --backbone bundled/small --backbone timm/resnet18
       toolchain optimize recipe.yaml --goal accuracy --max-latency 2ms --max-size 3MB
       toolchain optimize recipe.yaml --max-drop 1.0 --target x86-vnni --target x86-avx2 --target arm64
     """
@@ -82,6 +87,7 @@ def optimize(
         provider=provider, threads=threads, max_latency_ms=given("--max-latency", "ms"), max_drop=max_drop,
         max_megabytes=given("--max-size", "MB"), max_memory_mb=given("--max-memory", "MB"), goal=goal,
         budget=amount("--budget", budget, "s"), targets=options["targets"],  # type: ignore[arg-type]
+        backbones=options["backbones"],  # type: ignore[arg-type]
     )  # fmt: skip
     places = Places(out=options["out"], store=options["store"], data=options["data"])  # type: ignore[arg-type]
     wishes = Wishes(overrides=options["overrides"], device=options["device"])  # type: ignore[arg-type]

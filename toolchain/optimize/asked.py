@@ -28,6 +28,7 @@ class Asked:
     metric against fp32 (None: the recipe's own gate). max_megabytes: the fused file. max_memory_mb: the most
     resident memory, in 10^6 bytes, of a fresh process that answers one picture. budget: seconds of this start.
     targets: processors that every candidate must be right on (steps/quantize.py); none: the recipe's.
+    backbones: others to search besides the recipe's own and its `networks`: bundled/NAME or timm/NAME.
     """
 
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -39,6 +40,7 @@ class Asked:
     goal: Goal = "latency"
     budget: float = 1800.0
     targets: tuple[Target, ...] = ()
+    backbones: tuple[str, ...] = ()
 
     def gates(self, own: Gates) -> Gates:
         """The recipe's gates with these bounds in place of its own where given."""

@@ -84,6 +84,12 @@ class Durations:
             str, tuple[float, float]
         ] = {}  # by key: share of the work left, seconds an epoch
 
+    def apart(self) -> Durations:
+        """The same for another backbone, whose training takes its own time: assumed alike until it is seen."""
+        other = Durations(self._epoch)
+        other._seen = dict(self._seen)
+        return other
+
     def learn(self, record: Record, share: float = 1.0) -> None:
         """Remember what a finished job took; `share` is the work that the network it trained has left."""
         self._seen[record.step] = max(record.seconds, self._seen.get(record.step, 0.0))

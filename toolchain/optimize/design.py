@@ -45,7 +45,8 @@ class Design:
     namely as one pruned so from every layer, and the latency table says which layers give how much.
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
-    relu: activations without integer kernels are replaced (steps/activations.py).
+    relu: activations without integer kernels are replaced (steps/activations.py). backbone: the name of another of the
+    recipe's networks; none is `tuned`, whose own fp32 everything is compared with.
     """
 
     ratio: float = 0.0
@@ -55,11 +56,13 @@ class Design:
     epochs: int = 0
     scheme: Scheme = "fp32"
     relu: bool = False
+    backbone: str = ""
 
     @property
     def name(self) -> str:
-        """The variant's name: `s96-relu-t50-e8-int8`."""
-        parts = [f"s{self.size}"] if self.size else []
+        """The variant's name: `small-s96-relu-t50-e8-int8`."""
+        parts = [self.backbone] if self.backbone else []
+        parts += [f"s{self.size}"] if self.size else []
         parts += ["relu"] if self.relu else []
         if self.ratio:
             parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
@@ -73,6 +76,11 @@ class Design:
         return replace(self, scheme="fp32")
 
     @property
+    def whole(self) -> Design:
+        """The backbone as it was tuned, or with its activations replaced, in float."""
+        return Design(relu=self.relu, backbone=self.backbone)
+
+    @property
     def trained(self) -> bool:
         """Whether it needs training of its own."""
         return self.epochs > 0
@@ -84,8 +92,13 @@ class Template:
     What the recipe does to fp32 beside its export (another size before it, `join` behind it) is done to every design.
     """
 
-    def __init__(self, recipe: Recipe, max_drop: float | None, targets: Sequence[Target] = ()) -> None:
-        """targets: processors that every candidate must be right on, in place of the recipe's where given."""
+    def __init__(
+        self, recipe: Recipe, max_drop: float | None, targets: Sequence[Target] = (), backbone: str = ""
+    ) -> None:
+        """targets: processors that every candidate must be right on, in place of the recipe's where given.
+        backbone: what all designs start from; settings that name layers of the recipe's own are left out for another.
+        """
+        self._trunk = backbone or TRUNK
         self.fp32 = recipe.variants["fp32"]
         self.trainable = recipe.trunk is not None and self.fp32.source == TRUNK
         self._before = [step for step in self.fp32.steps if step.gives is Form.TORCH]
@@ -94,18 +107,23 @@ class Template:
         self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.recover = _first(recipe, Recover) or _recover(recipe)
+        if backbone:
+            self.prune = self.prune.model_copy(update={"ignore": (), "ratios": {}})
+            self.recover = _changed(self.recover, teacher=backbone)
         self.narrow = _first(recipe, Narrow) or Narrow()
         self.quantize = _quantize(recipe, targets or recipe.targets)
+        if backbone:
+            self.quantize = self.quantize.model_copy(update={"exclude": (), "refit_head": False})
         self.qat = _qat(recipe, self.quantize, self.recover)
         self._agreement = max(90.0, 100.0 - (1.0 if max_drop is None else max_drop))
 
     def variant(self, design: Design, widths: Widths) -> Variant:
         """The recipe's variant for a design. widths: shares by layer for designs of shape "table"."""
         steps: list[AnyStep] = [*self._network(design, widths)]
-        if not steps:
-            return Variant(source="fp32", steps=tuple(self._scheme(design)))
+        if not steps and self._trunk == TRUNK:
+            return Variant(source="fp32", steps=tuple(_changed(step) for step in self._scheme(design)))
         made = (*self._before, *steps, self.export, *self._after, *self._scheme(design))
-        return Variant(source=TRUNK, steps=made)
+        return Variant(source=self._trunk, steps=tuple(_changed(step) for step in made))
 
     def _network(self, design: Design, widths: Widths) -> Iterator[AnyStep]:
         if design.size:
@@ -175,5 +193,5 @@ def _recover(recipe: Recipe) -> Recover:
 
 
 def _changed(step: _StepT, **changes: JSON) -> _StepT:
-    """The step with other settings, checked."""
+    """The step with other settings, checked; its name counts as given, so that it is written into recipes."""
     return type(step).model_validate({**step.model_dump(exclude_unset=True), "step": step.step, **changes})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from toolchain.optimize.asked import Asked
-from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import Design, Scheme
 from toolchain.optimize.points import Outcome, Point, pick, points
 from toolchain.optimize.strategy import Arm, Space, leading, propose
@@ -22,53 +23,85 @@ _TABLE_SHARE = 0.3  # most of the time left that the latency table may take
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
 _SMALLEST = 24  # pixels
+_TAUGHT: frozenset[Scheme] = frozenset(
+    {"int8-qat"}
+)  # learns from fp32, which another backbone's pictures don't fit
 
 
 @dataclass
 class Search:
-    """One search. `history` is everything found, in order; `told` is called after each outcome."""
+    """The search among one backbone's designs. `history` is everything found, in order, of other backbones too;
+    `told` is called after each outcome. until: when it has to make way for another's (time.monotonic())."""
 
     trials: Trials
     told: Callable[[Outcome], None]
     history: dict[Design, Outcome] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    until: float = math.inf
+    _tabulated: bool = False
+    _prunable: bool = True
 
     @property
     def asked(self) -> Asked:
         """What was asked."""
         return self.trials.asked
 
-    def go(self) -> str:
-        """Search, and return why it stopped, in a sentence. Raises OutOfTimeError when not even fp32 was measured."""
-        self._try(Design())
+    @property
+    def whole(self) -> Design:
+        """The backbone as it was tuned."""
+        return self.trials.whole
+
+    @property
+    def own(self) -> dict[Design, Outcome]:
+        """What was found of this backbone's, and fp32."""
+        known = self.history.items()
+        return {d: found for d, found in known if d == Design() or d.backbone == self.trials.backbone}
+
+    def begin(self) -> str | None:
+        """Try the backbone as it is, in all ways to quantize it; returns why there is no time for more, if so.
+
+        Raises OutOfTimeError when the budget ends within.
+        """
+        self._try(self.whole)
+        if not self.promising:
+            return None
         self._assume()
-        try:
-            stopped = self._spend(self.space())
-            if stopped is None and self.trials.template.trainable:
-                self.tabulate()
-                stopped = self._spend(self.space(self.arms()))
-        except OutOfTimeError as error:
-            return str(error)
-        return stopped or "nothing is left that promises to be better"
+        return self._spend(self.space())
+
+    @property
+    def promising(self) -> bool:
+        """Whether to make it smaller: `tuned` always, another backbone if it keeps the accuracy as it is."""
+        found = self.history.get(self.whole)
+        return not self.trials.backbone or (isinstance(found, Point) and found.accurate)
+
+    def shrink(self) -> str | None:
+        """Make it smaller; returns why there is no time for more, if so. Raises OutOfTimeError as above."""
+        if not self.trials.template.trainable or not self.promising:
+            return None
+        if not self._tabulated:
+            self.tabulate()
+        return self._spend(self.space(self.arms()))
 
     def best(self) -> Point | None:
-        """The point to ship as far as is known."""
-        return pick(points(self.history), self.asked.goal)
+        """The best point of this backbone."""
+        return pick(
+            (p for p in points(self.own) if p.design.backbone == self.trials.backbone), self.asked.goal
+        )
 
     def _assume(self) -> None:
         """An epoch's seconds from the latency, where nothing was trained here: forward and backward, with slack."""
-        base = self.history[Design()]
+        base = self.history[self.whole]
         latency = base.latency_ms if isinstance(base, Point) else 10.0
         self.trials.durations.assume(5.0 * len(self.trials.data.train) * latency / 1e3)
 
     def _spend(self, space: Space) -> str | None:
         """Try what is proposed; returns why there is no time for more, or None when nothing more is proposed."""
         while True:
-            waiting = list(propose(self.history, space, self.predict))
+            waiting = list(propose(self.own, space, self.predict))
             if not waiting:
                 return None
             costs = {design: self.trials.seconds(design) for design in waiting}
-            left = self.trials.deadline.left
+            left = min(self.trials.deadline.left, self.until - time.monotonic())
             design = next((design for design in waiting if costs[design] <= left), None)
             if design is None:
                 first = waiting[0]
@@ -85,38 +118,51 @@ class Search:
 
     def tabulate(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned."""
-        scheme = leading(self.history)
+        self._tabulated = True
+        scheme = leading(self.own, self.whole)
         if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.trials.deadline.left:
-            self.notes.append("no time for a latency table of the layers: every layer is pruned alike")
+            self._note("no time for a latency table of the layers: every layer is pruned alike")
             return
         try:
             costs = self.trials.table(scheme)
         except UNMADE as error:
-            self.notes.append(f"no pruning: {error}")
+            self._prunable = False
+            self._note(f"no pruning: {error}")
             return
         if costs.covers:
             self.trials.costs = costs
         else:
-            self.notes.append("the latency table knows too few of the layers: every layer is pruned alike")
+            self._note("the latency table knows too few of the layers: every layer is pruned alike")
+
+    def _note(self, words: str) -> None:
+        self.notes.append(f"{self.trials.backbone}: {words}" if self.trials.backbone else words)
 
     def space(self, arms: Sequence[Arm] = ()) -> Space:
         """What may be tried."""
-        provider = self.asked.provider
-        return Space(self.asked, WAYS[provider], MENDING[provider], tuple(arms), self.rungs())
+        provider, backbone = self.asked.provider, self.trials.backbone
+        mending = tuple(way for way in MENDING[provider] if not backbone or way not in _TAUGHT)
+        rivals = tuple(
+            point
+            for design, point in self.history.items()
+            if design not in self.own and isinstance(point, Point)
+        )
+        return Space(self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals)
 
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
         sides = sizes_below(self.trials.recipe_side)
-        uniform = Arm("uniform")
-        first = Arm("table") if self.trials.costs else uniform
+        uniform = Arm("uniform", backbone=self.trials.backbone)
+        first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
-        if any(note.startswith("no pruning") for note in self.notes):
+        if not self._prunable:
             return [
                 replace(arm, top=0.0) for arm in (*relu, *(replace(uniform, size=side) for side in sides))
             ]
         sizes = [replace(first, size=side) for side in sides]
         taylor = (
-            [] if self.trials.template.prune.importance == "taylor" else [Arm("uniform", importance="taylor")]
+            []
+            if self.trials.template.prune.importance == "taylor"
+            else [replace(uniform, importance="taylor")]
         )
         return [*relu, *dict.fromkeys([first, uniform]), *sizes, *taylor]
 
@@ -140,8 +186,8 @@ class Search:
         return whole * self._share(design) * self._correction(design)
 
     def _share(self, design: Design) -> float:
-        alike = Design(scheme=design.scheme, relu=design.relu)
-        way = self._measured(alike) or self._measured(Design(scheme=design.scheme)) or 1.0
+        alike, plain = replace(design.whole, scheme=design.scheme), replace(self.whole, scheme=design.scheme)
+        way = self._measured(alike) or self._measured(plain) or self._measured(self.whole) or 1.0
         side = 1.0
         if design.size:
             sized = self._measured(replace(alike, size=design.size))
@@ -160,7 +206,7 @@ class Search:
     def _correction(self, design: Design) -> float:
         """How far off the prediction was for the nearest pruned design with the same scheme."""
         near = [
-            p for p in points(self.history)
+            p for p in points(self.own)
             if p.design.ratio and design.ratio and (p.design.scheme, p.design.relu) == (design.scheme, design.relu)
         ]  # fmt: skip
         if not near:

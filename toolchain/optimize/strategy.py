@@ -32,7 +32,7 @@ Predict = Callable[[Design], float]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make a network smaller; bisection runs within it. relu: with its activations replaced.
+    """One way to make a backbone smaller; bisection runs within it. relu: with its activations replaced.
 
     top: the greatest ratio; 0 for a network that can't be pruned.
     """
@@ -42,34 +42,50 @@ class Arm:
     importance: str = ""
     relu: bool = False
     top: float = TOP
+    backbone: str = ""
+
+    @property
+    def whole(self) -> Design:
+        """The backbone that it starts from."""
+        return Design(relu=self.relu, backbone=self.backbone)
 
     @property
     def starts_whole(self) -> bool:
-        """Whether ratio 0 is a network that is not the recipe's already."""
+        """Whether ratio 0 is a network that is not a backbone already."""
         return bool(self.size) or self.relu
 
     def design(self, ratio: float, epochs: int, scheme: Scheme) -> Design:
         """The arm's design at a ratio."""
         if not ratio:
-            return Design(size=self.size, epochs=epochs, scheme=scheme, relu=self.relu)
-        return Design(ratio, self.shape, self.importance, self.size, epochs, scheme, self.relu)
+            return replace(self.whole, size=self.size, epochs=epochs, scheme=scheme)
+        return Design(ratio, self.shape, self.importance, self.size, epochs, scheme, self.relu, self.backbone)
 
     def has(self, design: Design) -> bool:
         """Whether a design is of this arm."""
-        if (design.size, design.relu) != (self.size, self.relu) or not design.trained:
+        if (design.size, design.whole) != (self.size, self.whole) or not design.trained:
             return False
         return not design.ratio or (design.shape, design.importance) == (self.shape, self.importance)
 
 
 @dataclass(frozen=True)
 class Space:
-    """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery."""
+    """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery.
+
+    backbone: of all of them. rivals: points of other backbones, which have to be beaten.
+    """
 
     asked: Asked
     schemes: tuple[Scheme, ...]
     mending: tuple[Scheme, ...]
     arms: tuple[Arm, ...]
     rungs: tuple[int, ...]
+    backbone: str = ""
+    rivals: tuple[Point, ...] = ()
+
+    @property
+    def whole(self) -> Design:
+        """The backbone as it was tuned."""
+        return Design(backbone=self.backbone)
 
 
 def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
@@ -80,19 +96,20 @@ def propose(history: History, space: Space, predict: Predict) -> Iterator[Design
 
 
 def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Design]:
-    yield from (Design(scheme=scheme) for scheme in space.schemes)
+    yield from (replace(space.whole, scheme=scheme) for scheme in space.schemes)
     if not any(p.accurate and p.design.scheme != "fp32" for p in points(history)):
-        yield from (Design(scheme=scheme) for scheme in space.mending)
+        yield from (replace(space.whole, scheme=scheme) for scheme in space.mending)
     yield from _siblings(history, space, predict)
     if any(arm.relu for arm in space.arms):
-        yield from (Design(scheme=scheme, relu=True) for scheme in space.schemes if scheme not in _BY_WEIGHTS)
+        usual = (scheme for scheme in space.schemes if scheme not in _BY_WEIGHTS)
+        yield from (replace(space.whole, scheme=scheme, relu=True) for scheme in usual)
     for arm in space.arms:
         if arm.size:
-            yield Design(size=arm.size, scheme=leading(history, arm.relu), relu=arm.relu)
+            yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole))
     for level, arm in _order(space):
         ratio = next_ratio(history, space, predict, arm, level)
         if ratio is not None:
-            yield arm.design(ratio, space.rungs[level], leading(history, arm.relu))
+            yield arm.design(ratio, space.rungs[level], leading(history, arm.whole))
 
 
 def _order(space: Space) -> Iterator[tuple[int, Arm]]:
@@ -106,20 +123,20 @@ def _order(space: Space) -> Iterator[tuple[int, Arm]]:
         yield level, space.arms[number]
 
 
-def leading(history: History, relu: bool = False) -> Scheme:
+def leading(history: History, whole: Design) -> Scheme:
     """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32.
 
-    relu: with its activations replaced; before recovery none keeps the accuracy, so the fastest is taken. What `narrow`
-    does depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling.
+    With activations replaced none keeps the accuracy before recovery, so the fastest is taken. What `narrow` does
+    depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling.
     """
-    whole = [p for p in points(history) if p.design.network == Design(relu=relu) and not p.slower]
-    base = [p for p in whole if (p.accurate or relu) and p.design.scheme not in _BY_WEIGHTS]
+    own = [p for p in points(history) if p.design.network == whole and not p.slower]
+    base = [p for p in own if (p.accurate or whole.relu) and p.design.scheme not in _BY_WEIGHTS]
     return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
 
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
-    found = [p for p in points(history) if p.design.network != Design()]
+    found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
     best = pick(found, space.asked.goal)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
@@ -135,9 +152,8 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
 
 def _alike(history: History, design: Design) -> bool:
     """Whether its way to quantize was not far slower on the whole network than the leading one, or was not tried there."""
-    whole = Design(relu=design.relu)
-    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == whole}
-    lead = tried.get(leading(history, design.relu), 1.0)
+    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == design.whole}
+    lead = tried.get(leading(history, design.whole), 1.0)
     return design.scheme not in tried or tried[design.scheme] <= SIBLING * lead
 
 
@@ -154,9 +170,10 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
     limits = []
     if asked.max_latency_ms and (not space.arms or _least(history, space, predict) <= asked.max_latency_ms):
         limits.append(asked.max_latency_ms)
-    best = pick(found, asked.goal)
+    known = [*found, *space.rivals]
+    best = pick(known, asked.goal)
     if best is None:
-        best = min((p for p in found if p.accurate and not p.slower), key=lambda p: p.share, default=None)
+        best = min((p for p in known if p.accurate and not p.slower), key=lambda p: p.share, default=None)
     if asked.goal == "latency" and best is not None:
         base = next((p.latency_ms for p in found if p.name == "fp32"), best.latency_ms / best.share)
         limits.append(PROMISE * base * best.share)
@@ -166,7 +183,7 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 def _least(history: History, space: Space, predict: Predict) -> float:
     """The least latency that is predicted of any design."""
     rung = space.rungs[0]
-    return min(predict(arm.design(arm.top, rung, leading(history, arm.relu))) for arm in space.arms)
+    return min(predict(arm.design(arm.top, rung, leading(history, arm.whole))) for arm in space.arms)
 
 
 def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float | None:
@@ -199,7 +216,7 @@ def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: in
     lowest = -GRID if arm.starts_whole else 0.0
     if limit is None:
         return lowest
-    scheme, epochs = leading(history, arm.relu), space.rungs[level]
+    scheme, epochs = leading(history, arm.whole), space.rungs[level]
     floor = lowest
     for step in range(0 if arm.starts_whole else 1, round(arm.top / GRID) + 1):
         ratio = round(step * GRID, 2)

@@ -56,7 +56,7 @@ class _Kept(BaseModel):
 
 @dataclass
 class Trials:
-    """Makes and measures designs over one store."""
+    """Makes and measures designs of one backbone (none named: `tuned`) over one store."""
 
     recipe: Recipe
     asked: Asked
@@ -64,13 +64,23 @@ class Trials:
     pipeline: Pipeline
     deadline: Deadline
     durations: Durations
+    backbone: str = ""
     costs: Costs | None = None
     _allotted: dict[float, Mapping[str, float]] = field(default_factory=dict)
 
     @cached_property
     def template(self) -> Template:
         """The recipe's steps."""
-        return Template(self.recipe, self.recipe.gates.max_drop, self.asked.targets)
+        return Template(self.recipe, self.recipe.gates.max_drop, self.asked.targets, self.backbone)
+
+    @property
+    def whole(self) -> Design:
+        """The backbone as it was tuned, in float."""
+        return Design(backbone=self.backbone)
+
+    @property
+    def _trunk(self) -> str:
+        return self.backbone or TRUNK
 
     @property
     def _where(self) -> dict[str, JSON]:
@@ -107,6 +117,8 @@ class Trials:
             return self._tried(design, predicted)
         except (*UNMADE, HostError, MemoryError, RuntimeError) as error:
             short = memory_ran_out(error)
+            if design == self.whole != Design() and isinstance(error, (*UNMADE, HostError)):
+                return Failure(design, str(error))
             if design == Design() or not (short or isinstance(error, UNMADE)):
                 raise  # without fp32 there is nothing to compare with
             if short:
@@ -148,27 +160,28 @@ class Trials:
         }  # fmt: skip
         settings = {"steps": [step.resolved().model_dump(mode="json") for step in steps]}
         libraries = sorted({name for step in steps for name in step.libraries})
-        parents = {name: base[name].key for name in (TRUNK, BASE) if name in base}
+        parents = {name: base[name].key for name in (self._trunk, BASE) if name in base}
         return Job("refused", 1, settings, parents, given, tuple(libraries))
 
     @cached_property
     def _base(self) -> dict[str, Artifact]:
-        """fp32 and what it is made from."""
-        return self._artifacts(Design())
+        """fp32, the whole backbone, and what they are made from."""
+        return self._artifacts(self.whole)
 
     @cached_property
     def replaceable(self) -> bool:
         """Whether the network has activations without integer kernels, and was trained here."""
         if self.asked.provider != "cpu" or not self.template.trainable:
             return False
-        return bool(replaceable(load_network(self._base[TRUNK].folder)[0], "relu", gates=False))
+        return bool(replaceable(load_network(self._base[self._trunk].folder)[0], "relu", gates=False))
 
     def _artifacts(self, design: Design) -> dict[str, Artifact]:
         """fp32's artifact and the design's, and all they were made from, by node name."""
         self.pipeline.recipe = self.recipe.model_copy(update={"variants": self.variants(design)})
         made = self.pipeline.build(self.data)
-        for artifact in made.values():
-            self.durations.learn(artifact.record, self.share(design))
+        for name, artifact in made.items():
+            if name != TRUNK or not self.backbone:
+                self.durations.learn(artifact.record, self.share(design))
         return made
 
     def share(self, design: Design) -> float:
@@ -182,7 +195,7 @@ class Trials:
     @cached_property
     def recipe_side(self) -> int:
         """The input's smaller side in pixels, as the recipe has it."""
-        artifact = self._base[BASE]
+        artifact = self._base[self.whole.name if self.backbone else BASE]
         found = json.loads((artifact.folder / "network.json").read_text())["preprocess"]
         return int(min(found["height"], found["width"]))
 
@@ -211,9 +224,8 @@ class Trials:
             self.durations.learn(entry.record)
             seconds += entry.record.seconds if name != BASE or design == Design() else 0.0
             answers[name, self.asked.provider, "val"] = load_answers(entry.folder)
-        seconds += sum(
-            made[node].record.seconds for node in made if node not in (BASE, TRUNK) or design == Design()
-        )
+        known = set() if design == self.whole else {BASE, self._trunk}
+        seconds += sum(made[node].record.seconds for node in made if node not in known)
         parity = {name: figure(files[name], made.values(), "parity_fused") for name in names}
         judged = list(candidates(files, answers, latency.load(timed.folder), parity))
         point = self._point(design, judged, files[names[-1]], seconds)
@@ -259,9 +271,9 @@ class Trials:
 
     def _chains(self, scheme: Scheme) -> dict[str, Variant]:
         """The network at the widths of the latency table, from the whole one on."""
-        designs = {f"w{round(100 * r)}": Design(ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
+        designs = {f"w{round(100 * r)}": replace(self.whole, ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
         chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
-        return chains | ({"w0": self.template.fp32} if scheme == BASE else {})
+        return chains | ({"w0": self.template.fp32} if scheme == BASE and not self.backbone else {})
 
     def table_seconds(self, scheme: Scheme) -> float:
         """What the latency table is predicted to take now."""
@@ -280,14 +292,15 @@ class Trials:
             update={"variants": {BASE: self.template.fp32, **chains}}
         )
         made = self.pipeline.build(self.data)
-        for artifact in made.values():
-            self.durations.learn(artifact.record)
+        for name, artifact in made.items():
+            if name != TRUNK or not self.backbone:
+                self.durations.learn(artifact.record)
         files = [made[name] for name in chains]
         given = self._where
         settings = self.template.prune.model_dump(mode="json")
         parents = {name: made[name].key for name in chains}
         job = Job("layers", 2, settings, parents, given, (*runtime_libraries(), "torch-pruning"))
-        entry = self.pipeline.measured(job, lambda out: self._time_layers(made[TRUNK], files, out))
+        entry = self.pipeline.measured(job, lambda out: self._time_layers(made[self._trunk], files, out))
         self.durations.learn(entry.record)
         kept = _Kept.model_validate_json((entry.folder / _TABLE).read_bytes())
         return Costs(kept.parts, kept.table, self.template.prune.round_to)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from toolchain import workflow
 from toolchain.bundle import remove as remove_bundle
+from toolchain.choose import BASE
 from toolchain.errors import RecipeError
 from toolchain.measure.settings import Measure
 from toolchain.optimize.asked import Asked
@@ -29,13 +32,16 @@ from toolchain.optimize.points import (
     told,
     would_do,
 )
+from toolchain.optimize.race import race
 from toolchain.optimize.search import Search
 from toolchain.optimize.trials import Trials
 from toolchain.progress import Progress, Silent
-from toolchain.recipe import Recipe, load
+from toolchain.recipe import LONGEST, TRUNK, Recipe, load
+from toolchain.recipe_problems import problems
 from toolchain.report.model import RunReport
 from toolchain.runtime import host, providers
 from toolchain.runtime.whole import write_whole
+from toolchain.steps import Tune
 from toolchain.store import host_faults
 from toolchain.workflow import Places, Wishes
 
@@ -93,7 +99,7 @@ class _Optimize:
             )
         self.deadline.at = self.started + (1 - _SHARE) * asked.budget
         self.begun = 0.0
-        self.search: Search | None = None
+        self.searches: list[Search] = []
 
     def go(self) -> OptimizeResult:
         """Search, choose, bundle, report."""
@@ -106,28 +112,40 @@ class _Optimize:
         for line in checks.warnings:
             self.progress.say(f"note: {line}")
         self.begun = time.monotonic()
-        trials = Trials(searching, self.asked, data, pipeline, self.deadline, Durations(_EPOCH))
-        self.search = search = Search(trials, self._tell)
-        stopped = search.go()
-        chosen = search.best()
+        durations = Durations(_EPOCH)
+        given = (searching, self.asked, data, pipeline, self.deadline)
+        self.searches = [Search(Trials(*given, durations), self._tell)]
+        self.searches += [
+            Search(Trials(*given, durations.apart(), name), self._tell, self.history)
+            for name in searching.networks
+        ]
+        stopped = race(self.searches)
+        chosen = pick(points(self.history), self.asked.goal)
         found = self._found(stopped, chosen, None)
         self._write(found)
         if chosen is None:
             self._forget()
             return OptimizeResult(self.out, False, summary(found, self.out), found, None, None)
-        return self._ship(trials, chosen, found)
+        return self._ship(chosen, found)
+
+    @property
+    def history(self) -> dict[Design, Outcome]:
+        """All that was found, of every backbone; the searches share it."""
+        return self.searches[0].history if self.searches else {}
+
+    def _search(self, design: Design) -> Search:
+        """The search that a design is of."""
+        return next(search for search in self.searches if search.trials.backbone == design.backbone)
 
     def _tell(self, outcome: Outcome) -> None:
         """Say what was found and how the front stands; keep the report so far; know better when to end."""
-        search = self.search
-        if search is None:
-            return
         if outcome.design == Design():
-            self.deadline.at = self.started + self.asked.budget - self._ending(search.trials)
-        found = points(search.history)
+            self.deadline.at = self.started + self.asked.budget - self._ending(self.searches[0].trials)
+        found = points(self.history)
         for line in _lines(outcome, found, self.asked):
             self.progress.say(f"[{time.monotonic() - self.started:5.0f} s] {line}")
-        self._write(self._found("the search is not at its end yet", search.best(), None))
+        best = pick(found, self.asked.goal)
+        self._write(self._found("the search is not at its end yet", best, None))
 
     def _ending(self, trials: Trials) -> float:
         """Seconds for what comes after the search: test pictures through two files, bundle, report."""
@@ -137,27 +155,33 @@ class _Optimize:
         return min(_ENDING + _SLACK * (answering + reading), 0.5 * self.asked.budget)
 
     def _found(self, stopped: str, chosen: Point | None, tested: Tested | None) -> Found:
-        search = self.search
-        history = tuple(search.history.values()) if search else ()
-        measured = [outcome for outcome in history if isinstance(outcome, Point)]
+        history, measured = tuple(self.history.values()), points(self.history)
+        costs = self._search(chosen.design if chosen else Design()).trials.costs
         return Found(
             name=self.recipe.name, metric=self.recipe.gates.metric, asked=self.asked, outcomes=history,
             front=tuple(p.name for p in front(measured)), chosen=chosen.name if chosen else None,
             reasons=tuple(reasons(chosen, measured, self.asked.goal)) if chosen else (),
             closest=() if chosen else tuple(p.name for p in closest(measured)),
             would_do=() if chosen else tuple(would_do(measured)), stopped=stopped,
-            notes=tuple(search.notes) if search else (), seconds=time.monotonic() - self.started, tested=tested,
-            host=host.facts(), widths=self._widths(chosen), costs=search.trials.costs if search else None,
+            notes=tuple(note for search in self.searches for note in search.notes),
+            seconds=time.monotonic() - self.started, tested=tested, host=host.facts(), widths=self._widths(chosen),
+            costs=costs,
         )  # fmt: skip
 
     def _widths(self, chosen: Point | None) -> dict[str, float]:
-        if chosen is None or self.search is None or chosen.design.shape != "table" or not chosen.design.ratio:
+        if chosen is None or chosen.design.shape != "table" or not chosen.design.ratio:
             return {}
-        return dict(self.search.trials.widths(chosen.design))
+        return dict(self._search(chosen.design).trials.widths(chosen.design))
 
-    def _ship(self, trials: Trials, chosen: Point, found: Found) -> OptimizeResult:
+    def _ship(self, chosen: Point, found: Found) -> OptimizeResult:
         """The run of fp32 and the chosen variant: everything but the test pictures' answers lies in the store."""
-        final = self.recipe.model_copy(update={"variants": trials.variants(chosen.design)})
+        networks = self.recipe.networks.items()
+        final = self.recipe.model_copy(
+            update={
+                "variants": self._search(chosen.design).trials.variants(chosen.design),
+                "networks": {name: network for name, network in networks if name == chosen.design.backbone},
+            }
+        )
         wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)
         result = workflow.run(final, replace(self.places, out=self.out), wishes, self.progress)
         found = self._found(found.stopped, chosen, _tested(result.report, chosen.name, self.asked.provider))
@@ -210,9 +234,33 @@ def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
             "name": f"{recipe.name[:47]}-optimized",
             "measure": Measure.model_validate(measure),
             "gates": gates,
+            "networks": {**recipe.networks, **_networks(recipe, asked.backbones)},
             "device": wishes.device or recipe.device,
         }
     )
+
+
+def _networks(recipe: Recipe, backbones: Sequence[str]) -> dict[str, Tune]:
+    """Networks for the backbones asked for by name, trained as the recipe trains its own."""
+    named = [*recipe.networks, *backbones]
+    if named and (recipe.tune is None or recipe.variants[BASE].source != TRUNK):
+        raise RecipeError(
+            f"{', '.join(named)}: other backbones are trained as the recipe's 'tune' says, and its fp32 is not made so"
+        )
+    found: dict[str, Tune] = {}
+    for given in backbones:
+        kind, _, model = given.partition("/")
+        name = model.partition(".")[0].lower()
+        if kind not in ("bundled", "timm") or not name:
+            raise RecipeError(f"--backbone {given}: write bundled/NAME or timm/NAME, e.g. bundled/small")
+        if len(name) > LONGEST or name in {TRUNK, BASE, *recipe.networks, *found}:
+            raise RecipeError(f"--backbone {given}: give it a name of its own under 'networks' in the recipe")
+        training = recipe.tune.model_dump(exclude_unset=True, by_alias=True) if recipe.tune else {}
+        try:
+            found[name] = Tune.model_validate(training | {"backbone": {kind: model}})
+        except ValidationError as error:
+            raise RecipeError(f"--backbone {given}: {'; '.join(problems(error, Tune))}") from None
+    return found
 
 
 def _lines(outcome: Outcome, found: Sequence[Point], asked: Asked) -> list[str]:
