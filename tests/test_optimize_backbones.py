@@ -18,6 +18,7 @@ from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import Design, Template
 from toolchain.optimize.race import race
 from toolchain.optimize.search import Search
+from toolchain.optimize.session import counts, fastest
 from toolchain.recipe import build
 
 
@@ -49,7 +50,18 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> Trip:
         folder, pictures, backbone=network([48, 48, 96, 96]), networks={"thin": {"backbone": network([8, 8, 8, 8])}}
     )  # fmt: skip
     run = TinyRun(recipe, folder / "out", folder / "store", pictures)
-    options = ("--out", run.out, "--store", run.store, "--backbone", "bundled/nano", "--budget", "10m")
+    options = (
+        "--out",
+        run.out,
+        "--store",
+        run.store,
+        "--backbone",
+        "bundled/nano",
+        "--budget",
+        "10m",
+        "--threads",
+        2,
+    )
     with (
         pytest.MonkeyPatch.context() as patched
     ):  # to make them smaller takes minutes and is tested elsewhere
@@ -74,6 +86,29 @@ def test_the_fastest_backbone_ships_with_the_recipes_fp32_beside_it(trip: Trip) 
     recipe = yaml.safe_load((trip.run.out / "recipe.yaml").read_text())
     assert list(recipe["networks"]) == ["thin"]
     assert list(recipe["variants"]) == ["fp32", chosen]
+
+
+def test_the_thread_count_that_is_fastest_is_measured_first_and_ships(trip: Trip) -> None:
+    threads = {int(count): ms for count, ms in trip.found["threads"].items()}
+    assert threads.keys() == {1, 2}
+    recipe = yaml.safe_load((trip.run.out / "recipe.yaml").read_text())
+    assert recipe["measure"]["threads"][0] == fastest(threads)
+    measured = json.loads((trip.run.bundle / "measured.json").read_text())
+    assert {row["threads"] for row in measured["variant"]["latency"]["cpu"]} == {1, 2}
+    assert "fastest with" in trip.answer.out
+    assert "fastest with" in (trip.run.out / "optimize.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 4)), (6, (1, 2, 4, 6))]
+)
+def test_thread_counts_are_powers_of_two_and_all(most: int, expected: tuple[int, ...]) -> None:
+    assert counts(most) == expected
+
+
+def test_fewer_threads_win_a_tie() -> None:
+    assert fastest({1: 1.04, 2: 1.0, 4: 1.01}) == 1
+    assert fastest({1: 1.2, 2: 1.0, 4: 1.01}) == 2
 
 
 def test_the_recipe_it_leaves_can_be_run(trip: Trip, tmp_path: Path) -> None:

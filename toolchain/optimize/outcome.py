@@ -27,7 +27,8 @@ class Found:
     """A search, at its end or on the way.
 
     front, closest: names of points. would_do: what would have to give, when nothing is chosen. widths: shares pruned
-    by layer of the chosen design. costs: the latency table, where one was measured. seconds: of this start.
+    by layer of the chosen design. costs: the latency table, where one was measured. threads: the chosen file's median
+    ms by how many threads it has, where several were to be had. seconds: of this start.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Found:
     host: Mapping[str, JSON]
     widths: Mapping[str, float]
     costs: Costs | None
+    threads: Mapping[int, float]
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from toolchain.optimize.outcome import Found
 from toolchain.optimize.points import Failure, Point, Probe, told
+from toolchain.optimize.session import fastest
 from toolchain.record import JSON
 from toolchain.report import style, svg, text
 from toolchain.report.labels import Box, place, short
@@ -61,7 +62,7 @@ def render_json(found: Found) -> str:
         "not_trained": [
             {"name": o.design.name, "latency_ms": o.latency_ms} for o in found.outcomes if isinstance(o, Probe)
         ],
-        "widths": dict(found.widths),
+        "widths": dict(found.widths), "threads": {str(n): ms for n, ms in found.threads.items()},
         "layers": [asdict(layer) for layer in found.costs.table.layers] if found.costs else [],
         "host": dict(found.host),
     }  # fmt: skip
@@ -87,6 +88,7 @@ def summary(found: Found, out: Path) -> str:
     else:
         lines += [f"  closest: {_words(point)}" for name in found.closest if (point := found.point(name))]
         lines += [f"  {line}" for line in found.would_do]
+    lines += [f"  {threads(found)}"] if found.threads else []
     lines += [f"  note: {line}" for line in found.notes]
     lines.append(f"  {len(found.points)} points in {text.wall(found.seconds)}; {found.stopped}")
     lines.append(f"search: {out / 'optimize.html'}")
@@ -102,6 +104,12 @@ def headline(found: Found) -> str:
         return f"{found.name}: no point of {len(found.points)} keeps the bounds ({_bounds(found)})"
     return f"{found.name}: {chosen.name}, {chosen.latency_ms:.3f} ms, {1 / chosen.share:.2f} times faster than fp32, " \
         f"{chosen.megabytes:.2f} MB, loses {chosen.drop:.2f} points on val"  # fmt: skip
+
+
+def threads(found: Found) -> str:
+    """What the chosen file takes with one thread and more."""
+    each = ", ".join(f"{text.plural(n, 'thread')} {ms:.3f} ms" for n, ms in found.threads.items())
+    return f"fastest with {text.plural(fastest(found.threads), 'thread')} ({each}): the bundle is judged with that"
 
 
 def _bounds(found: Found) -> str:
@@ -129,7 +137,8 @@ def render_page(found: Found) -> str:
         rows=[_row(found, point) for point in sorted(found.points, key=lambda p: p.share)],
         failed=[(o.design.name, o.why) for o in found.outcomes if isinstance(o, Failure)],
         probed=[(o.design.name, f"{o.latency_ms:.3f} ms") for o in found.outcomes if isinstance(o, Probe)],
-        layers=_layers(found), facts=[(name, str(value)) for name, value in found.host.items()],
+        layers=_layers(found), threads=threads(found) if found.threads else "",
+        facts=[(name, str(value)) for name, value in found.host.items()],
     )  # fmt: skip
 
 

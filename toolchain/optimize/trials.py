@@ -184,6 +184,10 @@ class Trials:
                 self.durations.learn(artifact.record, self.share(design))
         return made
 
+    def file(self, design: Design) -> Artifact:
+        """A design's file."""
+        return self._artifacts(design)[BASE if design == Design() else design.name]
+
     def share(self, design: Design) -> float:
         """About what share of the network's work a design has left."""
         width = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from toolchain.bundle import remove as remove_bundle
 from toolchain.choose import BASE
 from toolchain.errors import RecipeError
 from toolchain.measure.settings import Measure
+from toolchain.optimize import session
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design
@@ -100,6 +102,7 @@ class _Optimize:
         self.deadline.at = self.started + (1 - _SHARE) * asked.budget
         self.begun = 0.0
         self.searches: list[Search] = []
+        self.threads: dict[int, float] = {}
 
     def go(self) -> OptimizeResult:
         """Search, choose, bundle, report."""
@@ -152,7 +155,9 @@ class _Optimize:
         val, test = len(trials.data.val), len(trials.data.test)
         reading = self.begun - self.started
         answering = 2 * trials.durations.of("answers") * test / max(val, 1)
-        return min(_ENDING + _SLACK * (answering + reading), 0.5 * self.asked.budget)
+        timing = (1 + len(session.counts(self.asked.threads))) * trials.durations.of("latency")
+        timing = timing if self.asked.threads > 1 else 0.0
+        return min(_ENDING + timing + _SLACK * (answering + reading), 0.5 * self.asked.budget)
 
     def _found(self, stopped: str, chosen: Point | None, tested: Tested | None) -> Found:
         history, measured = tuple(self.history.values()), points(self.history)
@@ -165,7 +170,7 @@ class _Optimize:
             would_do=() if chosen else tuple(would_do(measured)), stopped=stopped,
             notes=tuple(note for search in self.searches for note in search.notes),
             seconds=time.monotonic() - self.started, tested=tested, host=host.facts(), widths=self._widths(chosen),
-            costs=costs,
+            costs=costs, threads=self.threads,
         )  # fmt: skip
 
     def _widths(self, chosen: Point | None) -> dict[str, float]:
@@ -175,11 +180,15 @@ class _Optimize:
 
     def _ship(self, chosen: Point, found: Found) -> OptimizeResult:
         """The run of fp32 and the chosen variant: everything but the test pictures' answers lies in the store."""
-        networks = self.recipe.networks.items()
+        trials, networks = self._search(chosen.design).trials, self.recipe.networks.items()
+        self.deadline.at = math.inf  # time was kept for what comes now
+        if self.asked.threads > 1:
+            self.threads = session.timed(trials, chosen.design)
         final = self.recipe.model_copy(
             update={
-                "variants": self._search(chosen.design).trials.variants(chosen.design),
+                "variants": trials.variants(chosen.design),
                 "networks": {name: network for name, network in networks if name == chosen.design.backbone},
+                "measure": self.recipe.measure.model_copy(update={"threads": self._counts()}),
             }
         )
         wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)
@@ -194,6 +203,13 @@ class _Optimize:
             chosen if result.passed else None,
             result.bundle,
         )
+
+    def _counts(self) -> tuple[int, ...]:
+        """The thread counts that the chosen file is measured with, the fastest first: it decides."""
+        if not self.threads:
+            return self.recipe.measure.threads
+        best = session.fastest(self.threads)
+        return (best, *(count for count in self.threads if count != best))
 
     def _write(self, found: Found) -> None:
         with host_faults(self.out):
