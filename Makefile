@@ -73,8 +73,8 @@ bench: setup
 	else echo "the server is not measured: 'make demo' makes $(firstword $(BUNDLES))"; fi; \
 	[ -z "$$missed" ] || { echo "missed:$$missed (a busy machine misses them too)"; exit 1; }
 
-# What serving costs, into benchmarks/results: a quiet machine, and BUNDLES="one bundle"; LARGE: the bundle for saturation,
-# ResNet-50 in int8. Each part writes its record and says kept or missed; all run, also after one that missed, and go on
+# What serving costs, into benchmarks/results: a quiet machine, and BUNDLES="one bundle"; LARGE: the bundle for saturation
+# and for half an hour of load and faults, ResNet-50 in int8. Each part writes its record and says kept or missed; all run, also after one that missed, and go on
 # where they were when started again. SERVE_PYTHON: the interpreter of both sides; a device's own (Debian's, built with
 # profile-guided optimization: /usr/bin/python3.11) takes a fifth less than one that pyenv built without.
 SERVE_PYTHON ?= $(BIN)/python
@@ -85,7 +85,7 @@ bench-serve: setup
 	missed=; run() { echo "$$*"; $(SERVE_PYTHON) -m "$$@" || missed="$$missed $$1"; }; \
 	run benchmarks.serve.overhead --bundle $(firstword $(BUNDLES)); \
 	run benchmarks.serve.saturation --bundle $(LARGE); \
-	run benchmarks.serve.soak --bundle $(firstword $(BUNDLES)); \
+	run benchmarks.serve.soak --bundle $(LARGE); \
 	[ -z "$$missed" ] || { echo "missed:$$missed"; exit 1; }
 
 bench-own-record: setup
