@@ -126,10 +126,12 @@ bench-cuda: setup
 bench-table: setup
 	$(BIN)/python benchmarks/table.py
 
-# Wants 'make base boot device-wheels' and a bundle; boots emulated machines for some minutes.
+# Wants 'make base boot device-wheels' and a bundle; boots emulated machines for some minutes, then starts containers.
 .PHONY: bench-boot
 bench-boot: setup
-	$(BIN)/python -m benchmarks.boot.run; code=$$?; $(BIN)/python benchmarks/table.py; exit $$code
+	@missed=; run() { echo "$$*"; $(BIN)/python -m "$$@" || missed="$$missed $$1"; }; \
+	run benchmarks.boot.run; run benchmarks.boot.container; \
+	$(BIN)/python benchmarks/table.py; [ -z "$$missed" ] || { echo "missed:$$missed"; exit 1; }
 
 .PHONY: bench-fidelity bench-harness bench-explain
 bench-fidelity: setup

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -139,4 +139,14 @@ def seconds_of(work, count: int) -> list[float]:
         work()
         if number >= 0:
             taken.append(time.perf_counter() - start)
+    return taken
+
+
+def seconds_for(work: Callable[[], object], duration: float) -> list[float]:
+    """Seconds of each call, for as long as `duration` lasts; one at least."""
+    end, taken = time.monotonic() + duration, list[float]()
+    while not taken or time.monotonic() < end:
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
     return taken
