@@ -231,3 +231,28 @@ def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm()
     world = World(Asked(max_drop=1.0, max_latency_ms=0.9), grows, arms=(Arm("uniform"),))
     proposed = [d for d in propose(failed, world.space(), world.predict) if d.trained and d.epochs == 4]
     assert Design(first, epochs=4) not in proposed
+
+
+def test_a_rival_of_another_backbone_has_to_be_beaten() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    world.history = {
+        Design(scheme=way): world.measure(Design(scheme=way)) for way in ("fp32", "int8", "int8-stem")
+    }  # type: ignore[arg-type]
+    usual = {d.ratio for d in propose(world.history, world.space(), world.predict) if d.trained}
+    rival = replace(
+        world.measure(Design(scheme="int8")), design=Design(scheme="int8", backbone="thin"), share=0.1
+    )
+    fast = replace(world.space(), rivals=(rival,))
+    against = {d.ratio for d in propose(world.history, fast, world.predict) if d.trained}
+    assert min(against) > max(usual)
+
+
+def test_another_backbone_is_quantized_by_the_fastest_way_even_where_it_is_slower_than_fp32() -> None:
+    whole = Design(backbone="large")
+    history: History = {
+        replace(whole, scheme=way): Point(  # type: ignore[arg-type]
+            replace(whole, scheme=way), share, share, 99, 0.0, None, None, 5.0, slower=True  # type: ignore[arg-type]
+        )
+        for way, share in (("fp32", 3.0), ("int8", 1.1))
+    }  # fmt: skip
+    assert leading(history, whole) == "int8"

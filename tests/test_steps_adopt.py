@@ -230,3 +230,37 @@ def test_missing_and_broken_files_are_told(tmp_path: Path) -> None:
         step.run({}, context(tmp_path))
     with pytest.raises(DataError, match="validation pictures"):
         adopt(foreign(), tmp_path, data(val=(0, 0, 0)))
+
+
+def with_two_heads() -> ModelProto:
+    """The foreign network with a head that only training needed."""
+    made = foreign()
+    made.graph.initializer.append(numpy_helper.from_array(np.ones((8, 16, 1, 1), np.float32), "aux.weight"))
+    made.graph.node.append(make_node("Conv", ["dw", "aux.weight"], ["aux"], kernel_shape=[1, 1]))
+    made.graph.output.append(
+        onnx.helper.make_tensor_value_info("aux", onnx.TensorProto.FLOAT, ["N", 8, 16, 16])
+    )
+    return made
+
+
+def test_of_several_outputs_one_is_kept_with_what_it_needs(tmp_path: Path) -> None:
+    out, _ = adopt(with_two_heads(), tmp_path, output="scores")
+    found = onnx.load(out / graph.PLAIN)
+    assert [value.name for value in found.graph.output] == [graph.LOGITS]
+    assert "aux.weight" not in graph.weights(found)
+    feed = inputs(out)
+    np.testing.assert_allclose(run(out / graph.PLAIN, feed), run(foreign(), feed), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, r"1 inputs and 2 outputs.*output: one of 'scores', 'aux'"),
+        ({"output": "socres"}, r"their\.onnx: it has no output 'socres', but 'scores', 'aux'"),
+    ],
+)
+def test_which_output_is_said_in_one_sentence(
+    settings: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        adopt(with_two_heads(), tmp_path, **settings)

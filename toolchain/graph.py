@@ -148,6 +148,11 @@ def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return found
 
 
+def nested(model: ModelProto) -> bool:
+    """Whether a node has graphs inside (If, Loop, Scan), which read tensors that `consumers` does not see."""
+    return len(list(_graphs(model.graph))) > 1
+
+
 def products_of_activations(model: ModelProto) -> list[str]:
     """Names of the matrix products that have no constant operand (attention)."""
     constant = {tensor.name for tensor in model.graph.initializer}

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,18 @@ BOUND = 30.0
 PATIENCE = 300.0
 
 
+def wish(arch: str, bundle: Path, device: Path) -> Wish:
+    """What is packaged, from the base that 'make base' made."""
+    base = device / f"base-{arch}.tar"
+    pin = hashlib.sha256(base.read_bytes()).hexdigest()
+    return Wish(bundle, arch, wheels=device / f"wheels-{arch}", base=base, base_sha256=pin)
+
+
 def image(arch: str, bundle: Path, device: Path, out: Path) -> None:
     """The disk image of a bundle."""
-    base, boot = device / f"base-{arch}.tar", device / f"boot-{arch}.tar"
-    pins = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (base, boot)]
-    given = Wish(
-        bundle, arch, wheels=device / f"wheels-{arch}", base=base, base_sha256=pins[0], boot=boot,
-        boot_sha256=pins[1],
-    )  # fmt: skip
-    package(given, "disk", out)
+    boot = device / f"boot-{arch}.tar"
+    pin = hashlib.sha256(boot.read_bytes()).hexdigest()
+    package(replace(wish(arch, bundle, device), boot=boot, boot_sha256=pin), "disk", out)
 
 
 def seconds(arch: str, disk: Path) -> float:

@@ -90,7 +90,8 @@ def _payloads() -> dict[str, bytes]:
     bomb = _png(100_000, 100_000)
     packed = gzip.compress(bytes(64 << 20))
     return {
-        "aborted": head + b"100000\r\n\r\n" + bytes(50_000), "slow": b"GET / HTTP/1.1\r\nHost: x\r\nX: ", "garbage": bytes(range(256)) * 8,
+        "aborted": head + b"100000\r\n\r\n" + bytes(50_000), "slow": b"GET / HTTP/1.1\r\nHost: x\r\nX: ",
+        "garbage": bytes(range(256)) * 8,
         "oversize": head + b"99999999999\r\n\r\n", "bomb": head + b"%d\r\n\r\n" % len(bomb) + bomb,
         "gzip bomb": head + b"%d\r\nContent-Encoding: gzip\r\n\r\n" % len(packed) + packed,
     }  # fmt: skip

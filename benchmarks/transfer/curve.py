@@ -3,7 +3,7 @@
     nice python -m benchmarks.transfer.curve small --run build/pretrain/small [--processes 2]
 
 Goes on where it was; writes benchmarks/results/transfer_curve_NAME.json. The probe's strength is searched on val for
-each point, as in the table; 0 pictures is the random network.
+each point, as in the table; 0 pictures is the random network, and the package's weights are the last point.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from benchmarks.pretrain.train import RECIPES
 from benchmarks.transfer.run import Cell
 from benchmarks.transfer.starts import start
 from benchmarks.transfer.tasks import TASKS, Setting, Task
+from toolchain.backbones import bundled
 from toolchain.device import select
 from toolchain.runtime import host
 
@@ -40,7 +41,8 @@ def point(mark: tuple[int, Path | None], name: str, run: Path) -> dict[str, Any]
     origin = start(name, file) if file else start(f"{name}-random")
     found: dict[str, Any] = {"backbone": name, "pictures": pictures}
     for setting in SETTINGS:
-        cell = Cell(setting, origin, "probe", run / "curve" / str(pictures))
+        folder = "package" if file and file.suffix == ".safetensors" else str(pictures)
+        cell = Cell(setting, origin, "probe", run / "curve" / folder)
         cell.fill(_task(setting.task), DRAWS, device)
         scores = list(cell.facts["test"].values())[:DRAWS]
         found[f"{setting.task} {setting.per_class}"] = round(statistics.mean(scores), 2)
@@ -50,11 +52,15 @@ def point(mark: tuple[int, Path | None], name: str, run: Path) -> dict[str, Any]
 
 
 def points(name: str, run: Path, processes: int) -> list[dict[str, Any]]:
-    """One point for the random network and one for each file of weights."""
+    """One point for the random network, one for each file of weights that the run kept, and one for the package's."""
     marks: list[tuple[int, Path | None]] = [(0, None)]
-    marks += [(int(path.stem.removeprefix("seen-")), path) for path in sorted(run.glob("seen-*.pt"))]
+    marks += sorted((int(path.stem.removeprefix("seen-")), path) for path in run.glob("seen-*.pt"))
+    shipped = bundled.weights_file(name)
+    card = json.loads(shipped.with_suffix(".json").read_text())["pretraining"]
+    marks.append((card["pictures"], shipped))
     with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(partial(point, name=name, run=run), marks))
+        found = list(pool.map(partial(point, name=name, run=run), marks))
+    return [*found[:-1], found[-1] | {"run": f"the package's, {card['device']}"}]
 
 
 def main() -> None:

@@ -55,14 +55,17 @@ class Preprocessing(nn.Module):
         scale = 1 / (torch.tensor(preprocess.std, dtype=torch.float64) * 255)
         self.register_buffer("mean", mean.float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
+        self._shifts, self._scales = bool(self.mean.any()), bool((self.scale != 1).any())
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Resize and normalise."""
         return self.normalize(self.resize(pictures))
 
     def normalize(self, pictures: Tensor) -> Tensor:
-        """float [N, 3, h, w] in 0..255 -> (x / 255 - mean) / std, in place."""
-        return pictures.sub_(self.mean).mul_(self.scale)
+        """float [N, 3, h, w] in 0..255 -> (x / 255 - mean) / std, in place; passes that change nothing are left out."""
+        if self._shifts:
+            pictures = pictures.sub_(self.mean)
+        return pictures.mul_(self.scale) if self._scales else pictures
 
     def resize(self, pictures: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> float32 [N, 3, height, width] in 0..255."""

@@ -107,13 +107,13 @@ class Template:
         self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.recover = _first(recipe, Recover) or _recover(recipe)
-        if backbone:
-            self.prune = self.prune.model_copy(update={"ignore": (), "ratios": {}})
-            self.recover = _changed(self.recover, teacher=backbone)
         self.narrow = _first(recipe, Narrow) or Narrow()
         self.quantize = _quantize(recipe, targets or recipe.targets)
         if backbone:
-            self.quantize = self.quantize.model_copy(update={"exclude": (), "refit_head": False})
+            self._before = [_of(step, backbone) for step in self._before]
+            self._after = [_of(step, backbone) for step in self._after]
+            self.prune, self.recover = _of(self.prune, backbone), _of(self.recover, backbone)
+            self.quantize = _of(self.quantize, backbone)
         self.qat = _qat(recipe, self.quantize, self.recover)
         self._agreement = max(90.0, 100.0 - (1.0 if max_drop is None else max_drop))
 
@@ -163,6 +163,15 @@ class Template:
                 yield Half()
             case "fp32":
                 return
+
+
+def _of(step: _StepT, backbone: str) -> _StepT:
+    """A step of the recipe for another backbone: no patterns of layers, and the teacher is the backbone itself."""
+    changes: dict[type[Step], dict[str, JSON]] = {
+        Prune: {"ignore": [], "ratios": {}}, Recover: {"teacher": backbone}, Activations: {"keep": []},
+        Quantize: {"exclude": [], "refit_head": False},
+    }  # fmt: skip
+    return _changed(step, **changes.get(type(step), {}))
 
 
 def _first(recipe: Recipe, kind: type[_StepT]) -> _StepT | None:

@@ -107,9 +107,12 @@ def headline(found: Found) -> str:
 
 
 def threads(found: Found) -> str:
-    """What the chosen file takes with one thread and more."""
+    """What the chosen file takes with all threads and with fewer."""
     each = ", ".join(f"{text.plural(n, 'thread')} {ms:.3f} ms" for n, ms in found.threads.items())
-    return f"fastest with {text.plural(fastest(found.threads), 'thread')} ({each}): the bundle is judged with that"
+    best = fastest(found.threads)
+    if best == found.asked.threads:
+        return f"by threads: {each}"
+    return f"by threads: {each}; {text.plural(best, 'thread')} would do (--threads {best})"
 
 
 def _bounds(found: Found) -> str:

@@ -15,13 +15,15 @@ _DONE = "nothing is left that promises to be better"
 def race(searches: Sequence[Search]) -> str:
     """Search among the designs of all backbones, the recipe's own first; returns why it stopped, in a sentence.
 
-    Each backbone gets an even share of the time that is left when its turn comes; what one leaves, the next ones have.
+    Each is trained and quantized in the usual ways first. Then each gets an even share of the time that is left when its
+    turn comes; what one leaves, the next ones have.
     Raises OutOfTimeError when the budget ends before fp32 was measured.
     """
     own, *others = searches
     try:
         stopped = own.begin()
         for search in others:
+            search.trials.durations = own.trials.durations.apart()
             stopped = _begin(search) or stopped
         return _shrink(searches) or stopped or _DONE
     except OutOfTimeError as error:
@@ -31,14 +33,13 @@ def race(searches: Sequence[Search]) -> str:
 
 
 def _begin(search: Search) -> str | None:
-    """Train and quantize another backbone if there is time for it."""
+    """Train and quantize another backbone if there is time for it; returns why not, or what `begin` says."""
     needed, left = search.trials.seconds(search.whole), search.trials.deadline.left
     if needed <= left:
         return search.begin()
-    search.notes.append(
-        f"{search.trials.backbone}: not tried, training it takes about {needed:.0f} s and {max(left, 0):.0f} s are left"
-    )
-    return None
+    why = f"training takes about {needed:.0f} s and {max(left, 0):.0f} s are left"
+    search.notes.append(f"{search.trials.backbone}: not tried, {why}")
+    return f"there was no time for {search.trials.backbone} ({why})"
 
 
 def _shrink(searches: Sequence[Search]) -> str | None:

@@ -31,12 +31,14 @@ _TAUGHT: frozenset[Scheme] = frozenset(
 @dataclass
 class Search:
     """The search among one backbone's designs. `history` is everything found, in order, of other backbones too;
-    `told` is called after each outcome. until: when it has to make way for another's (time.monotonic())."""
+    `told` is called after each outcome. among: how many backbones share the budget. until: when it has to make way
+    for another's (time.monotonic())."""
 
     trials: Trials
     told: Callable[[Outcome], None]
     history: dict[Design, Outcome] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    among: int = 1
     until: float = math.inf
     _tabulated: bool = False
     _prunable: bool = True
@@ -58,7 +60,7 @@ class Search:
         return {d: found for d, found in known if d == Design() or d.backbone == self.trials.backbone}
 
     def begin(self) -> str | None:
-        """Try the backbone as it is, in all ways to quantize it; returns why there is no time for more, if so.
+        """Try the backbone as it is, quantized in the usual ways; returns why there is no time for more, if so.
 
         Raises OutOfTimeError when the budget ends within.
         """
@@ -66,7 +68,12 @@ class Search:
         if not self.promising:
             return None
         self._assume()
-        return self._spend(self.space())
+        return self._spend(replace(self.space(), mending=()))
+
+    @property
+    def left(self) -> float:
+        """Seconds until the budget or its turn ends."""
+        return min(self.trials.deadline.left, self.until - time.monotonic())
 
     @property
     def promising(self) -> bool:
@@ -75,9 +82,15 @@ class Search:
         return not self.trials.backbone or (isinstance(found, Point) and found.accurate)
 
     def shrink(self) -> str | None:
-        """Make it smaller; returns why there is no time for more, if so. Raises OutOfTimeError as above."""
-        if not self.trials.template.trainable or not self.promising:
+        """Mend what quantizing lost, and make it smaller; returns why there is no time for more, if so.
+
+        Raises OutOfTimeError as above.
+        """
+        if not self.promising:
             return None
+        stopped = self._spend(self.space())
+        if stopped is not None or not self.trials.template.trainable:
+            return stopped
         if not self._tabulated:
             self.tabulate()
         return self._spend(self.space(self.arms()))
@@ -101,7 +114,7 @@ class Search:
             if not waiting:
                 return None
             costs = {design: self.trials.seconds(design) for design in waiting}
-            left = min(self.trials.deadline.left, self.until - time.monotonic())
+            left = self.left
             design = next((design for design in waiting if costs[design] <= left), None)
             if design is None:
                 first = waiting[0]
@@ -120,7 +133,7 @@ class Search:
         """Measure the latency table, if there is time and the network can be pruned."""
         self._tabulated = True
         scheme = leading(self.own, self.whole)
-        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.trials.deadline.left:
+        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
             self._note("no time for a latency table of the layers: every layer is pruned alike")
             return
         try:
@@ -173,7 +186,10 @@ class Search:
         """
         full = self.trials.template.recover.epochs
         affordable = (
-            _TRAINING_SHARE * self.asked.budget / (_TRAININGS * max(self.trials.durations.tuning, 1e-9))
+            _TRAINING_SHARE
+            * self.asked.budget
+            / self.among
+            / (_TRAININGS * max(self.trials.durations.tuning, 1e-9))
         )
         divisor = next((d for d in (1, 2, 4) if full / d <= affordable), 8)
         found = {max(1, round(full / d)) for d in (divisor, divisor / 2, divisor / 4) if d >= 0.5}

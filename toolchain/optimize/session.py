@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from toolchain.measure import latency
-from toolchain.optimize.design import Design
 from toolchain.optimize.points import TIE
-from toolchain.optimize.trials import Trials
 
 
 def counts(most: int) -> tuple[int, ...]:
-    """The thread counts to time for a device that has `most` to give: the powers of two below it, and all."""
-    return tuple(sorted({2**power for power in range(most.bit_length()) if 2**power < most} | {most}))
+    """The thread counts to time for a device that has `most` to give: all, which decide, then the powers of two below."""
+    return (most, *reversed([2**power for power in range(most.bit_length()) if 2**power < most]))
 
 
-def timed(trials: Trials, design: Design) -> dict[int, float]:
-    """Median ms of a design's plain file by thread count, all interleaved in one process; measured once a host kind."""
-    file = trials.file(design)
-    settings = trials.recipe.measure.model_copy(update={"threads": counts(trials.asked.threads)})
-    entry = trials.pipeline.latencies(
-        {design.name: file}, trials.data.val, settings, {trials.asked.provider: [design.name]}
-    )
-    found = latency.load(entry.folder)
-    plain = (one for one in found if one.condition.file == "plain")
-    return {one.condition.threads: float(np.median(one.samples)) / 1e6 for one in plain}
+def seconds(most: int, once: float) -> float:
+    """What timing with each of the counts takes at most, if timing with all threads takes `once`."""
+    return sum(once * most / count for count in counts(most)) if most > 1 else 0.0
 
 
 def fastest(milliseconds: Mapping[int, float]) -> int:

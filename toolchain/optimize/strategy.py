@@ -127,9 +127,10 @@ def leading(history: History, whole: Design) -> Scheme:
     """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32.
 
     With activations replaced none keeps the accuracy before recovery, so the fastest is taken. What `narrow` does
-    depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling.
+    depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling. Another
+    backbone may be slower than fp32, which is not its own, and become faster when it is made smaller.
     """
-    own = [p for p in points(history) if p.design.network == whole and not p.slower]
+    own = [p for p in points(history) if p.design.network == whole and (whole.backbone or not p.slower)]
     base = [p for p in own if (p.accurate or whole.relu) and p.design.scheme not in _BY_WEIGHTS]
     return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
 

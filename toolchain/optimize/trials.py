@@ -107,8 +107,9 @@ class Trials:
         """Make a design, measure and judge it. predicted: its latency in ms, where known.
 
         A network that must be trained is timed before, where the prediction is near a bound. Raises OutOfTimeError; what
-        a step refuses becomes a Failure, but for fp32, where it is raised. A refusal is kept and not asked for again;
-        a design that memory did not suffice for is tried again in the next start.
+        a step refuses becomes a Failure, but for fp32, where it is raised. A refusal is kept and not asked for again; a
+        design that memory did not suffice for is tried again in the next start, and so is a backbone that could not be
+        made: its weights may be there by then.
         """
         refused = self._refused(design)
         if refused is not None:
@@ -117,14 +118,13 @@ class Trials:
             return self._tried(design, predicted)
         except (*UNMADE, HostError, MemoryError, RuntimeError) as error:
             short = memory_ran_out(error)
-            if design == self.whole != Design() and isinstance(error, (*UNMADE, HostError)):
-                return Failure(design, str(error))
             if design == Design() or not (short or isinstance(error, UNMADE)):
                 raise  # without fp32 there is nothing to compare with
             if short:
                 gc.collect()
                 return Failure(design, f"there was not memory enough ({error})")
-            self._refuse(design, str(error))
+            if design != self.whole:
+                self._refuse(design, str(error))
             return Failure(design, str(error))
 
     def _tried(self, design: Design, predicted: float | None) -> Outcome:
@@ -139,7 +139,7 @@ class Trials:
 
     def _refused(self, design: Design) -> str | None:
         """Why a step refused this design in an earlier start, if one did."""
-        if design == Design() or self.pipeline.fresh:
+        if design in (Design(), self.whole) or self.pipeline.fresh:
             return None
         entry = self.pipeline.store.find(self._refusal(design).key)
         return None if entry is None else str(json.loads((entry.folder / _REFUSED).read_text())["why"])
@@ -153,14 +153,13 @@ class Trials:
     def _refusal(self, design: Design) -> Job:
         """The job whose result is a refusal: what would be made, from what, with what."""
         steps = self.variant(design).steps
-        base = self._base
         given: dict[str, JSON] = {
             "versions": [step.version for step in steps], "train": self.data.train.fingerprint,
             "val": self.data.val.fingerprint, "seed": self.recipe.seed, "device": self.pipeline.device.fingerprint,
         }  # fmt: skip
         settings = {"steps": [step.resolved().model_dump(mode="json") for step in steps]}
         libraries = sorted({name for step in steps for name in step.libraries})
-        parents = {name: base[name].key for name in (self._trunk, BASE) if name in base}
+        parents = {name: self._base[name].key for name in (self._trunk, BASE) if name in self._base}
         return Job("refused", 1, settings, parents, given, tuple(libraries))
 
     @cached_property
@@ -183,10 +182,6 @@ class Trials:
             if name != TRUNK or not self.backbone:
                 self.durations.learn(artifact.record, self.share(design))
         return made
-
-    def file(self, design: Design) -> Artifact:
-        """A design's file."""
-        return self._artifacts(design)[BASE if design == Design() else design.name]
 
     def share(self, design: Design) -> float:
         """About what share of the network's work a design has left."""
@@ -228,7 +223,9 @@ class Trials:
             self.durations.learn(entry.record)
             seconds += entry.record.seconds if name != BASE or design == Design() else 0.0
             answers[name, self.asked.provider, "val"] = load_answers(entry.folder)
-        known = set() if design == self.whole else {BASE, self._trunk}
+        known = {BASE, TRUNK, self._trunk}
+        if design == self.whole:
+            known = {BASE, TRUNK} if self.backbone else set()
         seconds += sum(made[node].record.seconds for node in made if node not in known)
         parity = {name: figure(files[name], made.values(), "parity_fused") for name in names}
         judged = list(candidates(files, answers, latency.load(timed.folder), parity))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ _EPOCH = 30.0  # seconds, for as long as nothing was trained
 _ENDING = 20.0  # seconds for bundle and report, beside what reading the test pictures takes
 _SHARE = 0.25  # most of the budget that is kept for the ending while nothing is known
 _SLACK = 1.5
+_PART = re.compile(r"([steu]\d+|relu|fp\d+|int8)(-|$)")  # of a point's name (Design.name)
 JSON_FILE, PAGE = "optimize.json", "optimize.html"
 _OF_A_RUN = ("report.html", "report.md", "report.json", "recipe.yaml")
 
@@ -103,6 +104,7 @@ class _Optimize:
         self.begun = 0.0
         self.searches: list[Search] = []
         self.threads: dict[int, float] = {}
+        self.notes: list[str] = []
 
     def go(self) -> OptimizeResult:
         """Search, choose, bundle, report."""
@@ -119,9 +121,10 @@ class _Optimize:
         given = (searching, self.asked, data, pipeline, self.deadline)
         self.searches = [Search(Trials(*given, durations), self._tell)]
         self.searches += [
-            Search(Trials(*given, durations.apart(), name), self._tell, self.history)
-            for name in searching.networks
+            Search(Trials(*given, durations, name), self._tell, self.history) for name in searching.networks
         ]
+        for search in self.searches:
+            search.among = len(self.searches)
         stopped = race(self.searches)
         chosen = pick(points(self.history), self.asked.goal)
         found = self._found(stopped, chosen, None)
@@ -155,8 +158,7 @@ class _Optimize:
         val, test = len(trials.data.val), len(trials.data.test)
         reading = self.begun - self.started
         answering = 2 * trials.durations.of("answers") * test / max(val, 1)
-        timing = (1 + len(session.counts(self.asked.threads))) * trials.durations.of("latency")
-        timing = timing if self.asked.threads > 1 else 0.0
+        timing = session.seconds(self.asked.threads, 2 * trials.durations.of("latency"))
         return min(_ENDING + timing + _SLACK * (answering + reading), 0.5 * self.asked.budget)
 
     def _found(self, stopped: str, chosen: Point | None, tested: Tested | None) -> Found:
@@ -168,7 +170,7 @@ class _Optimize:
             reasons=tuple(reasons(chosen, measured, self.asked.goal)) if chosen else (),
             closest=() if chosen else tuple(p.name for p in closest(measured)),
             would_do=() if chosen else tuple(would_do(measured)), stopped=stopped,
-            notes=tuple(note for search in self.searches for note in search.notes),
+            notes=(*(note for search in self.searches for note in search.notes), *self.notes),
             seconds=time.monotonic() - self.started, tested=tested, host=host.facts(), widths=self._widths(chosen),
             costs=costs, threads=self.threads,
         )  # fmt: skip
@@ -179,37 +181,35 @@ class _Optimize:
         return dict(self._search(chosen.design).trials.widths(chosen.design))
 
     def _ship(self, chosen: Point, found: Found) -> OptimizeResult:
-        """The run of fp32 and the chosen variant: everything but the test pictures' answers lies in the store."""
-        trials, networks = self._search(chosen.design).trials, self.recipe.networks.items()
-        self.deadline.at = math.inf  # time was kept for what comes now
-        if self.asked.threads > 1:
-            self.threads = session.timed(trials, chosen.design)
+        """The run of fp32 and the chosen variant. The store has all of it but the answers to the test pictures and, where
+        there are several threads, the latencies: then the choice is judged once more."""
+        networks = self.recipe.networks.items()
+        threads = session.counts(self.asked.threads)
         final = self.recipe.model_copy(
             update={
-                "variants": trials.variants(chosen.design),
+                "variants": self._search(chosen.design).trials.variants(chosen.design),
                 "networks": {name: network for name, network in networks if name == chosen.design.backbone},
-                "measure": self.recipe.measure.model_copy(update={"threads": self._counts()}),
+                "measure": self.recipe.measure.model_copy(update={"threads": threads}),
             }
         )
         wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)
         result = workflow.run(final, replace(self.places, out=self.out), wishes, self.progress)
-        found = self._found(found.stopped, chosen, _tested(result.report, chosen.name, self.asked.provider))
+        ships = self._shipped(chosen, result.report)
+        tested = _tested(result.report, ships.name, self.asked.provider) if ships else None
+        if len(threads) > 1:
+            self.threads = _by_threads(result.report, chosen.name, self.asked.provider)
+        found = self._found(found.stopped, ships, tested)
         self._write(found)
-        return OptimizeResult(
-            self.out,
-            result.passed,
-            summary(found, self.out),
-            found,
-            chosen if result.passed else None,
-            result.bundle,
-        )
+        return OptimizeResult(self.out, result.passed, summary(found, self.out), found, ships, result.bundle)
 
-    def _counts(self) -> tuple[int, ...]:
-        """The thread counts that the chosen file is measured with, the fastest first: it decides."""
-        if not self.threads:
-            return self.recipe.measure.threads
-        best = session.fastest(self.threads)
-        return (best, *(count for count in self.threads if count != best))
+    def _shipped(self, chosen: Point, report: RunReport | None) -> Point | None:
+        """The point that the bundle is of: the chosen one, unless it did not pass when it was measured once more."""
+        name = report.chosen if report else None
+        if name != chosen.name:
+            self.notes.append(
+                f"{chosen.name} did not pass when it was measured again; {name or 'nothing'} ships"
+            )
+        return next((point for point in points(self.history) if point.name == name), None)
 
     def _write(self, found: Found) -> None:
         with host_faults(self.out):
@@ -256,6 +256,15 @@ def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
     )
 
 
+def _require_names(names: Sequence[str]) -> None:
+    """Raise RecipeError where a network's name, at the head of a point's, could be taken for another part of it."""
+    for name in names:
+        if _PART.match(name) or any(other.startswith(f"{name}-") for other in names):
+            raise RecipeError(
+                f"networks.{name}: points of the search could not be told apart by this name, take another"
+            )
+
+
 def _networks(recipe: Recipe, backbones: Sequence[str]) -> dict[str, Tune]:
     """Networks for the backbones asked for by name, trained as the recipe trains its own."""
     named = [*recipe.networks, *backbones]
@@ -276,6 +285,7 @@ def _networks(recipe: Recipe, backbones: Sequence[str]) -> dict[str, Tune]:
             found[name] = Tune.model_validate(training | {"backbone": {kind: model}})
         except ValidationError as error:
             raise RecipeError(f"--backbone {given}: {'; '.join(problems(error, Tune))}") from None
+    _require_names([*recipe.networks, *found])
     return found
 
 
@@ -301,6 +311,13 @@ def _lines(outcome: Outcome, found: Sequence[Point], asked: Asked) -> list[str]:
     if outcome not in line:
         return [words]
     return [words, "  front: " + " · ".join(f"{p.name} {p.latency_ms:.3f} ms {p.drop:+.2f}" for p in line)]
+
+
+def _by_threads(report: RunReport | None, name: str, provider: str) -> dict[int, float]:
+    """The median ms of a variant's plain file by thread count."""
+    variant = report.variant(name) if report else None
+    rows = variant.latency.get(provider, ()) if variant else ()
+    return {row.threads: row.p50_ns / 1e6 for row in rows if row.file == "plain" and row.p50_ns is not None}
 
 
 def _tested(report: RunReport | None, name: str, provider: str) -> Tested | None:

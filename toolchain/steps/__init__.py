@@ -12,6 +12,7 @@ from toolchain.steps.equalize import Equalize
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.fold_gates import FoldGates
+from toolchain.steps.fold_normalization import FoldNormalization
 from toolchain.steps.half import Half
 from toolchain.steps.join import Join
 from toolchain.steps.load import Load
@@ -33,6 +34,7 @@ AnyStep = Annotated[
     | Rescale
     | Export
     | FoldGates
+    | FoldNormalization
     | Narrow
     | Join
     | PadStem
@@ -55,6 +57,7 @@ __all__ = [
     "Export",
     "FallBack",
     "FoldGates",
+    "FoldNormalization",
     "Half",
     "Join",
     "Load",

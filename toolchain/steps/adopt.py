@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx
+import onnx.utils
 import onnxscript.optimizer
 import onnxscript.rewriter
 import torch
@@ -36,6 +37,8 @@ _SAMPLE = 4
 class Adopt(Step):
     """Takes an ONNX file of one float32 input [N, 3, h, w] and one output [N, C], logits or probabilities.
 
+    output: the name of the one to keep, of a file with several (heads that only training needs); what only the others
+    need goes. None: it has one.
     labels: of the outputs, in the file's order; None says that they are the data's, in the data's order.
     preprocess: how a picture becomes the file's input; its height and width must be those that the file takes.
     licence: of the file. parity_pictures, parity_tolerance: as for export, against the file as it was given.
@@ -50,6 +53,7 @@ class Adopt(Step):
         *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
     )  # fmt: skip
     file: Path
+    output: str | None = None
     labels: tuple[str, ...] | None = None
     preprocess: Preprocess
     licence: str | None = None
@@ -95,6 +99,8 @@ class Adopt(Step):
     def _read(self) -> ModelProto:
         given = graph.read(self.file)
         try:
+            if self.output is not None:
+                given = _only(given, self.output)
             graph.require_float(given)
             _require_classifier(given, self.preprocess)
         except ModelError as error:
@@ -153,13 +159,32 @@ class Adopt(Step):
             return np.asarray(Preprocessing(self.preprocess).eval()(pictures).numpy())
 
 
+def _only(model: ModelProto, output: str) -> ModelProto:
+    """The part of a model that one output needs. Raises ModelError when there is no such output, naming those there are."""
+    names = [value.name for value in model.graph.output]
+    if output not in names:
+        raise ModelError(f"it has no output {output!r}, but {', '.join(map(repr, names))}")
+    constant = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in constant]
+    try:
+        part = onnx.utils.Extractor(model).extract_model(inputs, [output])
+    except ValueError as error:
+        raise ModelError(f"output {output!r} cannot be taken out of it ({error})") from error
+    read = {name for node in part.graph.node for name in node.input}
+    for value in [value for value in part.graph.input if value.name not in read]:
+        part.graph.input.remove(value)
+    return part
+
+
 def _require_classifier(model: ModelProto, preprocess: Preprocess) -> None:
     """Raise ModelError unless there is one float32 input [N, 3, h, w] of the right size and one output [N, C]."""
     constant = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constant]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         counts = f"{len(inputs)} inputs and {len(model.graph.output)} outputs"
-        raise ModelError(f"it has {counts}, and a picture classifier has one of each")
+        names = ", ".join(repr(value.name) for value in model.graph.output)
+        hint = f": name the one to keep, output: one of {names}" if len(model.graph.output) > 1 else ""
+        raise ModelError(f"it has {counts}, and a picture classifier has one of each{hint}")
     shape = _shape(inputs[0])
     if inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT or len(shape) != 4:
         raise ModelError(f"its input {inputs[0].name!r} is {_described(inputs[0])}, not float32 [N, 3, h, w]")
