@@ -258,15 +258,12 @@ def main() -> int:
     rows = turns(bundle, asked.log, max(1, round(60 * asked.minutes / TURN)))
     row = judged(rows)
     what = "Load at 80 % of capacity with aborts, slow-loris, garbage, oversize and bombs mixed in"
-    short = [{name: value for name, value in row.items() if not name.endswith("counted")} for row in rows]
+    columns = ("pace, ms", "capacity, calls a s", "p99, ms", "alone p99, ms", "resident")
+    by_turn = {name: json.dumps([one[name] for one in rows]) for name in columns}
     record = {
-        "what": what,
-        "rows": [row],
-        "model": bundle.manifest.name,
-        "turns": short,
-        "interpreter": sys.version,
-        "host": host.facts(),
-    }
+        "what": f"{what}: {bundle.manifest.name}, by turns of {TURN:g} s", "rows": [row], "by turn": by_turn,
+        "faults of the last server": rows[-1]["faults so far"], "interpreter": sys.version, "host": host.facts(),
+    }  # fmt: skip
     asked.out.write_text(json.dumps(record, indent=1) + "\n")
     print(row)
     return 0 if row["verdict"] == "kept" else 1
