@@ -16,7 +16,6 @@ from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import read
 from toolchain.data.preprocess import Preprocess
 from toolchain.lineage import hand_on
-from toolchain.measure.latency import typical
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.runtime.session import Session
@@ -127,7 +126,7 @@ def _price(source: Path, context: Context) -> list[Measurement]:
     val = context.data.val
     if not len(val):
         return []
-    feed = {graph.PICTURES: np.ascontiguousarray(typical(val)[None])}
+    feed = {graph.PICTURES: np.ascontiguousarray(val.picture(0)[None])}
     sides = {
         str(folder): partial(Session(folder / graph.FUSED).run, feed) for folder in (source, context.out)
     }
