@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
+from tiny import Answer, TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
 from toolchain.errors import BackboneError, HostError
@@ -38,18 +37,6 @@ BACKBONE = {
     "timm": "resnet10t", "weights": "random", "kwargs": {"channels": [16, 16, 32, 32], "stem_width": 16},
     "preprocess": {"size": 16, "crop_pct": 1.0},
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A finished search: its run and what the command said."""
-
-    run: TinyRun
-    answer: Answer
-
-    @property
-    def found(self) -> dict[str, Any]:
-        return json.loads((self.run.out / "optimize.json").read_text())  # type: ignore[no-any-return]
 
 
 def ask(run: TinyRun, *options: object, out: Path | None = None) -> Answer:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny import Answer, TinyRun, command, tiny_pictures, tiny_recipe
+from tiny import TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
 from toolchain.optimize.asked import Asked
@@ -38,16 +38,6 @@ def network(channels: list[int]) -> dict[str, Any]:
         "kwargs": kwargs,
         "preprocess": {"size": 32, "crop_pct": 1.0},
     }
-
-
-@dataclass(frozen=True)
-class Trip:
-    run: TinyRun
-    answer: Answer
-
-    @property
-    def found(self) -> dict[str, Any]:
-        return json.loads((self.run.out / "optimize.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

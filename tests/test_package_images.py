@@ -24,7 +24,7 @@ import onnxruntime
 import pytest
 from runtime_helpers import fused_model, make_bundle
 
-from benchmarks.boot.machine import KINDS, free_port, qemu
+from benchmarks.boot.machine import CONTAINER, KINDS, free_port, qemu
 from toolchain.errors import VerificationError
 from toolchain.package import Wish, emulate, package, pinned, trust
 from toolchain.package.payload import command
@@ -41,18 +41,7 @@ pytestmark = [
 ]
 CLIENT = Path(__file__).with_name("golden_client.py")
 FAMILIES = {"x86-vnni": 1e-3, "x86-avx2": 1e-3, "x86-other": 1e-3, "arm64": 1e-3}
-START = [
-    "podman",
-    "--cgroup-manager=cgroupfs",
-    "--runtime",
-    "runc",
-    "run",
-    "--network",
-    "none",
-    "--read-only",
-]
-START += ["--cap-drop=all", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-RUN = [*START, "--rm"]
+RUN = [*CONTAINER, "--rm"]
 VERIFY = ["-m", "toolchain.runtime", "verify", "/opt/toolchain/bundle"]
 
 
@@ -81,7 +70,7 @@ def asked(
 def container(*words: object) -> Iterator[list[str]]:
     """A running container; yields how to enter its network. Stopped by SIGTERM, which must end it with 0."""
     name = f"toolchain-test-{os.getpid()}"
-    call(*START, "-d", "--name", name, *words)
+    call(*CONTAINER, "-d", "--name", name, *words)
     try:
         pid = call("podman", "inspect", "-f", "{{.State.Pid}}", name).split()[0]
         yield ["nsenter", "-n", "-t", pid]

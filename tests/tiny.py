@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -43,6 +44,18 @@ class Answer:
     code: int
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A finished search: its run and what the command said."""
+
+    run: TinyRun
+    answer: Answer
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return json.loads((self.run.out / "optimize.json").read_text())  # type: ignore[no-any-return]
 
 
 def tiny_pictures(

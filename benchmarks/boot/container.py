@@ -23,23 +23,12 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.boot.machine import CONTAINER
 from benchmarks.boot.run import RESULTS, wish
 from toolchain.package import package
 from toolchain.runtime import host
 
 MEGABYTES, SECONDS = 65.0, 2.0
-START = [
-    "podman",
-    "--cgroup-manager=cgroupfs",
-    "--runtime",
-    "runc",
-    "run",
-    "-d",
-    "--network",
-    "none",
-    "--read-only",
-]
-START += ["--cap-drop=all", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
 ASK = """
 import http.client, time
 end = time.time() + 60
@@ -69,7 +58,7 @@ def start(image: str) -> tuple[float, float]:
     name = f"toolchain-boot-{os.getpid()}"
     begun = time.time()
     try:
-        said(*START, "--name", name, image)
+        said(*CONTAINER, "-d", "--name", name, image)
         pid = said("podman", "inspect", "-f", "{{.State.Pid}}", name)
         ready = said("nsenter", "-n", "-t", pid, sys.executable, "-S", "-c", ASK)
         if not ready:

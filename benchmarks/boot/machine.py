@@ -38,6 +38,20 @@ KINDS = {
 }
 
 
+# How a container is started on a device: no network but its own loopback, a read-only root, no rights.
+CONTAINER = [
+    "podman",
+    "--cgroup-manager=cgroupfs",
+    "--runtime",
+    "runc",
+    "run",
+    "--network",
+    "none",
+    "--read-only",
+]
+CONTAINER += ["--cap-drop=all", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+
+
 def free_port() -> int:
     """A port of this host that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
