@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,25 @@ def test_golden_answers_that_differ_are_named(folder: Path) -> None:
     ) as caught:
         Bundle.load(folder).verify()
     assert "picture_0" not in str(caught.value)
+
+
+def test_golden_answers_asked_at_once_are_asked_beside_each_other_and_told_in_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_there = threading.Barrier(len(GOLDEN), timeout=20)
+    plain = Session.run
+
+    def run(self: Session, feed: Any) -> Any:
+        all_there.wait()  # broken, and an error, where one call waits for another
+        return plain(self, feed)
+
+    monkeypatch.setattr(Session, "run", run)
+    assert Bundle.load(folder).prove(at_once=len(GOLDEN))[0].worst == 0
+    with np.load(folder / "golden.npz") as golden:
+        write_golden(folder, golden["probabilities"] + np.float32([[0, 0, 0], [0.01, 0, 0], [0, 0, 0]]))
+    reseal(folder)
+    with pytest.raises(VerificationError, match=r"differ: picture_1 by 0\.01 \("):
+        Bundle.load(folder).prove(at_once=len(GOLDEN))
 
 
 def test_another_model_under_the_same_name_differs(folder: Path) -> None:

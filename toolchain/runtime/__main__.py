@@ -16,6 +16,7 @@ from toolchain.runtime.errors import PictureError, ToolchainError
 from toolchain.runtime.pictures import find_pictures
 from toolchain.runtime.server import arguments as server_arguments
 from toolchain.runtime.server.opening import Opened, opened
+from toolchain.runtime.server.threads import usable_cores
 
 _HOST_FAILED = 1
 
@@ -99,7 +100,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     settings = server_arguments.asked(arguments)
     first: Callable[[], Opened] = functools.partial(opened, settings.bundle)
     if arguments.memory_limit is None:  # a thread has a heap of its own, which would count
-        first = _beside(first)  # a device with two cores imports the server on the other one meanwhile
+        # All cores: nobody is served yet. A device with two imports the server on the other one meanwhile.
+        first = _beside(functools.partial(opened, settings.bundle, usable_cores()))
     from toolchain.runtime.server.serve import serve
 
     _limit(arguments)

@@ -62,12 +62,12 @@ class Bundle:
         """
         return self.prove(isa)[0]
 
-    def prove(self, isa: str | None = None) -> tuple[Verification, Session]:
-        """As `verify`, with the session that answered."""
+    def prove(self, isa: str | None = None, at_once: int = 1) -> tuple[Verification, Session]:
+        """As `verify`, with the session that answered; at_once: calls beside each other."""
         verification.check_files(self.folder, self.manifest)
         golden = verification.read_golden(self.folder / self.manifest.golden)
         session = self.session()
-        return verification.check_golden(golden, session, self.manifest, isa), session
+        return verification.check_golden(golden, session, self.manifest, isa, at_once), session
 
     def session(self, provider: str = "cpu", threads: int = 1) -> Session:
         """Load the fused model (uint8 pictures in, probabilities out) after checking its hash.

@@ -9,9 +9,11 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +92,11 @@ def check_file(folder: Path, name: str, declared: Manifest) -> None:
 
 
 def check_golden(
-    golden: Golden, session: Session, declared: Manifest, isa: str | None = None
+    golden: Golden, session: Session, declared: Manifest, isa: str | None = None, at_once: int = 1
 ) -> Verification:
-    """Ask for the golden pictures one by one, and compare; `isa` as in `Bundle.verify`.
+    """Ask for the golden pictures, each in a call of its own, and compare; `isa` as in `Bundle.verify`.
+
+    at_once: calls beside each other; an answer is the same whatever runs beside it.
 
     Raises VerificationError naming each picture whose probabilities differ by more than this ISA family's
     tolerance (or are not finite), and when the manifest states no tolerance for it.
@@ -104,8 +108,7 @@ def check_golden(
             f"{declared.name}: states no tolerance for this machine's ISA {isa!r} (only {known})"
         )
     tolerance = declared.tolerances[isa]
-    feeds = ({declared.input.name: np.ascontiguousarray(picture[None])} for picture in golden.pictures)
-    answers = np.stack([session.run(feed)[0][0] for feed in feeds])
+    answers = np.stack(_asked(golden, session, declared.input.name, at_once))
     if answers.shape != golden.probabilities.shape:
         raise VerificationError(
             f"{declared.name}: answers {answers.shape[1:]}, golden are {golden.probabilities.shape[1:]}"
@@ -122,6 +125,15 @@ def check_golden(
         declared.identity, len(declared.files), len(answers), agreeing, float(differences.max()), tolerance,
         isa, declared.made_on,
     )  # fmt: skip
+
+
+def _asked(golden: Golden, session: Session, name: str, at_once: int) -> list[NDArray[Any]]:
+    """The answers, in the order of the pictures. With one at once no thread is started, which would want a heap."""
+    feeds = [{name: np.ascontiguousarray(picture[None])} for picture in golden.pictures]
+    if at_once == 1:
+        return [session.run(feed)[0][0] for feed in feeds]
+    with ThreadPoolExecutor(at_once) as pool:
+        return [answer[0][0] for answer in pool.map(session.run, feeds)]
 
 
 def read_golden(path: Path) -> Golden:

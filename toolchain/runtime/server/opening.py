@@ -25,7 +25,7 @@ class Opened:
         return self.bundle.session(provider, threads)
 
 
-def opened(path: Path) -> Opened:
-    """Load and verify what lies at `path`. Raises what Bundle.load and Bundle.verify raise."""
+def opened(path: Path, at_once: int = 1) -> Opened:
+    """Load and verify what lies at `path`, golden calls `at_once`. Raises what Bundle.load and Bundle.verify raise."""
     bundle = Bundle.load(path.resolve())  # resolved, so that a link that is turned later changes nothing
-    return Opened(bundle, bundle.prove()[1])
+    return Opened(bundle, bundle.prove(at_once=at_once)[1])
