@@ -69,7 +69,9 @@ done
 while :; do $b sleep 3600; done
 """
 # What the server loads first, in its order; most of the bytes of a start.
-_LIBRARIES = "numpy.libs/* numpy/_core/*.so onnxruntime/capi/*.so numpy/linalg/*.so PIL/_imaging.*.so pillow.libs/*"
+_LIBRARIES = (
+    "numpy.libs/* numpy/_core/*.so onnxruntime/capi/*.so numpy/linalg/*.so PIL/_imaging.*.so pillow.libs/*"
+)
 _LEASE = """\
 #!/bin/busybox sh
 b=/bin/busybox
