@@ -1,6 +1,6 @@
 """How much of the bare sessions' throughput is left when the server is asked more than it can answer.
 
-    python -m benchmarks.serve.saturation --bundle BUNDLE [--rounds 10] [--seconds 5] [--out FILE]
+    python -m benchmarks.serve.saturation --bundle BUNDLE [--rounds 40] [--seconds 4] [--out FILE]
 
 By turns: *bare*, as many threads as the server has workers call one session in a process of its own; *server*, four
 clients a worker keep it busy. Clients run on the same processors, so throughput is counted by the CPU seconds of the
@@ -79,8 +79,8 @@ def main() -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
     bundle = Bundle.load(asked.bundle)
