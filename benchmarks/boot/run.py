@@ -55,7 +55,10 @@ def seconds(arch: str, disk: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         port = free_port()
         begun = time.monotonic()
-        with subprocess.Popen(qemu(arch, disk, Path(scratch), port)) as machine:
+        with (
+            Path(scratch, "qemu.log").open("wb") as complaints,  # a page of warnings at each start
+            subprocess.Popen(qemu(arch, disk, Path(scratch), port), stderr=complaints) as machine,
+        ):
             try:
                 while machine.poll() is None and time.monotonic() - begun < PATIENCE:
                     if _says(port, "GET", "/v2/health/ready") and _says(
@@ -65,9 +68,9 @@ def seconds(arch: str, disk: Path) -> float:
                     time.sleep(0.1)
             finally:
                 machine.terminate()
-        said = Path(scratch, "serial.log").read_text(errors="replace")[-2000:]
+        said = "\n".join(log.read_text(errors="replace")[-2000:] for log in Path(scratch).glob("*.log"))
         raise SystemExit(
-            f"{arch}: no answer after {time.monotonic() - begun:.0f} s; its console's end:\n{said}"
+            f"{arch}: no answer after {time.monotonic() - begun:.0f} s; QEMU's and its console's end:\n{said}"
         )
 
 
