@@ -98,10 +98,10 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings = server_arguments.asked(arguments)
-    first: Callable[[], Opened] = functools.partial(opened, settings.bundle)
-    if arguments.memory_limit is None:  # a thread has a heap of its own, which would count
-        # All cores: nobody is served yet. A device with two imports the server on the other one meanwhile.
-        first = _beside(functools.partial(opened, settings.bundle, usable_cores()))
+    limited = arguments.memory_limit is not None  # a thread has a heap of its own, which would count
+    # All cores: nobody is served yet. A device with two imports the server on the other one meanwhile.
+    proof = functools.partial(opened, settings.bundle, 1 if limited else usable_cores())
+    first = proof if limited else _beside(proof)
     from toolchain.runtime.server.serve import serve
 
     _limit(arguments)
