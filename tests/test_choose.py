@@ -58,7 +58,9 @@ def test_a_speedup_inside_the_noise_is_not_believed() -> None:
 
 def test_latencies_within_five_percent_tie_and_accuracy_decides() -> None:
     rivals = [candidate("fp32", ms=3), candidate("a", ms=1.0, wrong=3), candidate("b", ms=1.03, wrong=1)]
-    assert choose(rivals, EXAM, Gates()).chosen == "b"
+    found = choose(rivals, EXAM, Gates())
+    assert found.chosen == "b"
+    assert found.verdict("b").reason == "within 5 % of the fastest, a; then accuracy and size decide"
 
 
 def test_size_then_name_break_a_tie() -> None:
