@@ -8,6 +8,7 @@ from pydantic import Field
 
 from toolchain.steps.activations import Activations
 from toolchain.steps.adopt import Adopt
+from toolchain.steps.drop_blocks import DropBlocks
 from toolchain.steps.equalize import Equalize
 from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
@@ -35,6 +36,7 @@ AnyStep = Annotated[
     | Export
     | FoldGates
     | FoldNormalization
+    | DropBlocks
     | Narrow
     | Join
     | PadStem
@@ -53,6 +55,7 @@ __all__ = [
     "Activations",
     "Adopt",
     "AnyStep",
+    "DropBlocks",
     "Equalize",
     "Export",
     "FallBack",
