@@ -159,6 +159,29 @@ def equalize(
     return scales
 
 
+def float_sums(model: ModelProto) -> int:
+    """Let additions read the sums of others before these are rounded, in place; how many inputs changed.
+
+    Rounding a residual stream for the layer that reads it then adds nothing to what goes on. model: with
+    QuantizeLinear and DequantizeLinear in pairs.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    changed = 0
+    for node in model.graph.node:
+        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+            exact = _before(_before(name, "DequantizeLinear", makers), "QuantizeLinear", makers)
+            if exact in makers and makers[exact].op_type == "Add":
+                node.input[place] = exact
+                changed += 1
+    return changed
+
+
+def _before(name: str, kind: str, makers: Mapping[str, NodeProto]) -> str:
+    """What the node of this kind that makes a tensor reads; "" where another makes it."""
+    maker = makers.get(name)
+    return maker.input[0] if maker is not None and maker.op_type == kind else ""
+
+
 def _scale(
     model: ModelProto, stream: Stream, factor: NDArray[np.float64], changed: dict[str, NDArray[np.float64]]
 ) -> None:

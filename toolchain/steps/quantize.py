@@ -27,6 +27,7 @@ from toolchain.calibration import (
     rounding,
     selection,
     sensitivity,
+    streams,
     weights,
 )
 from toolchain.calibration.price import latency_ratio
@@ -62,6 +63,7 @@ class Quantize(Step):
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
     products with weights. correct_bias: move biases by the mean error of rounded weights.
     rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
+    float_sums: additions that read a sum read it unrounded; layers go on reading 8 bits (calibration/streams.py).
     refit_head: fit the last layer, which `exclude` must leave in float, to the float network's logits
     (calibration/refit.py).
     """
@@ -88,6 +90,7 @@ class Quantize(Step):
     operators: tuple[str, ...] | None = None
     correct_bias: bool = True
     rounding: Literal["nearest", "adaptive"] = "nearest"
+    float_sums: bool = False
     refit_head: bool = False
 
     @model_validator(mode="after")
@@ -235,6 +238,8 @@ class Quantize(Step):
             quantized = onnx.load(after)
         graph.float_logits(quantized)
         padding.round_first(quantized)
+        if self.float_sums:
+            streams.float_sums(quantized)
         return quantized
 
     def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:
