@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
-from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
@@ -26,8 +25,7 @@ class Join(Step):
     """A convolution and a pointwise one that alone reads it, with nothing between, become one convolution.
 
     MobileNetV2's first block narrows 32 channels to 16 and the next widens them again: once `narrow` has left 16,
-    narrowing them to 16 is for nothing. growth: how many times the multiplications of the pair the one may take; above
-    1 a rounding less is paid for (int8), or a layer's start.
+    narrowing them to 16 is for nothing. Pairs whose product would take more multiplications stay.
     Measures `joined` (layers that went) and `price`, how many times the latency of the file before, where a
     validation picture is at hand; and what is left of `macs` and `parameters`.
     """
@@ -40,7 +38,6 @@ class Join(Step):
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
     )  # fmt: skip
-    growth: Annotated[float, Field(ge=1)] = 1.0
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Join what can be joined in inputs["model"]'s plain network.
@@ -52,7 +49,7 @@ class Join(Step):
         graph.require_float(original)
         changed = ModelProto()
         changed.CopyFrom(original)
-        joined = join(changed, self.growth)
+        joined = join(changed)
         hand_on(self, source, changed, context.out)
         price = []
         if joined and len(val):
@@ -63,10 +60,10 @@ class Join(Step):
         )  # fmt: skip
 
 
-def join(model: ModelProto, growth: float = 1.0) -> list[str]:
-    """Join pairs until none is left, in place; returns the names of the layers that went. growth: see Join."""
+def join(model: ModelProto) -> list[str]:
+    """Join pairs until none is left, in place; returns the names of the layers that went."""
     gone: list[str] = []
-    while pair := next(_pairs(model, growth), None):
+    while pair := next(_pairs(model), None):
         first, second = pair.writer, pair.reader
         _put_product(model, first, second)
         net = model.graph
@@ -80,7 +77,7 @@ def join(model: ModelProto, growth: float = 1.0) -> list[str]:
     return gone
 
 
-def _pairs(model: ModelProto, growth: float) -> Iterator[Chain]:
+def _pairs(model: ModelProto) -> Iterator[Chain]:
     for chain in chains(model):
         first, second = chain.writer, chain.reader
         direct = second.node.input[0] == first.node.output[0]
@@ -88,7 +85,7 @@ def _pairs(model: ModelProto, growth: float) -> Iterator[Chain]:
             stride == 1 for stride in attribute(second.node, "strides", [1, 1])
         )
         outs, middle, ins = len(second.rows), len(first.rows), first.rows[0].size
-        if direct and steady and outs * ins <= growth * (middle * ins + outs * middle):
+        if direct and steady and outs * ins <= middle * ins + outs * middle:
             yield chain
 
 
