@@ -144,3 +144,21 @@ def test_a_weight_that_two_layers_share_is_left_alone() -> None:
         if node.name == "c.out":
             node.input[1] = "b.out.weight"
     assert not tied(plain)
+
+
+def test_sums_that_sums_read_stay_exact(tmp_path: Path) -> None:
+    """The second addition reads the first unrounded, the convolution between them reads it in 8 bits."""
+    net = residual(spread=0)
+    net.graph.node.remove(next(node for node in net.graph.node if node.name == "positive"))
+    for node in net.graph.node:
+        node.input[:] = ["sum" if name == "positive" else name for name in node.input]
+    found = exported(tmp_path / "float", net, SQUARE)
+    for exact in (False, True):
+        lent = context(tmp_path / str(exact))
+        Quantize(float_sums=exact, float_stem=False, pictures=24).run({"model": found}, lent)
+        integers = graph.read(lent.out / graph.PLAIN)
+        makers = {name: node for node in integers.graph.node for name in node.output}
+        nodes = {node.name: node for node in integers.graph.node}
+        assert ("sum" in nodes["total"].input) == exact
+        assert makers[nodes["c"].input[0]].op_type == "DequantizeLinear"
+        assert noise_ratio(run(net, feed(found)), run(integers, feed(found))) > 35

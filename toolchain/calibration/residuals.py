@@ -32,18 +32,34 @@ class Residual:
     output: str
 
 
+@dataclass(frozen=True)
+class _Wiring:
+    """Who makes and who reads each tensor; constants, and the tensors that are handed out."""
+
+    makers: Mapping[str, NodeProto]
+    readers: Mapping[str, list[NodeProto]]
+    constants: frozenset[str]
+    outside: frozenset[str]
+
+    @classmethod
+    def of(cls, model: ModelProto) -> _Wiring:
+        return cls(
+            {name: node for node in model.graph.node for name in node.output},
+            consumers(model.graph),
+            frozenset(tensor.name for tensor in model.graph.initializer),
+            frozenset(value.name for value in model.graph.output),
+        )
+
+
 def residuals(model: ModelProto) -> Iterator[Residual]:
     """The blocks whose branch reads nothing but the stream, is read by its Add alone and ends in a convolution."""
-    readers = consumers(model.graph)
-    makers = {name: node for node in model.graph.node for name in node.output}
-    outside = {value.name for value in model.graph.output}
+    wiring = _Wiring.of(model)
     for node in model.graph.node:
-        if node.op_type != "Add" or outside.intersection(node.output):
+        if node.op_type != "Add" or wiring.outside.intersection(node.output):
             continue
         for stream, branch in (tuple(node.input), tuple(reversed(node.input))):
-            last = makers.get(branch)
-            closed = _closed(branch, stream, node.name, makers, readers, {*outside, *weights(model)})
-            if last is not None and last.op_type == "Conv" and closed:
+            last = wiring.makers.get(branch)
+            if last is not None and last.op_type == "Conv" and _closed(branch, stream, node.name, wiring):
                 yield Residual(node.name, stream, branch, node.output[0])
                 break
 
@@ -70,16 +86,14 @@ def without(model: ModelProto, block: Residual, second: Doubles) -> ModelProto:
     slope, constant = _nearest(second)
     shift = second[-1, channels:-1] - second[-1, :channels]
     linear = {layer.node.name: layer for layer in layers(changed)}
-    makers = {name: node for node in changed.graph.node for name in node.output}
-    readers = consumers(changed.graph)
-    left = []
-    for reader in readers.get(block.output, []):
+    wiring, left = _Wiring.of(changed), []
+    for reader in wiring.readers.get(block.output, []):
         layer = linear.get(reader.name)
         if layer is not None and pointwise(layer):
             rows = layer.rows.reshape(len(layer.rows), -1).astype(np.float64)
             _set(changed, layer, rows @ slope, _bias(changed, reader) + rows @ constant)
             reader.input[0] = block.stream
-        elif (last := _next_branch(reader, block.output, makers, readers, linear)) is not None:
+        elif (last := _next_branch(reader, block.output, wiring, linear)) is not None:
             _set(changed, last, last.rows, _bias(changed, last.node) + shift)
             reader.input[:] = [block.stream if name == block.output else name for name in reader.input]
         else:
@@ -104,39 +118,32 @@ def _nearest(second: Doubles) -> tuple[Doubles, Doubles]:
     return np.ascontiguousarray(solved[:-1].T), np.asarray(solved[-1])
 
 
-def _closed(
-    branch: str, stream: str, add: str, makers: Mapping[str, NodeProto],
-    readers: Mapping[str, list[NodeProto]], known: set[str],
-) -> bool:  # fmt: skip
+def _closed(branch: str, stream: str, add: str, graph: _Wiring) -> bool:
     """Whether all that `branch` is made from is the stream and constants, and nobody else reads what is between."""
-    inside, waiting, reached = {add}, [branch], False
-    between = []
+    inside, between, waiting, reached = {add}, list[str](), [branch], False
     while waiting:
         name = waiting.pop()
         if name == stream:
             reached = True
-            continue
-        node = makers.get(name)
-        if node is None or name in known:
-            if name in known and node is None:
-                continue
+        elif name in graph.makers and name not in graph.outside:
+            node = graph.makers[name]
+            between.append(name)
+            if node.name not in inside:
+                inside.add(node.name)
+                waiting += [source for source in node.input if source]
+        elif name not in graph.constants:
             return False
-        between.append(name)
-        if node.name not in inside:
-            inside.add(node.name)
-            waiting += [source for source in node.input if source]
-    return reached and all(reader.name in inside for name in between for reader in readers[name])
+    return reached and all(reader.name in inside for name in between for reader in graph.readers[name])
 
 
 def _next_branch(
-    reader: NodeProto, output: str, makers: Mapping[str, NodeProto], readers: Mapping[str, list[NodeProto]],
-    linear: Mapping[str, Layer],
+    reader: NodeProto, output: str, wiring: _Wiring, linear: Mapping[str, Layer]
 ) -> Layer | None:  # fmt: skip
     """The convolution that an Add adds to `output`, if its bias can take a constant."""
     if reader.op_type != "Add":
         return None
     other = next((name for name in reader.input if name != output), None)
-    maker = makers.get(other) if other is not None and len(readers[other]) == 1 else None
+    maker = wiring.makers.get(other) if other is not None and len(wiring.readers[other]) == 1 else None
     return linear.get(maker.name) if maker is not None and maker.op_type == "Conv" else None
 
 
