@@ -19,7 +19,8 @@ from toolchain.calibration import elimination
 from toolchain.calibration.chains import pointwise
 from toolchain.calibration.elimination import Doubles
 from toolchain.calibration.weights import Floats, Layer, layers
-from toolchain.graph import consumers, weights
+from toolchain.calibration.weights import bias as bias_of
+from toolchain.graph import consumers
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def without(model: ModelProto, block: Residual, second: Doubles) -> ModelProto:
         layer = linear.get(reader.name)
         if layer is not None and pointwise(layer):
             rows = layer.rows.reshape(len(layer.rows), -1).astype(np.float64)
-            _set(changed, layer, rows @ slope, _bias(changed, reader) + rows @ constant)
+            _set(changed, layer, rows @ slope, bias_of(changed, reader) + rows @ constant)
             reader.input[0] = block.stream
         elif (last := _next_branch(reader, block.output, wiring, linear)) is not None:
-            _set(changed, last, last.rows, _bias(changed, last.node) + shift)
+            _set(changed, last, last.rows, bias_of(changed, last.node) + shift)
             reader.input[:] = [block.stream if name == block.output else name for name in reader.input]
         else:
             left.append(reader)
@@ -138,20 +139,13 @@ def _closed(branch: str, stream: str, add: str, graph: _Wiring) -> bool:
 
 def _next_branch(
     reader: NodeProto, output: str, wiring: _Wiring, linear: Mapping[str, Layer]
-) -> Layer | None:  # fmt: skip
+) -> Layer | None:
     """The convolution that an Add adds to `output`, if its bias can take a constant."""
     if reader.op_type != "Add":
         return None
     other = next((name for name in reader.input if name != output), None)
     maker = wiring.makers.get(other) if other is not None and len(wiring.readers[other]) == 1 else None
     return linear.get(maker.name) if maker is not None and maker.op_type == "Conv" else None
-
-
-def _bias(model: ModelProto, node: NodeProto) -> Doubles:
-    known = weights(model)
-    if len(node.input) > 2 and node.input[2]:
-        return np.asarray(known[node.input[2]], np.float64)
-    return np.zeros(known[node.input[1]].shape[0])
 
 
 def _set(model: ModelProto, layer: Layer, rows: Doubles | Floats, bias: Doubles) -> None:

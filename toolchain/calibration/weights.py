@@ -55,6 +55,14 @@ def layers(model: ModelProto) -> Iterator[Layer]:
             yield Layer(node, node.input[1], axis, value if axis == 0 else value.T)
 
 
+def bias(model: ModelProto, node: NodeProto) -> NDArray[np.float64]:
+    """A convolution's bias [M], zeros where it has none."""
+    known = weights(model)
+    if len(node.input) > 2 and node.input[2]:
+        return np.asarray(known[node.input[2]], np.float64)
+    return np.zeros(known[node.input[1]].shape[0])
+
+
 def scales(layer: Layer, bits: Bits, per_channel: bool = True) -> Floats:
     """The width of one step of the integer weights, float32 [M], or [1] when not per channel.
 

@@ -88,6 +88,11 @@ def fingerprint(given: Mapping[str, Any]) -> str:
     return f"{given.get('cpu')}, {given.get('isa')}, {given.get('cores')} cores, {memory} GiB, {kind[:8]}"
 
 
+def onnxruntimes() -> tuple[str, ...]:
+    """The distributions of onnxruntime that are installed, by name."""
+    return tuple(name for name in ("onnxruntime", "onnxruntime-gpu") if distribution_version(name))
+
+
 def distribution_version(name: str) -> str | None:
     """The version of an installed distribution (as pip names it), or None."""
     # Here, for it imports many modules, and answering needs no version.

@@ -50,7 +50,7 @@ class Adopt(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
     libraries: ClassVar[tuple[str, ...]] = (
         "torch", "onnx", "onnxscript",
-        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        *host.onnxruntimes(),
     )  # fmt: skip
     file: Path
     output: str | None = None

@@ -35,7 +35,7 @@ class DropBlocks(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     min_sqnr: Annotated[float, Field(gt=0)] = 10.0
     pictures: Annotated[int, Field(ge=1)] = 128

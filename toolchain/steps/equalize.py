@@ -40,7 +40,7 @@ class Equalize(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     over: Literal["pairs", "streams"] = "pairs"
     pictures: Annotated[int, Field(ge=1)] = 64

@@ -46,7 +46,7 @@ class Export(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
     libraries: ClassVar[tuple[str, ...]] = (
         "torch", "timm", "onnx", "onnxscript",
-        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        *host.onnxruntimes(),
     )  # fmt: skip
     opset: Annotated[int, Field(ge=graph.OPSET)] = graph.OPSET
     parity_pictures: Annotated[int, Field(ge=1)] = 64

@@ -43,7 +43,7 @@ class FoldNormalization(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
     libraries: ClassVar[tuple[str, ...]] = (
         "torch", "onnx", "onnxscript", "numpy",
-        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        *host.onnxruntimes(),
     )  # fmt: skip
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:

@@ -38,7 +38,7 @@ class Half(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx",
-        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        *host.onnxruntimes(),
     )
     pictures: Annotated[int, Field(ge=1)] = 64
     headroom: Annotated[float, Field(ge=1)] = 4.0

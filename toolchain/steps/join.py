@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, numpy_helper
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.calibration import costs, pictures
+from toolchain.calibration import costs, pictures, weights
 from toolchain.calibration.chains import Chain, chains, pointwise
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Layer
@@ -36,7 +36,7 @@ class Join(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
@@ -92,19 +92,12 @@ def _pairs(model: ModelProto) -> Iterator[Chain]:
 def _put_product(model: ModelProto, first: Layer, second: Layer) -> None:
     outer = second.rows.reshape(len(second.rows), -1).astype(np.float64)
     weight = np.tensordot(outer, first.rows.astype(np.float64), axes=1)
-    bias = outer @ _bias(model, first.node) + _bias(model, second.node)
-    for name, value in (("joined", weight), ("joined_bias", bias)):
+    shift = outer @ weights.bias(model, first.node) + weights.bias(model, second.node)
+    for name, value in (("joined", weight), ("joined_bias", shift)):
         tensor = numpy_helper.from_array(value.astype(np.float32), f"{second.node.name}.{name}")
         for old in [other for other in model.graph.initializer if other.name == tensor.name]:
             model.graph.initializer.remove(old)
         model.graph.initializer.append(tensor)
-
-
-def _bias(model: ModelProto, node: NodeProto) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
-    if len(node.input) > 2 and node.input[2]:
-        return numpy_helper.to_array(known[node.input[2]]).astype(np.float64)
-    return np.zeros(numpy_helper.to_array(known[node.input[1]]).shape[0])
 
 
 def _drop(model: ModelProto) -> None:

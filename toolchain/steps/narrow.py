@@ -65,7 +65,7 @@ class Narrow(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     min_sqnr: Annotated[float, Field(gt=0)] = 20.0
     multiple: Annotated[int, Field(ge=4, multiple_of=4)] = 16

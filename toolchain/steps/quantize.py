@@ -74,7 +74,7 @@ class Quantize(Step):
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx", "optimum", "optimum-onnx",
-        *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        *host.onnxruntimes(),
     )  # fmt: skip
     scheme: Literal["auto", "static", "dynamic"] = "auto"
     activation: Literal["u8", "s8"] = "u8"

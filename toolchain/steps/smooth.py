@@ -30,7 +30,7 @@ class Smooth(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     pictures: Annotated[int, Field(ge=1)] = 64

@@ -38,7 +38,7 @@ class WeightOnly(Step):
     gives: ClassVar[Form] = Form.ONNX
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
-        "onnx", "numpy", *(name for name in ("onnxruntime", "onnxruntime-gpu") if host.distribution_version(name)),
+        "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     bits: Literal[4, 8] = 8
     block: Literal[16, 32, 64, 128, 256] = 32
