@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from onnx_helpers import SQUARE, convolution, exported, mobile, model, noise_rat
 
 from toolchain import graph
 from toolchain.artifact import Artifact
-from toolchain.calibration import elimination
+from toolchain.calibration import elimination, sensitivity
 from toolchain.calibration.chains import chains
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, ModelError
 from toolchain.steps.join import Join, join
-from toolchain.steps.narrow import Narrow
+from toolchain.steps.narrow import Narrow, _cheapest_first, _counts, _longest, narrower
 from toolchain.steps.quantize import Quantize
 
 RNG = np.random.default_rng(0)
@@ -173,6 +174,54 @@ def test_the_gate_decides_how_much_goes(tmp_path: Path) -> None:
     assert left[0] == 1 > left[1] > left[2]
 
 
+def test_every_chain_goes_as_far_as_the_gate_lets_it(tmp_path: Path) -> None:
+    """No chain alone could lose more: one that is at its end does not hold the others up."""
+    found = source(tmp_path / "in", mobile(side=16))
+    step, lent = Narrow(multiple=4, min_sqnr=20), context(tmp_path / "out")
+    plain = graph.read(found.folder / graph.PLAIN)
+    candidates = step._candidates(plain, found, lent)
+    probe = step._probe(found.folder / graph.PREPROCESS, lent)
+    counts, reached = step._choose(plain, candidates, probe, lent)
+    assert reached.sqnr >= 20
+    assert len(candidates) > 1
+    for one in candidates:
+        left = counts.get(one.chain.hidden, one.chain.channels)
+        for fewer in list(_counts(left, 4))[:1]:
+            less = narrower(plain, candidates, {**counts, one.chain.hidden: fewer})
+            answers = [sensitivity.answers(model, probe) for model in (plain, less)]
+            assert sensitivity.fidelity(*answers).sqnr < 20
+
+
+def test_of_equal_channels_those_go_first_that_the_logits_hear_least(tmp_path: Path) -> None:
+    found, lent = source(tmp_path / "in", mobile(side=16)), context(tmp_path / "out")
+    one = Narrow(multiple=4)._candidates(graph.read(found.folder / graph.PLAIN), found, lent)[0]
+    both = [replace(one, chain=replace(one.chain, hidden=name)) for name in ("a", "b")]
+    for weights, first in (((1e-3, 1.0), "a"), ((1.0, 1e-3), "b")):
+        assert next(_cheapest_first(both, weights, 4))[0] == first
+
+
+def test_only_named_layers_lose_channels(tmp_path: Path) -> None:
+    plain = edited(
+        mobile(side=16),
+        stem_bias=halved,
+        narrow_weight=lambda rows: rows * (np.arange(8) % 2)[:, None, None, None],
+    )
+    found, lent = source(tmp_path / "in", plain), context(tmp_path / "out")
+    measured = Narrow(multiple=4, min_sqnr=60, layers=("st*",)).run({"model": found}, lent)
+    assert [m.where["layer"] for m in measured if m.name == "channels"] == ["stem"]
+    with pytest.raises(
+        ModelError, match=r"layers 'body\.\*': the network has no node of that name \(it has stem"
+    ):
+        Narrow(layers=("body.*",)).run({"model": found}, context(tmp_path / "no"))
+
+
+def test_the_longest_run_that_passes_is_found_wherever_it_ends() -> None:
+    for size in range(1, 12):
+        tried = [{"a": count} for count in range(size)]
+        for end in range(size):
+            assert _longest(tried, lambda counts, end=end: counts["a"] <= end) == end
+
+
 def test_a_narrowed_network_can_be_quantized(tmp_path: Path) -> None:
     found = source(tmp_path / "in", edited(mobile(side=16), stem_bias=halved))
     narrow = context(tmp_path / "narrow")
@@ -245,8 +294,13 @@ def test_joined_layers_answer_as_before() -> None:
     np.testing.assert_allclose(run(plain, feed), before, rtol=1e-4, atol=1e-4)
 
 
+def test_layers_join_where_writing_what_is_between_costs_more_than_the_products() -> None:
+    assert join(linear_pair(7)) == ["first"]
+
+
 def test_layers_that_would_grow_or_bend_stay_apart() -> None:
-    assert join(linear_pair(4)) == []  # 3 x 9 x 12 products are more than 3 x 9 x 4 and 4 x 12
+    # 3 x 9 x 12 products are more than 3 x 9 x 6 and 6 x 12 and what it takes to write 6 values
+    assert join(linear_pair(6)) == []
     bent = mobile()
     assert join(bent) == []
 

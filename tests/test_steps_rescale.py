@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import build, load, save
 from toolchain.backbones.settings import Backbone
 from toolchain.errors import BackboneError, TrainingError
+from toolchain.learn.loop import fit
 from toolchain.record import JSON, Record
 from toolchain.steps import Recover, Rescale
 
@@ -49,6 +51,21 @@ def test_a_teacher_of_another_size_teaches_but_not_one_with_other_colours(tmp_pa
     other = saved(tmp_path / "other", preprocess={"size": 24, "mean": [0.1, 0.1, 0.1]})
     with pytest.raises(TrainingError, match="other preprocess"):
         step.run({"model": small, "teacher": other}, learning(tmp_path / "again"))
+
+
+def test_a_teacher_sees_the_pictures_at_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, teacher = saved(tmp_path / "small"), saved(tmp_path / "big", preprocess={"size": [24, 32]})
+    seen = set[tuple[int, ...]]()
+
+    def watched(*given: Any, teacher: torch.nn.Module, **named: Any) -> Any:
+        inner = teacher.get_submodule("network")
+        inner.register_forward_pre_hook(lambda _, batch: seen.add(tuple(batch[0].shape[1:])))
+        return fit(*given, teacher=teacher, **named)
+
+    monkeypatch.setattr("toolchain.steps.recover.fit", watched)
+    step = Recover(teacher="tuned", epochs=1, batch_size=4)
+    step.run({"model": small, "teacher": teacher}, learning(tmp_path / "out"))
+    assert seen == {(3, 24, 32)}
 
 
 def learning(folder: Path):  # type: ignore[no-untyped-def]

@@ -44,8 +44,11 @@ def stem(model: ModelProto) -> list[str]:
     return found
 
 
-def matching(model: ModelProto, patterns: Sequence[str]) -> list[str]:
-    """Names of the nodes that match one of the patterns (`blocks.0.*`). Raises ModelError for one without a match."""
+def matching(model: ModelProto, patterns: Sequence[str], setting: str = "exclude") -> list[str]:
+    """Names of the nodes that match one of the patterns (`blocks.0.*`) which a step's `setting` gives.
+
+    Raises ModelError for a pattern without a match.
+    """
     names = [node.name for node in model.graph.node]
     found: set[str] = set()
     for pattern in patterns:
@@ -53,7 +56,7 @@ def matching(model: ModelProto, patterns: Sequence[str]) -> list[str]:
         if not matched:
             some = ", ".join(layer.node.name for layer in list(layers(model))[:4])
             raise ModelError(
-                f"exclude {pattern!r}: the network has no node of that name (it has {some}, ...)"
+                f"{setting} {pattern!r}: the network has no node of that name (it has {some}, ...)"
             )
         found |= matched
     return [name for name in names if name in found]

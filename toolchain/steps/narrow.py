@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,10 @@ from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
 
-# Products that an output value is worth in time, and how much more a product costs where int8 never comes
+# Products that a depthwise output value is worth in time, and how much more a product costs where int8 never comes
 # (selection.stem): measured in MobileNetV2 in int8 on x86 with VNNI.
-_CONVERTED, _DEPTHWISE, _FLOAT = 10, 50, 4
+_DEPTHWISE, _FLOAT = 50, 4
+_PROBED = 0.02  # share of the reader's variance that a chain loses where its influence is measured
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,17 @@ class Candidate:
 class Narrow(Step):
     """Takes out hidden channels of convolutions whose reader is pointwise, and refits the reader by least squares.
 
+    Channels go first where they cost the logits least for the time they take: each layer's influence on them is measured.
     min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
     is looked at. multiple: counts that channels go down to, as kernels like them (16: blocks of AVX-512 and
-    of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). pictures: of train, for the least squares.
+    of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). layers: patterns of the names of
+    convolutions whose channels may go; all, when empty. pictures: of train, for the least squares.
     Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), `price`, how many times the
     latency of the file before, and what is left of `macs` and `parameters`.
     """
 
     step: Literal["narrow"] = "narrow"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
@@ -69,6 +72,7 @@ class Narrow(Step):
     )  # fmt: skip
     min_sqnr: Annotated[float, Field(gt=0)] = 20.0
     multiple: Annotated[int, Field(ge=4, multiple_of=4)] = 16
+    layers: tuple[str, ...] = ()
     pictures: Annotated[int, Field(ge=1)] = 256
     probe: Annotated[int, Field(ge=1)] = 64
 
@@ -82,7 +86,7 @@ class Narrow(Step):
         graph.require_float(original)
         probe = self._probe(source / graph.PREPROCESS, context)
         candidates = self._candidates(original, inputs["model"], context)
-        counts, reached = self._choose(original, candidates, probe)
+        counts, reached = self._choose(original, candidates, probe, context)
         narrowed = narrower(original, candidates, counts)
         measured = [_left(c.chain, counts[c.chain.hidden]) for c in candidates if c.chain.hidden in counts]
         all_work = sum(c.cost * c.chain.channels for c in candidates)
@@ -112,7 +116,12 @@ class Narrow(Step):
         chosen = pictures.choose(train, self.pictures)
         if not chosen:
             raise DataError("narrow fits on training pictures, and there are none")
-        found = [chain for chain in chains(model) if chain.channels > self.multiple]
+        named = selection.matching(model, self.layers, "layers") if self.layers else None
+        found = [
+            chain
+            for chain in chains(model)
+            if chain.channels > self.multiple and (named is None or chain.writer.node.name in named)
+        ]
         written = {chain.hidden: chain.writer.node.output[0] for chain in found}
         with context.progress.task("moments", len(chosen)) as task:
             prepared = pictures.prepared(source.folder / graph.PREPROCESS, train, chosen, task.advance)
@@ -127,25 +136,33 @@ class Narrow(Step):
         ]
 
     def _choose(
-        self, model: ModelProto, candidates: Sequence[Candidate], probe: Sequence[sensitivity.Floats]
-    ) -> tuple[dict[str, int], sensitivity.Fidelity]:
-        """The longest run of cheapest reductions that keeps min_sqnr, by bisection: counts by hidden tensor."""
+        self, model: ModelProto, candidates: Sequence[Candidate], probe: Sequence[sensitivity.Floats],
+        context: Context,
+    ) -> tuple[dict[str, int], sensitivity.Fidelity]:  # fmt: skip
+        """Counts by hidden tensor: as many of the cheapest reductions as keep min_sqnr.
+
+        A chain whose next reduction would not is left as it is, and the others go on.
+        """
         reference = sensitivity.answers(model, probe)
-        steps = list(_cheapest_first(candidates, self.multiple))
-        best: dict[str, int] = {}
-        reached = sensitivity.fidelity(reference, reference)
-        low, high = 0, len(steps) + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            counts = dict(steps[:middle])  # a later count of a chain is the lower one
-            found = sensitivity.fidelity(
+
+        def fidelity(counts: Mapping[str, int]) -> sensitivity.Fidelity:
+            return sensitivity.fidelity(
                 reference, sensitivity.answers(narrower(model, candidates, counts), probe)
             )
-            if found.sqnr >= self.min_sqnr:
-                low, best, reached = middle, counts, found
-            else:
-                high = middle
-        return best, reached
+
+        with context.progress.task("narrow", 2 * len(candidates)) as task:
+            influences = [_influence(one, self.multiple, fidelity, task.advance) for one in candidates]
+            waiting = list(_cheapest_first(candidates, influences, self.multiple))
+            best: dict[str, int] = {}
+            while waiting:
+                # A later count of a chain is the lower one.
+                tried = [best | dict(waiting[:taken]) for taken in range(len(waiting) + 1)]
+                kept = _longest(tried, lambda counts: fidelity(counts).sqnr >= self.min_sqnr)
+                best = tried[kept]
+                full = waiting[kept][0] if kept < len(waiting) else None
+                waiting = [one for one in waiting[kept:] if one[0] != full]
+                task.advance()
+        return best, fidelity(best)
 
 
 def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping[str, int]) -> ModelProto:
@@ -209,22 +226,55 @@ def _left(chain: Chain, count: int) -> Measurement:
 
 def _cost(chain: Chain, written: int, read: int, stem: set[str]) -> float:
     """The products that one channel takes in a picture, its conversions counted."""
-    before = written * (chain.writer.rows[0].size + _CONVERTED)
+    before = written * (chain.writer.rows[0].size + costs.CONVERTED)
     after = read * (_DEPTHWISE * len(chain.depthwise) + len(chain.reader.rows))
     return float(before + after) * (_FLOAT if chain.writer.node.name in stem else 1)
 
 
-def _cheapest_first(candidates: Sequence[Candidate], multiple: int) -> Iterator[tuple[str, int]]:
-    """(hidden tensor, channels left), by noise added over products saved, down to the next multiple each time."""
+def _influence(
+    candidate: Candidate, multiple: int, fidelity: Callable[[Mapping[str, int]], sensitivity.Fidelity],
+    advance: Callable[[], None],
+) -> float:  # fmt: skip
+    """How much noise of the logits comes of noise in what the chain's reader makes, measured with this chain cut alone."""
+    noise, total = candidate.order.noise, candidate.chain.channels
+    local = {count: float(noise[total - count - 1]) for count in _counts(total, multiple)}
+    count = min(local, key=lambda one: abs(local[one] - _PROBED))
+    reached = fidelity({candidate.chain.hidden: count})
+    advance()
+    return float(10 ** (-reached.sqnr / 10) / max(local[count], 1e-9))
+
+
+def _counts(total: int, multiple: int) -> range:
+    """The counts below `total` that channels can go down to, the greatest first."""
+    return range((total - 1) // multiple * multiple, 0, -multiple)
+
+
+def _longest(tried: Sequence[dict[str, int]], passes: Callable[[dict[str, int]], bool]) -> int:
+    """The last place before which all pass, by doubling and bisection; the first one passes."""
+    low, high = 0, 1
+    while high < len(tried) and passes(tried[high]):
+        low, high = high, 2 * high
+    high = min(high, len(tried))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if passes(tried[middle]) else (low, middle)
+    return low
+
+
+def _cheapest_first(
+    candidates: Sequence[Candidate], influences: Sequence[float], multiple: int
+) -> Iterator[tuple[str, int]]:
+    """(hidden tensor, channels left), by noise of the logits over products saved, to the next multiple each time."""
     waiting: list[tuple[float, int, int, int]] = []
 
     def wait(index: int, left: int) -> None:
         candidate = candidates[index]
-        fewer = (left - 1) // multiple * multiple
-        if fewer > 0:
+        fewer = next(iter(_counts(left, multiple)), 0)
+        if fewer:
             noise, total = candidate.order.noise, candidate.chain.channels
             added = noise[total - fewer - 1] - (noise[total - left - 1] if left < total else 0.0)
-            heapq.heappush(waiting, (added / (candidate.cost * (left - fewer)), index, left, fewer))
+            price = influences[index] * added / (candidate.cost * (left - fewer))
+            heapq.heappush(waiting, (price, index, left, fewer))
 
     for index, candidate in enumerate(candidates):
         wait(index, candidate.chain.channels)
