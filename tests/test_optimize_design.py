@@ -67,6 +67,13 @@ def test_ways_to_quantize(scheme: Scheme, names: list[str]) -> None:
     assert steps(Template(recipe(["export"]), 1.0), Design(scheme=scheme)) == ("fp32", names)
 
 
+def test_a_narrowing_of_named_layers_is_not_the_searchs() -> None:
+    stem = {"narrow": {"layers": ["conv_stem"], "min_sqnr": 35}}
+    for others, least in (([], 20.0), ([{"narrow": {"min_sqnr": 14}}], 14.0)):
+        template = Template(recipe(["export", stem, *others]), 1.0)
+        assert (template.narrow.layers, template.narrow.min_sqnr) == ((), least)
+
+
 def test_every_way_to_quantize_is_right_on_the_targets() -> None:
     for template in (
         Template(recipe(["export"]), 1.0, ("x86-vnni", "x86-avx2")),

@@ -107,7 +107,8 @@ class Template:
         self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.recover = _first(recipe, Recover) or _recover(recipe)
-        self.narrow = _first(recipe, Narrow) or Narrow()
+        # One for some layers only (a stem) is no way to make the network smaller.
+        self.narrow = _first(recipe, Narrow, lambda step: not step.layers) or Narrow()
         self.quantize = _quantize(recipe, targets or recipe.targets)
         if backbone:
             self._before = [_of(step, backbone) for step in self._before]
@@ -174,9 +175,11 @@ def _of(step: _StepT, backbone: str) -> _StepT:
     return _changed(step, **changes.get(type(step), {}))
 
 
-def _first(recipe: Recipe, kind: type[_StepT]) -> _StepT | None:
+def _first(
+    recipe: Recipe, kind: type[_StepT], wanted: Callable[[_StepT], bool] = lambda _: True
+) -> _StepT | None:
     steps = (step for variant in recipe.variants.values() for step in variant.steps)
-    return next((step for step in steps if isinstance(step, kind)), None)
+    return next((step for step in steps if isinstance(step, kind) and wanted(step)), None)
 
 
 def _quantize(recipe: Recipe, targets: Sequence[Target]) -> Quantize:
