@@ -13,7 +13,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.argument("recipe")
-@click.option("--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--provider", "on", multiple=True, type=click.Choice(["cpu", "cuda"]), default=["cpu"], show_default=True,
+    help="Where the file answers; repeat it for the best file on each.",
+)  # fmt: skip
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of the device that answers."
 )
@@ -56,7 +59,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 def optimize(
-    recipe: str, provider: Literal["cpu", "cuda"], threads: int, max_drop: float | None, budget: str,
+    recipe: str, on: tuple[Literal["cpu", "cuda"], ...], threads: int, max_drop: float | None, budget: str,
     goal: Literal["latency", "accuracy", "size", "memory"], **options: object,
 ) -> int:  # fmt: skip
     """Search for the best file of RECIPE within bounds: pruning, activations, input size, recovery, quantization.
@@ -71,11 +74,13 @@ def optimize(
       toolchain optimize recipe.yaml --provider cpu --threads 1 --max-latency 3ms --max-drop 1.0
       toolchain optimize recipe.yaml --max-drop 1.0 --backbone bundled/small --backbone timm/resnet18
       toolchain optimize recipe.yaml --goal accuracy --max-latency 2ms --max-size 3MB
+      toolchain optimize recipe.yaml --max-drop 1.0 --provider cpu --provider cuda
       toolchain optimize recipe.yaml --max-drop 1.0 --target x86-vnni --target x86-avx2 --target arm64
     """
     started = time.monotonic()
     from toolchain.cli.progress import Bars
     from toolchain.optimize.asked import Asked, amount
+    from toolchain.optimize.several import optimize_each
     from toolchain.optimize.workflow import optimize as search
     from toolchain.workflow import Places, Wishes
 
@@ -84,13 +89,18 @@ def optimize(
         return None if text is None else amount(option, str(text), unit)
 
     asked = Asked(
-        provider=provider, threads=threads, max_latency_ms=given("--max-latency", "ms"), max_drop=max_drop,
+        provider=on[0], threads=threads, max_latency_ms=given("--max-latency", "ms"), max_drop=max_drop,
         max_megabytes=given("--max-size", "MB"), max_memory_mb=given("--max-memory", "MB"), goal=goal,
         budget=amount("--budget", budget, "s"), targets=options["targets"],  # type: ignore[arg-type]
         backbones=options["backbones"],  # type: ignore[arg-type]
     )  # fmt: skip
     places = Places(out=options["out"], store=options["store"], data=options["data"])  # type: ignore[arg-type]
     wishes = Wishes(overrides=options["overrides"], device=options["device"])  # type: ignore[arg-type]
-    result = search(recipe, asked, places, wishes, Bars(), started)
-    click.echo(result.summary)
-    return 0 if result.passed else 3
+    named = tuple(dict.fromkeys(on))
+    if len(named) == 1:
+        results = [search(recipe, asked, places, wishes, Bars(), started)]
+    else:
+        results = list(optimize_each(recipe, named, asked, places, wishes, Bars(), started).values())
+    for result in results:
+        click.echo(result.summary)
+    return 0 if all(result.passed for result in results) else 3

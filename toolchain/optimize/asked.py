@@ -12,6 +12,7 @@ from toolchain.recipe import Gates
 from toolchain.steps.quantize import Target
 
 Goal = Literal["latency", "accuracy", "size", "memory"]
+Provider = Literal["cpu", "cuda"]
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "ms": {"us": 1e-3, "ms": 1.0, "s": 1e3},
     "MB": {"kB": 1e-3, "KB": 1e-3, "MB": 1.0, "GB": 1e3},
@@ -31,7 +32,7 @@ class Asked:
     backbones: others to search besides the recipe's own and its `networks`: bundled/NAME or timm/NAME.
     """
 
-    provider: Literal["cpu", "cuda"] = "cpu"
+    provider: Provider = "cpu"
     threads: int = 1
     max_latency_ms: float | None = None
     max_drop: float | None = None

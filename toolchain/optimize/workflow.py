@@ -95,7 +95,7 @@ class _Optimize:
         _check(asked)
         providers.require(asked.provider)
         self.recipe = prepared(given, asked, wishes)
-        self.out = (places.out or Path("runs") / self.recipe.name).resolve()
+        self.out = folder(places, given.name).resolve()
         if not isinstance(recipe, Recipe) and Path(recipe).resolve() == self.out / "recipe.yaml":
             raise RecipeError(
                 f"--out {self.out}: the chosen point's recipe would take the place of the one given: name another folder"
@@ -224,6 +224,15 @@ class _Optimize:
                 (self.out / name).unlink(missing_ok=True)
 
 
+def folder(places: Places, recipe: str) -> Path:
+    """Where the search of a recipe of this name leaves its report and bundle."""
+    return places.out or Path("runs") / _name(recipe)
+
+
+def _name(recipe: str) -> str:
+    return f"{recipe[:47]}-optimized"
+
+
 def _check(asked: Asked) -> None:
     bounds = (asked.max_latency_ms, asked.max_megabytes, asked.max_memory_mb)
     if asked.goal == "accuracy" and not any(bounds):
@@ -247,7 +256,7 @@ def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
         )
     return recipe.model_copy(
         update={
-            "name": f"{recipe.name[:47]}-optimized",
+            "name": _name(recipe.name),
             "measure": Measure.model_validate(measure),
             "gates": gates,
             "networks": {**recipe.networks, **_networks(recipe, asked.backbones)},
