@@ -117,6 +117,7 @@ bench-qat: setup
 bench-transfer: setup
 	$(BIN)/python -m benchmarks.transfer.run
 	$(BIN)/python -m benchmarks.transfer.table
+	$(BIN)/python -m benchmarks.transfer.cards
 	$(BIN)/python -m benchmarks.transfer.int8
 
 bench-cuda: setup

@@ -36,7 +36,9 @@ def test_each_provider_is_searched_in_its_folder_with_an_even_share_of_what_is_l
     clock = Clock()
     seen: list[tuple[str, Path | None, float, float]] = []
 
-    def search(given: object, asked: Asked, places: Places, wishes: object, progress: object, at: float) -> str:
+    def search(
+        given: object, asked: Asked, places: Places, wishes: object, progress: object, at: float
+    ) -> str:
         seen.append((asked.provider, places.out, asked.budget, at))
         clock.now += 10  # much less than its share
         return f"found on {asked.provider}"
@@ -74,7 +76,9 @@ def test_a_provider_that_is_not_there_is_an_error_before_anything_is_done(
 
     monkeypatch.setattr(providers, "require", missing)
     out = tmp_path / "out"
-    answer = command("optimize", recipe, "--provider", "cpu", "--provider", "cuda", "--max-drop", 1, "--out", out)
+    answer = command(
+        "optimize", recipe, "--provider", "cpu", "--provider", "cuda", "--max-drop", 1, "--out", out
+    )
     assert answer.code == 2
     assert "provider 'cuda' was asked for" in answer.err
     assert not out.exists()

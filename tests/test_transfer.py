@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.transfer import run, table
+from benchmarks.transfer import cards, run, table
 from benchmarks.transfer.run import Cell, best, beyond
 from benchmarks.transfer.starts import Start, names
 from benchmarks.transfer.tasks import ALL, Digits, Setting, _Folder, settings
@@ -125,3 +125,29 @@ def test_every_setting_and_start_has_a_name() -> None:
     assert Setting("digits", ALL).per_class == "all"
     assert {setting.task for setting in settings(["digits", "cifar10"])} == {"digits", "cifar10"}
     assert names() == ["small", "small-random", "nano", "nano-random", "imagenet"]
+
+
+def test_the_cards_show_what_the_record_holds() -> None:
+    record = json.loads(cards.RECORD.read_text())
+    for name in cards.NAMES:
+        card = (cards.CARDS / f"{name}.md").read_text()
+        assert cards.replaced(card, cards.drawn(name, record)) == card, "python -m benchmarks.transfer.cards"
+
+
+def test_a_card_tells_lead_draws_and_reference_and_what_is_not_measured() -> None:
+    row = {"task": "digits", "per_class": "5", "way": "tune", "draws": [93.0, 95.0], "mean": 94.0, "sd": 1.41}
+    rows = [
+        row | {"start": "nano", "over_random": -0.52, "over_random_ci95": [-2.0, 1.04]},
+        row | {"start": "nano-random", "mean": 94.52, "sd": None, "draws": [94.52]},
+        row | {"start": "nano", "per_class": "20"},
+        row | {"start": "small", "over_random": 1.0, "over_random_ci95": None},
+    ]
+    text = cards.drawn("nano", {"rows": rows})
+    assert "| digits, 32 pixels | 5 | 2 | 94.5 | 94.0 ± 1.4 | −0.5 [−2.0, 1.0] | not measured |" in text
+    assert "| digits, 32 pixels | 20 | 2 | not measured | 94.0 ± 1.4 | not measured | not measured |" in text
+    assert len(text.splitlines()) == 2 + 2 + 1 + 2  # two heads, two lines, an empty one
+
+
+def test_a_card_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="a card needs the lines"):
+        cards.replaced("# nano", "")
