@@ -45,7 +45,8 @@ def test_the_function_stays(network: Artifact, tmp_path: Path) -> None:
 def test_int8_pads_integers_and_answers_as_without(network: Artifact, tmp_path: Path) -> None:
     padded, int8, plain = (context(tmp_path / name) for name in ("padded", "int8", "plain"))
     PadStem().run({"model": network}, padded)
-    step = Quantize(float_stem=False)
+    # 7 bits: 8 saturate on processors without VNNI, and which pairs do depends on the channels.
+    step = Quantize(float_stem=False, weight_bits=7)
     step.run({"model": Artifact(network.form, padded.out, network.record)}, int8)
     step.run({"model": network}, plain)
     model = onnx.load(int8.out / graph.PLAIN)
