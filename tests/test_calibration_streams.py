@@ -162,3 +162,12 @@ def test_sums_that_sums_read_stay_exact(tmp_path: Path) -> None:
         assert ("sum" in nodes["total"].input) == exact
         assert makers[nodes["c"].input[0]].op_type == "DequantizeLinear"
         assert noise_ratio(run(net, feed(found)), run(integers, feed(found))) > 35
+
+
+def test_a_sum_behind_a_relu_stays_rounded(tmp_path: Path) -> None:
+    """The quantizer takes the ReLU out and leaves it to the rounding: without that, what is below zero would go on."""
+    found = exported(tmp_path / "float", residual(spread=0), SQUARE)
+    net = graph.read(found.folder / graph.PLAIN)
+    lent = context(tmp_path / "int8")
+    Quantize(float_sums=True, float_stem=False, pictures=24).run({"model": found}, lent)
+    assert noise_ratio(run(net, feed(found)), run(graph.read(lent.out / graph.PLAIN), feed(found))) > 30

@@ -159,21 +159,28 @@ def equalize(
     return scales
 
 
-def float_sums(model: ModelProto) -> int:
+def float_sums(model: ModelProto, original: ModelProto) -> int:
     """Let additions read the sums of others before these are rounded, in place; how many inputs changed.
 
     Rounding a residual stream for the layer that reads it then adds nothing to what goes on. model: with
-    QuantizeLinear and DequantizeLinear in pairs.
+    QuantizeLinear and DequantizeLinear in pairs; original: the network in float. Where a ReLU follows a sum, which the
+    quantizer leaves to the rounding, the rounding stays.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
+    sums = made_by("Add", original)
     changed = 0
     for node in model.graph.node:
         for place, name in enumerate(node.input if node.op_type == "Add" else ()):
             exact = _before(_before(name, "DequantizeLinear", makers), "QuantizeLinear", makers)
-            if exact in makers and makers[exact].op_type == "Add":
+            if exact in sums and makers[exact].op_type == "Add":
                 node.input[place] = exact
                 changed += 1
     return changed
+
+
+def made_by(kind: str, model: ModelProto) -> set[str]:
+    """The tensors that nodes of a kind make."""
+    return {name for node in model.graph.node if node.op_type == kind for name in node.output}
 
 
 def _before(name: str, kind: str, makers: Mapping[str, NodeProto]) -> str:

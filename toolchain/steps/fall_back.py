@@ -48,6 +48,8 @@ class FallBack(Step):
     def _static(cls, quantize: Quantize) -> Quantize:
         if quantize.scheme == "dynamic":
             raise ValueError("scheme 'dynamic' can't fall back layer by layer: use 'auto' or 'static'")
+        if quantize.float_products:
+            raise ValueError("float_products can't fall back layer by layer: use 'quantize' or 'qat'")
         return quantize
 
     def resolved(self) -> Self:

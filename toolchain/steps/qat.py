@@ -14,7 +14,7 @@ from pydantic import field_validator
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import read
-from toolchain.calibration import pictures, sensitivity
+from toolchain.calibration import pictures, products, sensitivity
 from toolchain.device import AmpName
 from toolchain.errors import TrainingError
 from toolchain.learn.loop import fit
@@ -100,6 +100,8 @@ class Qat(Distillation, Training, Step):
         if not isinstance(fitted, Simulated):  # fit trains in place
             raise TypeError(type(fitted))
         kept = trained(fitted, quantized)
+        for file in (quantized, kept):
+            products.lower(file)
         hand_on(settings, source, kept, context.out)
         return (
             Measurement(name="layers_int8", value=integer_weights(kept)),

@@ -22,6 +22,7 @@ from toolchain.calibration import (
     chains,
     padding,
     pictures,
+    products,
     ranges,
     refit,
     rounding,
@@ -64,6 +65,7 @@ class Quantize(Step):
     products with weights. correct_bias: move biases by the mean error of rounded weights.
     rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
     float_sums: additions that read a sum read it unrounded; layers go on reading 8 bits (calibration/streams.py).
+    float_products: pointwise convolutions that additions read hand on their sums in float (calibration/products.py).
     refit_head: fit the last layer, which `exclude` must leave in float, to the float network's logits
     (calibration/refit.py).
     """
@@ -91,6 +93,7 @@ class Quantize(Step):
     correct_bias: bool = True
     rounding: Literal["nearest", "adaptive"] = "nearest"
     float_sums: bool = False
+    float_products: bool = False
     refit_head: bool = False
 
     @model_validator(mode="after")
@@ -123,6 +126,7 @@ class Quantize(Step):
         original = ModelProto()
         original.CopyFrom(model)
         quantized = settings.integers(model, source / graph.PREPROCESS, context)
+        products.lower(quantized)
         hand_on(settings, source, quantized, context.out)
         return (
             Measurement(name="layers", value=layers),
@@ -141,6 +145,7 @@ class Quantize(Step):
         copied.CopyFrom(original)
         free = self.model_copy(update={"weight_bits": 8, "targets": ()})
         files = {"portable": restricted, "8 bits": free.integers(copied, preprocess, context)}
+        products.lower(files["8 bits"])
         train = context.data.train
         inputs = list(pictures.prepared(preprocess, train, pictures.choose(train, _COMPARED)))
         reference = sensitivity.answers(original, inputs)
@@ -153,7 +158,7 @@ class Quantize(Step):
         yield Measurement(name="price", value=round(price, 3), where={"weights": "portable"})
 
     def integers(self, model: ModelProto, preprocess: Path, context: Context) -> ModelProto:
-        """The plain float network with integers; `model` itself may be changed on the way.
+        """The plain float network with integers; `model` itself may be changed on the way. `products.lower` is still to do.
 
         Raises DataError without calibration pictures, ModelError when the network cannot be quantized.
         """
@@ -239,7 +244,9 @@ class Quantize(Step):
         graph.float_logits(quantized)
         padding.round_first(quantized)
         if self.float_sums:
-            streams.float_sums(quantized)
+            streams.float_sums(quantized, model)
+        if self.float_products:
+            products.unrounded(quantized, model)
         return quantized
 
     def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:
