@@ -96,3 +96,24 @@ def test_trained_integers_see_pictures_as_recovery_does() -> None:
     assert isinstance(trained, Qat)
     assert trained.teacher == "fp32"
     assert trained.augment.flip_horizontal
+
+
+def test_layers_fall_back_between_roundings() -> None:
+    """A recipe whose sums stay in float can't be given back to float layer by layer as it is."""
+    own = build(
+        {
+            "name": "tiles", "data": {"folder": "./tiles"}, "backbone": {"timm": "resnet18", "weights": "random"},
+            "tune": {"epochs": 3},
+            "variants": {
+                "fp32": {"from": "tuned", "steps": ["export"]},
+                "int8": {"from": "fp32", "steps": [{"quantize": {"float_products": True, "float_sums": True}}]},
+            },
+        },
+        Path(),
+    )  # fmt: skip
+    step = Template(own, 1.0).variant(Design(scheme="int8-mixed"), lambda _: {}).steps[-1]
+    assert isinstance(step, FallBack)
+    assert (step.quantize.float_sums, step.quantize.float_products) == (True, False)
+    int8 = Template(own, 1.0).variant(Design(scheme="int8"), lambda _: {}).steps[-1]
+    assert isinstance(int8, Quantize)
+    assert int8.float_products

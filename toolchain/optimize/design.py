@@ -157,7 +157,8 @@ class Template:
             case "int8-percentile":
                 yield _changed(self.quantize, calibration="percentile")
             case "int8-mixed":
-                yield FallBack(quantize=self.quantize, min_agreement=self._agreement)
+                rounds = _changed(self.quantize, float_products=False)  # layers fall back between roundings
+                yield FallBack(quantize=rounds, min_agreement=self._agreement)
             case "int8-qat":
                 yield self.qat
             case "fp16":
