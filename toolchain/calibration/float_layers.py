@@ -53,7 +53,7 @@ def in_float(quantized: ModelProto, original: ModelProto, names: Collection[str]
         if node.name in names and _is_kind(makers.get(node.input[0]), DEQUANTIZE):
             _fuse(model, node)
     _bridge(net)
-    _drop_unread(net)
+    drop_unread(net)
     return model
 
 
@@ -127,7 +127,7 @@ def _is_float_layer(node: NodeProto, known: set[str]) -> bool:
     return node.op_type in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul") and node.input[1] in known
 
 
-def _drop_unread(net: GraphProto) -> None:
+def drop_unread(net: GraphProto) -> None:
     """Remove roundings that nothing reads any more and weights that are not read, in place."""
     ends = {value.name for value in net.output}
     while True:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node, make_opsetid
 
+from toolchain.calibration.float_layers import DEQUANTIZE, QUANTIZE, drop_unread
 from toolchain.calibration.streams import made_by
 from toolchain.graph import attribute, consumers, weights
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 PRODUCT = "MatMulIntegerToFloat"
 _DOMAIN = "com.microsoft"
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # channels
@@ -55,7 +55,7 @@ def unrounded(model: ModelProto, original: ModelProto) -> int:
             if rounding is not None and rounding.op_type == QUANTIZE and rounding.input[0] in found:
                 node.input[place] = rounding.input[0]
                 changed += 1
-    _drop_unread(model)
+    drop_unread(model.graph)
     return changed
 
 
@@ -75,7 +75,7 @@ def lower(model: ModelProto) -> int:
     model.graph.node.extend(nodes)
     if all(entry.domain != _DOMAIN for entry in model.opset_import):
         model.opset_import.append(make_opsetid(_DOMAIN, 1))
-    _drop_unread(model)
+    drop_unread(model.graph)
     return len(chosen)
 
 
@@ -138,19 +138,3 @@ def _product(model: ModelProto, one: _Pointwise) -> list[NodeProto]:
         make_node(PRODUCT, given, [sums], name=name, domain=_DOMAIN),
         make_node("Transpose", [sums], list(one.node.output), name=f"{name}/First", perm=_FIRST),
     ]
-
-
-def _drop_unread(model: ModelProto) -> None:
-    """Take out nodes and constants that nothing reads any more."""
-    net = model.graph
-    kept: list[NodeProto] = []
-    needed = {value.name for value in net.output}
-    for node in reversed(net.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    del net.node[:]
-    net.node.extend(reversed(kept))
-    constants: list[TensorProto] = [tensor for tensor in net.initializer if tensor.name in needed]
-    del net.initializer[:]
-    net.initializer.extend(constants)
