@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from onnx import ModelProto, NodeProto, numpy_helper
 
@@ -66,11 +67,17 @@ def pointwise(layer: Layer) -> bool:
     return ungrouped and unpadded and layer.rows[0, 0].size == 1
 
 
-def put(model: ModelProto, values: Mapping[str, Floats]) -> None:
-    """Give constant tensors new values (and shapes), in place."""
+def put(
+    model: ModelProto, values: Mapping[str, Floats], groups: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Give constant tensors new values (and shapes), in place. groups: of depthwise convolutions, by name."""
     for tensor in model.graph.initializer:
         if tensor.name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    for node in model.graph.node:
+        for setting in node.attribute:
+            if node.name in groups and setting.name == "group":
+                setting.i = groups[node.name]
 
 
 def _constants(layer: Layer) -> list[str]:

@@ -25,6 +25,7 @@ from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.rescale import Rescale
 from toolchain.steps.smooth import Smooth
+from toolchain.steps.split import Split
 from toolchain.steps.tune import Tune
 from toolchain.steps.weight_only import WeightOnly
 
@@ -41,6 +42,7 @@ AnyStep = Annotated[
     | Join
     | PadStem
     | Equalize
+    | Split
     | Smooth
     | Quantize
     | FallBack
@@ -72,6 +74,7 @@ __all__ = [
     "Recover",
     "Rescale",
     "Smooth",
+    "Split",
     "Tune",
     "WeightOnly",
 ]

@@ -187,11 +187,7 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
         groups |= {layer.node.name: count for layer in chain.depthwise}
         weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)
         _refitted(changed, chain, weight, shift, values)
-    put(changed, values)
-    for node in changed.graph.node:
-        for attribute in node.attribute:
-            if node.name in groups and attribute.name == "group":
-                attribute.i = groups[node.name]
+    put(changed, values, groups)
     return changed
 
 
