@@ -19,14 +19,13 @@ from typing import Any
 from benchmarks.pretrain.train import RECIPES
 from benchmarks.transfer.run import Cell
 from benchmarks.transfer.starts import start
-from benchmarks.transfer.tasks import TASKS, Setting, Task
+from benchmarks.transfer.tasks import ALL, TASKS, Setting, Task
 from toolchain.backbones import bundled
 from toolchain.device import select
 from toolchain.runtime import host
 
 RESULTS = Path(__file__).parents[1] / "results"
-SETTINGS = (Setting("cifar10", 50), Setting("digits", 5))
-DRAWS = 3
+SETTINGS = (Setting("cifar10", 50), Setting("digits", 5), Setting("magnetic_tile", ALL))
 
 
 @cache
@@ -42,9 +41,9 @@ def point(mark: tuple[int, Path | None], name: str, run: Path) -> dict[str, Any]
     found: dict[str, Any] = {"backbone": name, "pictures": pictures}
     for setting in SETTINGS:
         folder = "package" if file and file.suffix == ".safetensors" else str(pictures)
-        cell = Cell(setting, origin, "probe", run / "curve" / folder)
-        cell.fill(_task(setting.task), DRAWS, device)
-        scores = list(cell.facts["test"].values())[:DRAWS]
+        cell, task = Cell(setting, origin, "probe", run / "curve" / folder), _task(setting.task)
+        cell.fill(task, task.draws, device)
+        scores = list(cell.facts["test"].values())[: task.draws]
         found[f"{setting.task} {setting.per_class}"] = round(statistics.mean(scores), 2)
         found[f"{setting.task} sd"] = round(statistics.stdev(scores), 2)
     print(json.dumps(found), flush=True)
@@ -74,10 +73,10 @@ def main() -> None:
     arguments = parser.parse_args()
     record = {
         "what": f"linear probe of {arguments.name} against pretraining pictures seen: percent right, "
-        "CIFAR-10 with 50 and digits with 5 pictures a class",
+        "CIFAR-10 with 50 and digits with 5 pictures a class, magnetic tiles (balanced accuracy) with all",
         "rows": points(arguments.name, arguments.run, arguments.processes),
         "host": host.facts(),
-        "note": f"{DRAWS} draws of training pictures.",
+        "note": "3 draws of training pictures, the 5 folds of the tiles.",
     }
     path = RESULTS / f"transfer_curve_{arguments.name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
