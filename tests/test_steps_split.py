@@ -25,9 +25,9 @@ LOUD = 5
 
 
 def loud() -> ModelProto:
-    """A network in which one channel of the depthwise layer is small, and makes most of what the next layer says.
+    """A network in which one channel of the depthwise layer makes most of what the next layer says.
 
-    The next layer's weights lie on a grid of 8 bits: rounding them costs nothing.
+    That layer's weights lie on a grid of 8 bits: rounding them costs nothing.
     """
     plain = mobile(side=16)
     known = graph.weights(plain)
