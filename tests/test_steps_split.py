@@ -56,7 +56,7 @@ def test_copies_round_to_a_mean_with_finer_steps() -> None:
     counts[LOUD] = 5
     splitting.split(plain, chain(plain, "stem"), counts, step)
     after, places = graph.weights(plain), slice(LOUD, LOUD + 5)
-    shift = after["dw.bias_split"][places] - before["dw.bias"][LOUD]
+    shift = after["dw.bias"][places] - before["dw.bias"][LOUD]
     value = np.linspace(-3, 3, 1001)
     rounded = np.rint((value[:, None] + shift) / step).mean(axis=1) * step
     assert np.abs(rounded - value).max() < step / 10 + 1e-6
@@ -65,6 +65,18 @@ def test_copies_round_to_a_mean_with_finer_steps() -> None:
     width = np.abs(after["narrow.weight"]).reshape(8, -1).max(axis=1) / 127
     integers = np.rint(split / width[:, None]).sum(axis=1) * width
     assert np.abs(integers - read).max() < 0.51 * width.max() < 0.51 * (np.abs(read) / 127).max()
+
+
+def test_a_layer_without_a_bias_gets_one() -> None:
+    plain = loud()
+    for node in plain.graph.node:
+        if node.name == "dw":
+            del node.input[2]
+    picture = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
+    before = run(plain, picture)
+    splitting.split(plain, chain(plain, "stem"), np.array([1, 3] + [1] * 14), 0.01)
+    assert graph.weights(plain)["dw.bias_split"].shape == (18,)
+    assert noise_ratio(before, run(plain, picture)) > 60
 
 
 def test_copies_go_where_they_take_most_noise_away() -> None:

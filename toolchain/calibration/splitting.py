@@ -71,11 +71,11 @@ def split(model: ModelProto, chain: Chain, counts: NDArray[np.int64], step: floa
     for layer in (chain.writer, *chain.depthwise):
         values |= {name: known[name][places] for name in layer.node.input[1:] if name}
     made = _last(model, chain)
-    shifted = numpy_helper.from_array(
-        (bias(model, made)[places] + apart * step).astype(np.float32), f"{made.name}.bias_split"
-    )
-    model.graph.initializer.append(shifted)
-    made.input[:] = [*made.input[:2], shifted.name]
+    shifted = (bias(model, made)[places] + apart * step).astype(np.float32)
+    if not any(made.input[2:]):
+        made.input[:] = [*made.input[:2], f"{made.name}.bias_split"]
+        model.graph.initializer.append(numpy_helper.from_array(shifted, made.input[2]))
+    values[made.input[2]] = shifted
     read = np.asarray(known[chain.reader.weight][:, places] / of_each.reshape(1, -1, 1, 1), np.float32)
     widths = scales(replace(chain.reader, rows=read), 8).reshape(-1, 1, 1, 1)
     values[chain.reader.weight] = (read + apart.reshape(1, -1, 1, 1) * widths).astype(np.float32)

@@ -28,7 +28,8 @@ class Split(Step):
     An activation has one step for all its channels, and one of them may carry most of the rounding noise: behind a first
     convolution the one that holds the brightness. Which it is, the float network says: each channel is rounded alone, and
     the logits' noise is measured, without labels. Copies go where they take most of it away.
-    layers: patterns of the names of convolutions whose channels a pointwise one reads, behind depthwise ones or none.
+    layers: patterns of the names of convolutions whose channels a pointwise one reads, behind depthwise ones or none. Where
+    that one stays in float, nothing is gained.
     channels: how many each gets more; kernels like them in fours. pictures: of train.
     Measures `copies` of each channel that has some, `noise`, the share of the layer's that should be left, `price`, how many
     times the latency of the file before, in float; and the new `macs` and `parameters`.
@@ -43,7 +44,7 @@ class Split(Step):
     )  # fmt: skip
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
     channels: Annotated[int, Field(ge=4, multiple_of=4)] = 4
-    pictures: Annotated[int, Field(ge=1)] = 64
+    pictures: Annotated[int, Field(ge=2)] = 64
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Split channels of inputs["model"]'s plain network.
