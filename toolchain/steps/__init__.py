@@ -25,7 +25,7 @@ from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.rescale import Rescale
 from toolchain.steps.smooth import Smooth
-from toolchain.steps.split import Split
+from toolchain.steps.split_channels import SplitChannels
 from toolchain.steps.tune import Tune
 from toolchain.steps.weight_only import WeightOnly
 
@@ -42,7 +42,7 @@ AnyStep = Annotated[
     | Join
     | PadStem
     | Equalize
-    | Split
+    | SplitChannels
     | Smooth
     | Quantize
     | FallBack
@@ -74,7 +74,7 @@ __all__ = [
     "Recover",
     "Rescale",
     "Smooth",
-    "Split",
+    "SplitChannels",
     "Tune",
     "WeightOnly",
 ]

@@ -19,7 +19,7 @@ from toolchain.calibration.chains import put
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, ModelError
 from toolchain.steps.quantize import Quantize
-from toolchain.steps.split import Split
+from toolchain.steps.split_channels import SplitChannels
 
 LOUD = 5
 
@@ -89,7 +89,7 @@ def test_copies_go_where_they_take_most_noise_away() -> None:
 def test_the_channel_whose_rounding_is_heard_gets_the_copies(tmp_path: Path) -> None:
     found = exported(tmp_path / "in", loud(), SQUARE)
     lent = context(tmp_path)
-    measured = Split(layers=("stem",), pictures=4).run({"model": found}, lent)
+    measured = SplitChannels(layers=("stem",), pictures=4).run({"model": found}, lent)
     copies = {one.where["channel"]: one.value for one in measured if one.name == "copies"}
     assert copies[LOUD] == max(copies.values()) >= 3
     assert sum(copies.values()) == 4 + len(copies)
@@ -106,7 +106,7 @@ def test_the_channel_whose_rounding_is_heard_gets_the_copies(tmp_path: Path) -> 
 def test_int8_comes_closer_to_float(tmp_path: Path) -> None:
     found = exported(tmp_path / "in", loud(), SQUARE)
     split, plain, finer = (context(tmp_path / name) for name in ("split", "plain", "finer"))
-    Split(layers=("stem",), channels=8).run({"model": found}, split)
+    SplitChannels(layers=("stem",), channels=8).run({"model": found}, split)
     others = ("stem*", "dw*", "widen*", "dense*", "pool", "flat", "fc")
     step = Quantize(weight_bits="pairwise", rounding="adaptive", float_stem=False, exclude=others)
     step.run({"model": found}, plain)
@@ -121,13 +121,13 @@ def test_layers_whose_channels_cannot_be_split_are_refused(tmp_path: Path) -> No
     found = exported(tmp_path / "in", mobile(side=16), SQUARE)
     for name in ("widen", "fc", "dw"):
         with pytest.raises(ModelError, match=f"'{name}' are not read by one pointwise convolution"):
-            Split(layers=(name,)).run({"model": found}, context(tmp_path / name))
+            SplitChannels(layers=(name,)).run({"model": found}, context(tmp_path / name))
     with pytest.raises(ModelError, match="no node of that name"):
-        Split(layers=("elsewhere",)).run({"model": found}, context(tmp_path / "none"))
+        SplitChannels(layers=("elsewhere",)).run({"model": found}, context(tmp_path / "none"))
 
 
 def test_training_pictures_are_needed(tmp_path: Path) -> None:
     found = exported(tmp_path / "in", mobile(side=16), SQUARE)
     empty = replace(data(), train=pictures("train", ()))
     with pytest.raises(DataError, match="training pictures"):
-        Split(layers=("stem",)).run({"model": found}, context(tmp_path, empty))
+        SplitChannels(layers=("stem",)).run({"model": found}, context(tmp_path, empty))

@@ -1,4 +1,4 @@
-"""Split: channels whose rounding the logits hear become several, so that int8 hears them finer. The function stays."""
+"""Split channels whose rounding the logits hear into several, so that int8 has them finer. The function stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from toolchain.runtime import host
 from toolchain.step import Context, Step
 
 
-class Split(Step):
+class SplitChannels(Step):
     """Copies of the channels that are worst rounded, before `quantize` (calibration/splitting.py).
 
     An activation has one step for all its channels, and one of them may carry most of the rounding noise: behind a first
@@ -35,7 +35,7 @@ class Split(Step):
     times the latency of the file before, in float; and the new `macs` and `parameters`.
     """
 
-    step: Literal["split"] = "split"
+    step: Literal["split_channels"] = "split_channels"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
@@ -59,7 +59,7 @@ class Split(Step):
         model.CopyFrom(original)
         chosen = pictures.choose(train, self.pictures)
         if not chosen:
-            raise DataError("split rounds channels on training pictures, and there are none")
+            raise DataError("split_channels rounds channels on training pictures, and there are none")
         seen = list(pictures.prepared(source / graph.PREPROCESS, train, chosen))
         found = ranges.observe(model, lambda: iter(seen), "minmax").ranges
         measured: list[Measurement] = []
@@ -98,6 +98,6 @@ def _chain(model: ModelProto, name: str) -> Chain:
         if chain.writer.node.name == name:
             return chain
     raise ModelError(
-        f"split: the channels of {name!r} are not read by one pointwise convolution alone, behind ReLUs, Clips and depthwise"
-        " convolutions: name another layer"
+        f"split_channels: the channels of {name!r} are not read by one pointwise convolution alone, behind ReLUs, Clips and"
+        " depthwise convolutions: name another layer"
     )
