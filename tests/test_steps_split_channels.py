@@ -15,7 +15,7 @@ from onnx_helpers import SQUARE, exported, mobile, noise_ratio, run, values
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.calibration import splitting
-from toolchain.calibration.chains import put
+from toolchain.calibration.chains import Chain, put
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, ModelError
 from toolchain.steps.quantize import Quantize
@@ -44,7 +44,7 @@ def inputs(found: Artifact) -> list[NDArray[np.float32]]:
     return list(prepared(found.folder / graph.PREPROCESS, val, list(range(len(val)))))
 
 
-def chain(model: ModelProto, writer: str) -> splitting.Chain:
+def chain(model: ModelProto, writer: str) -> Chain:
     return next(one for one in splitting.splittable(model) if one.writer.node.name == writer)
 
 

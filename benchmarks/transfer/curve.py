@@ -76,7 +76,7 @@ def main() -> None:
         "CIFAR-10 with 50 and digits with 5 pictures a class, magnetic tiles (balanced accuracy) with all",
         "rows": points(arguments.name, arguments.run, arguments.processes),
         "host": host.facts(),
-        "note": "3 draws of training pictures, the 5 folds of the tiles.",
+        "note": "draws: " + ", ".join(f"{one.task} {TASKS[one.task].draws}" for one in SETTINGS),
     }
     path = RESULTS / f"transfer_curve_{arguments.name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
