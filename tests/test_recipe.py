@@ -64,6 +64,19 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
             {"variants": {"fp32": {"from": "tuned", "steps": ["quantize"]}}},
             r"variants\.fp32\.steps\[0\] 'quantize' takes onnx, but 'tuned' is torch: put 'export' before it",
         ),
+        (
+            {"variants": {"fp32": {"from": "tuned", "steps": ["export", "optimize_offline", "half"]}}},
+            r"variants\.fp32\.steps\[1\] 'optimize_offline': nothing can come behind it, put it last",
+        ),
+        (
+            {
+                "variants": {
+                    "fp32": {"from": "tuned", "steps": ["export", "optimize_offline"]},
+                    "int8": {"from": "fp32", "steps": ["quantize"]},
+                }
+            },
+            r"variants\.int8\.from: nothing can be made from 'fp32', for it ends with 'optimize_offline'",
+        ),
         ({"variants": {"int8": {"from": "tuned", "steps": ["export"]}}}, r"variants\.fp32: missing"),
         ({"variants": {"fp32": {"steps": ["export"]}}}, r"variants\.fp32: give either 'from' and 'steps'"),
         ({"gates": {"max_drop": "much"}}, r"gates\.max_drop: .*valid number.* not 'much'"),

@@ -30,3 +30,26 @@ def test_targets_tell_what_they_cost() -> None:
     assert "at 1.01 times its latency" in said
     assert told("quantize", {"targets": []}, measured[:1]) == ""
     assert told("prune", {}, measured) == ""
+
+
+def test_a_changed_graph_tells_its_price() -> None:
+    def price(value: float, **where: str) -> list[Measurement]:
+        return [Measurement(name="price", value=value, where=where)]
+
+    assert (
+        told("narrow", {}, price(0.724)) == "narrow: 0.72 times the latency of the file before (timed once)"
+    )
+    assert "0.91 times the latency of the file before, both in int8" in told(
+        "pad_stem", {}, price(0.91, form="int8")
+    )
+    assert told("join", {}, price(1.0)) == ""
+
+
+def test_an_optimized_file_tells_how_soon_it_is_ready_and_where() -> None:
+    loads = {("before", "fused"): 39.3, ("after", "fused"): 19.34}
+    measured = [
+        Measurement(name="load", value=ms, unit="ms", where={"state": state, "file": file})
+        for (state, file), ms in loads.items()
+    ]
+    said = told("optimize_offline", {"target": "onnxruntime 1.31.1 on x86"}, measured)
+    assert "ready in 19.3 ms instead of 39.3, on onnxruntime 1.31.1 on x86 only" in said

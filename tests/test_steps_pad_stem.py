@@ -31,7 +31,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_the_function_stays(network: Artifact, tmp_path: Path) -> None:
     lent = context(tmp_path)
-    assert values(PadStem().run({"model": network}, lent))["channels"] == 1
+    told = values(PadStem().run({"model": network}, lent))
+    assert told["channels"] == 1
+    assert told["price"] > 0
     weights = graph.weights(onnx.load(lent.out / graph.PLAIN))
     assert weights["stem.weight_padded"].shape == (16, 4, 3, 3)
     assert not weights["stem.weight_padded"][:, 3].any()

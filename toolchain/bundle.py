@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from onnx import ModelProto
 
 from toolchain import graph
@@ -24,7 +25,7 @@ from toolchain.data.dataset import PictureSet
 from toolchain.record import JSON
 from toolchain.runtime import host
 from toolchain.runtime import manifest as names
-from toolchain.runtime.session import Session
+from toolchain.runtime.session import Session, optimized_for
 from toolchain.runtime.whole import write_whole
 from toolchain.store import host_faults, sync_and_hash
 
@@ -36,8 +37,9 @@ GOLDEN_PICTURES = 16
 _SAME, _ROUNDING, _SATURATING = 1e-3, 2e-2, 0.25
 _FAMILIES = ("x86-vnni", "x86-avx2", "arm64")
 _INTEGERS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
-)
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
+     "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Papers:
 
     preprocessing and lineage are plain values; temperature and thresholds were fitted on val;
     measured is the content of `measured.json`; card that of `MODEL_CARD.md`. quantized, saturating: see `rounding`.
+    bound: ONNX Runtime optimized the model ahead, for this kind of machine (steps/optimize_offline.py).
     """
 
     name: str
@@ -58,6 +61,7 @@ class Papers:
     card: str
     saturating: bool
     quantized: bool
+    bound: bool = False
 
 
 def write(folder: Path, artifact: Artifact, val: PictureSet, papers: Papers) -> str:
@@ -134,7 +138,8 @@ def _manifest(work: Path, papers: Papers) -> dict[str, JSON]:
         "preprocessing": prepared.model_dump(mode="json"),
         "temperature": papers.temperature,
         "thresholds": dict(papers.thresholds),
-        "minimum_onnxruntime": names.MINIMUM_ONNXRUNTIME,
+        "minimum_onnxruntime": onnxruntime.__version__ if papers.bound else names.MINIMUM_ONNXRUNTIME,
+        **({"optimized_for": optimized_for()} if papers.bound else {}),
         "lineage": dict(papers.lineage),
         "licences": [{
             "what": f"pretrained weights of {network.architecture} ({network.provenance.source})",
@@ -142,17 +147,24 @@ def _manifest(work: Path, papers: Papers) -> dict[str, JSON]:
             "source": network.provenance.weights or "none",
         }],
         "golden": {"file": names.GOLDEN, "made_on": host.isa(), "provider": "cpu"},
-        "tolerances": tolerances(host.isa(), quantized=papers.quantized, saturating=papers.saturating),
+        "tolerances": tolerances(
+            host.isa(), quantized=papers.quantized, saturating=papers.saturating, bound=papers.bound
+        ),
         "files": files,
     }  # fmt: skip
     manifest["identity"] = names.identity(manifest, files)
     return manifest
 
 
-def tolerances(made_on: str, *, quantized: bool, saturating: bool) -> dict[str, float]:
-    """The largest difference of probabilities allowed on each ISA family, for an answer made on one."""
+def tolerances(made_on: str, *, quantized: bool, saturating: bool, bound: bool = False) -> dict[str, float]:
+    """The largest difference of probabilities allowed on each ISA family, for an answer made on one.
+
+    bound: only on families of the same processors, x86 or Arm.
+    """
     elsewhere = _SATURATING if saturating else _ROUNDING if quantized else _SAME
-    return {family: _SAME if family == made_on else elsewhere for family in {*_FAMILIES, made_on}}
+    found = {family: _SAME if family == made_on else elsewhere for family in {*_FAMILIES, made_on}}
+    kind = made_on.partition("-")[0]
+    return {name: most for name, most in found.items() if not bound or name.partition("-")[0] == kind}
 
 
 def rounding(model: ModelProto) -> tuple[bool, bool]:

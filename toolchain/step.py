@@ -43,6 +43,7 @@ class Step(BaseModel, ABC):
     of "train", "val", "device", "seed".
     libraries: the distributions whose versions belong in the key.
     version: bumped when the same settings mean another result.
+    ends: nothing can be built on what it gives.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class Step(BaseModel, ABC):
     takes: ClassVar[Mapping[str, Form]]
     gives: ClassVar[Form]
     version: ClassVar[int] = 1
+    ends: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
     libraries: ClassVar[tuple[str, ...]] = ()
 

@@ -33,7 +33,7 @@ from toolchain.report.findings import Findings, Probabilities
 from toolchain.report.parts import BundleInfo
 from toolchain.report.terminal import render_summary
 from toolchain.runtime import providers
-from toolchain.runtime.session import Session
+from toolchain.runtime.session import OPTIMIZED_FOR, Session
 from toolchain.runtime.whole import write_whole
 from toolchain.store import Entry, Store, alone, host_faults, size_of
 
@@ -311,13 +311,14 @@ def _papers(found: Findings, report: reports.RunReport, chosen: str) -> Papers:
         "host": report.host,
         "speedups": [json.loads(s.model_dump_json()) for s in report.speedups if s.of == chosen],
     }
-    quantized, saturating = rounding(graph.read(artifact.folder / graph.FUSED))
+    model = graph.read(artifact.folder / graph.FUSED)
+    quantized, saturating = rounding(model)
     return Papers(
         name=found.recipe.name, variant=chosen, network=described,
         temperature=report.calibration[0].temperature,
         thresholds={label: limit.value for label, limit in report.thresholds.items()},
         lineage=lineage, measured=measured, card=render_card(report),
-        saturating=saturating, quantized=quantized,
+        saturating=saturating, quantized=quantized, bound=OPTIMIZED_FOR in graph.metadata(model),
     )  # fmt: skip
 
 

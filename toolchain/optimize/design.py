@@ -144,7 +144,7 @@ class Template:
 
     def _scheme(self, design: Design) -> Iterator[AnyStep]:
         if design.relu and design.scheme not in ("fp32", "fp16"):
-            yield FoldGates()
+            yield FoldGates(timed=False)
         match design.scheme:
             case "int8":
                 yield self.quantize

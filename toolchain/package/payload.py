@@ -98,12 +98,23 @@ class Payload:
 
     @cached_property
     def libraries(self) -> tuple[wheels.Library, ...]:
-        """numpy, pillow and onnxruntime as unpacked wheels. Raises PackageError where they are missing."""
+        """numpy, pillow and onnxruntime as unpacked wheels.
+
+        Raises PackageError where they are missing, or of another version than the model was optimized ahead for.
+        """
         if self.wish.wheels is None:
             raise PackageError(
                 "this target carries the libraries: give --wheels FOLDER ('make device-wheels')"
             )
-        return wheels.libraries(self.wish.wheels, self.wish.arch, ACCELERATORS[self.wish.accelerator])
+        runtime = ACCELERATORS[self.wish.accelerator]
+        found = wheels.libraries(self.wish.wheels, self.wish.arch, runtime)
+        meant, versions = self.manifest.optimized_for, [one.version for one in found if runtime in one.name]
+        if meant and not any(meant.startswith(f"onnxruntime {version} ") for version in versions):
+            raise PackageError(
+                f"{self.wish.bundle}: was optimized ahead for {meant}, and {self.wish.wheels} has onnxruntime "
+                f"{', '.join(versions)}"
+            )
+        return found
 
     @property
     def python(self) -> tuple[int, int]:

@@ -19,9 +19,32 @@ def noticed(found: Findings) -> Iterator[str]:
 
 def told(step: str, settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:
     """The sentence for one step, or nothing."""
-    if step == "activations":
-        return _activations(measured)
-    return _targets(settings, measured) if step == "quantize" else ""
+    match step:
+        case "activations":
+            return _activations(measured)
+        case "quantize":
+            return _targets(settings, measured)
+        case "optimize_offline":
+            return _offline(settings, measured)
+        case _:
+            return _price(step, measured)
+
+
+def _price(step: str, measured: Sequence[Measurement]) -> str:
+    """What a change of the graph costs or gains, where a step timed it against the file before."""
+    price = next((m for m in measured if m.name == "price"), None)
+    if price is None or price.value == 1.0:
+        return ""
+    form = f", both in {price.where['form']}" if "form" in price.where else ""
+    return f"{step}: {price.value:.2f} times the latency of the file before{form} (timed once)"
+
+
+def _offline(settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:
+    loads = {(m.where["state"], m.where["file"]): m.value for m in measured if m.name == "load"}
+    return (
+        f"optimize_offline: a session of the fused file is ready in {loads['after', 'fused']:.1f} ms instead of "
+        f"{loads['before', 'fused']:.1f}, on {settings['target']} only"
+    )
 
 
 def _activations(measured: Sequence[Measurement]) -> str:

@@ -22,6 +22,8 @@ _FEATURES = (
     "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+# What decides how ONNX Runtime lays out tensors: blocks of 16 channels instead of 8, and float16 kernels.
+_WIDE = {"x86": "avx512f", "arm64": "asimdhp"}
 
 
 def isa() -> str:
@@ -46,6 +48,13 @@ def family(machine: str, features: Collection[str]) -> str:
             return "x86-vnni"
         return "x86-avx2" if "avx2" in features else "x86-other"
     return "arm64" if name in ("aarch64", "arm64") else name
+
+
+def layout() -> str:
+    """The processors that ONNX Runtime rewrites a graph for as it does here: "x86", "x86-avx512f", "arm64", …"""
+    name = isa().partition("-")[0]
+    wide = _WIDE.get(name)
+    return f"{name}-{wide}" if wide in _features() else name
 
 
 def facts() -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Manifest:
     input: pictures, uint8 [N, H, W, 3] RGB; output: probabilities, float32 [N, len(labels)].
     temperature: what probabilities p are tempered with, p^(1/temperature) made to add to 1 again.
     thresholds: {label: least tempered probability at which an answer counts as certain}.
+    optimized_for: the machines that a model which ONNX Runtime optimized ahead is for, as `session.optimized_for` words
+    it, or None: for all.
     tolerances: {ISA family: largest difference to the golden probabilities}; made_on: theirs.
     files: {path in the folder, with slashes: sha256}.
     """
@@ -68,6 +70,7 @@ class Manifest:
     temperature: float
     thresholds: Mapping[str, float]
     minimum_onnxruntime: str
+    optimized_for: str | None
     golden: str
     made_on: str
     tolerances: Mapping[str, float]
@@ -135,6 +138,7 @@ def parse(raw: JSON, where: str) -> Manifest:
         temperature=float(fields.take("temperature", _is_positive, "a number above 0")),
         thresholds=fields.take("thresholds", _is_numbers, "an object of numbers"),
         minimum_onnxruntime=fields.text("minimum_onnxruntime"),
+        optimized_for=fields.text("optimized_for") if fields.has("optimized_for") else None,
         golden=golden.text("file"),
         made_on=golden.text("made_on"),
         tolerances=fields.take("tolerances", _is_numbers, "an object of numbers of at least 0"),
@@ -173,6 +177,9 @@ class _Fields:
         if not fits(self._raw[field]):
             raise self.wrong(field, f"must be {kind}")
         return self._raw[field]
+
+    def has(self, field: str) -> bool:
+        return field in self._raw
 
     def text(self, field: str) -> str:
         return str(self.take(field, lambda value: isinstance(value, str) and value != "", "a text"))

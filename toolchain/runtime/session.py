@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from toolchain.runtime import external, providers
+from toolchain.runtime import external, host, providers
 from toolchain.runtime.binding import Binding
 from toolchain.runtime.errors import ModelError, ProviderError, ToolchainError
 
@@ -30,6 +30,8 @@ NO_CPU = "session.disable_cpu_ep_fallback"
 # Pictures above it, in bytes, give their memory back after the call: some 30 bytes a pixel, which onnxruntime would
 # keep for good. Below it, taking the memory anew each time would cost more than it is worth.
 LARGE_PICTURES = 24_000_000
+# In a model's metadata: what `optimized_for` said where ONNX Runtime optimized its graph ahead.
+OPTIMIZED_FOR = "optimized_for"
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOG_ERRORS = 3
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -54,7 +56,8 @@ class Session:
     on the CPU are refused; `session.disable_cpu_ep_fallback` "1" refuses shape arithmetic too, "0" nothing.
 
     Raises ProviderError when the provider cannot be, or is not, used as asked; ModelError for a file that is
-    missing, no ONNX, or keeps weights where `external.check` refuses them. Not safe to fork.
+    missing, no ONNX, keeps weights where `external.check` refuses them, or was optimized ahead for other machines.
+    Not safe to fork.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Session:
         except providers.ORT_ERRORS as e:
             raise self._refusal(e) from e
         self._require_provider(strict=entries.get(NO_CPU) != "0")
+        self._require_machine()
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -165,12 +169,26 @@ class Session:
                 f"for; the option {NO_CPU}=0 allows it"
             )
 
+    def _require_machine(self) -> None:
+        """A graph that was laid out for other processors may answer wrongly here without a word."""
+        meant, here = self.metadata.get(OPTIMIZED_FOR), optimized_for()
+        if meant is not None and meant != here:
+            raise ModelError(
+                f"{self.label}: was optimized ahead for {meant}, and this is {here}: make it on such a machine, or "
+                "without the step 'optimize_offline'"
+            )
+
     def _refusal(self, error: Exception) -> ToolchainError:
         if "fallback to CPU EP has been explicitly disabled" in str(error):
             return ProviderError(
                 f"{self.label}: not every node can run on {self.provider!r} ({_reason(error)})"
             )
         return ModelError(f"{self.label}: onnxruntime cannot load it ({_reason(error)})")
+
+
+def optimized_for() -> str:
+    """The machines for which a graph that ONNX Runtime has optimized here is right: its version, and their layout."""
+    return f"onnxruntime {onnxruntime.__version__} on {host.layout()}"
 
 
 def misplaced(on_cpu: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from toolchain.steps.half import Half
 from toolchain.steps.join import Join
 from toolchain.steps.load import Load
 from toolchain.steps.narrow import Narrow
+from toolchain.steps.optimize_offline import OptimizeOffline
 from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.prune import Prune
 from toolchain.steps.qat import Qat
@@ -48,7 +49,8 @@ AnyStep = Annotated[
     | FallBack
     | Qat
     | WeightOnly
-    | Half,
+    | Half
+    | OptimizeOffline,
     Field(discriminator="step"),
 ]
 """What may stand in a variant's `steps`."""
@@ -67,6 +69,7 @@ __all__ = [
     "Join",
     "Load",
     "Narrow",
+    "OptimizeOffline",
     "PadStem",
     "Prune",
     "Qat",

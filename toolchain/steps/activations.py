@@ -18,14 +18,12 @@ from toolchain.backbones.network import Network, load, save
 from toolchain.calibration import pictures
 from toolchain.calibration.price import latency_ratio
 from toolchain.data.dataset import PictureSet
-from toolchain.errors import BackboneError, DataError, ModelError
+from toolchain.errors import BackboneError, DataError
 from toolchain.record import Measurement
 from toolchain.step import Context, Step
 from toolchain.steps.export import export_network, export_preprocessing
 from toolchain.steps.fold_gates import fold
-from toolchain.steps.quantize import Quantize
-
-_PICTURES = 8  # that calibrate the files which are timed; latency doesn't depend on ranges
+from toolchain.steps.quantize import int8_ratio
 
 
 class Activations(Step):
@@ -78,24 +76,20 @@ def _speedups(
 ) -> Iterator[Measurement]:
     """How many times as fast the network became, in float and with integers where they can be put."""
     train: PictureSet = context.data.train
-    chosen = pictures.choose(train, _PICTURES)
+    chosen = pictures.choose(train, 1)
     if not chosen:
         raise DataError("activations are timed on training pictures, and there are none")
     preprocess = context.scratch / graph.PREPROCESS
     onnx.save(export_preprocessing(network.preprocess), preprocess)
-    one = next(pictures.prepared(preprocess, train, chosen[:1]))
+    one = next(pictures.prepared(preprocess, train, chosen))
     after = export_network(deployable(model), network)
     with context.progress.task("time activations", 2) as task:
         yield _speedup("float", latency_ratio(before, after, one))
         task.advance()
         fold(after)
-        static = Quantize(scheme="static", pictures=_PICTURES, correct_bias=False)
-        try:
-            integers = [static.integers(file, preprocess, context) for file in (before, after)]
-        except ModelError as error:
-            context.progress.say(f"activations: not timed in int8: {error}")
-            return
-        yield _speedup("int8", latency_ratio(integers[0], integers[1], one))
+        ratio = int8_ratio(before, after, preprocess, context)
+        if ratio is not None:
+            yield _speedup("int8", ratio)
         task.advance()
 
 

@@ -32,7 +32,7 @@ from toolchain.calibration import (
     weights,
 )
 from toolchain.calibration.price import latency_ratio
-from toolchain.errors import DataError
+from toolchain.errors import DataError, ModelError
 from toolchain.lineage import hand_on
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
@@ -41,6 +41,7 @@ from toolchain.step import Context, Step
 Bits = Literal["auto", 8, 7, "pairwise"]
 Target = Literal["x86-vnni", "x86-avx2", "arm64"]
 _SATURATES = frozenset({"x86-avx2", "x86-other"})
+_FEW = 8  # pictures that calibrate files which are only timed: latency doesn't depend on ranges
 _COMPARED = 512  # training pictures on which the cost of targets is measured
 _TYPES = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
 _TRANSFORMER_OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -285,3 +286,21 @@ def integer_weights(model: ModelProto) -> int:
     """How many weights of at least two axes are stored in 8 bits."""
     eight = (TensorProto.INT8, TensorProto.UINT8)
     return sum(tensor.data_type in eight and len(tensor.dims) > 1 for tensor in model.graph.initializer)
+
+
+def int8_ratio(
+    before: ModelProto, after: ModelProto, preprocess: Path, context: Context, *, float_stem: bool = True
+) -> float | None:
+    """How many times the latency of static int8 grew, for a first impression; the networks may be changed on the way.
+
+    None, and a word of why, without training pictures or where one of the networks cannot be quantized.
+    """
+    static = Quantize(scheme="static", pictures=_FEW, correct_bias=False, float_stem=float_stem)
+    try:
+        integers = [static.integers(file, preprocess, context) for file in (before, after)]
+    except (DataError, ModelError) as error:
+        context.progress.say(f"not timed in int8: {error}")
+        return None
+    train = context.data.train
+    one = next(pictures.prepared(preprocess, train, pictures.choose(train, 1)))
+    return latency_ratio(integers[0], integers[1], one)

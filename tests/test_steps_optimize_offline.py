@@ -1,0 +1,139 @@
+"""A graph that ONNX Runtime has optimized ahead: the same answers, sooner ready, refused on other machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from learn_helpers import context
+from onnx_helpers import SQUARE, exported, mobile, operators, run
+from package_helpers import wish
+from runtime_helpers import edit_manifest
+from tiny import TinyRun, command, tiny_run
+
+from toolchain import graph
+from toolchain.artifact import Artifact
+from toolchain.bundle import rounding, tolerances
+from toolchain.errors import ModelError, PackageError
+from toolchain.package import payload
+from toolchain.runtime import host
+from toolchain.runtime.session import OPTIMIZED_FOR, Session, optimized_for
+from toolchain.steps.optimize_offline import OptimizeOffline
+from toolchain.steps.quantize import Quantize
+from toolchain.store import hash_path
+
+FILES = (graph.PLAIN, graph.FUSED)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("mobile")
+    floats, lent = exported(folder / "float", mobile(side=16), SQUARE), context(folder / "int8")
+    Quantize(weight_bits=7, float_stem=False, pictures=8).run({"model": floats}, lent)
+    return Artifact(floats.form, lent.out, floats.record)
+
+
+@pytest.fixture(scope="module")
+def trip(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    steps = ["export", "optimize_offline"]
+    return tiny_run(tmp_path_factory.mktemp("trip"), variants={"fp32": {"from": "tuned", "steps": steps}})
+
+
+def test_the_answers_stay_to_the_bit_and_the_bytes_from_make_to_make(
+    network: Artifact, tmp_path: Path
+) -> None:
+    first, second = context(tmp_path / "first"), context(tmp_path / "second")
+    for lent in (first, second):
+        OptimizeOffline().run({"model": network}, lent)
+    assert "QLinearConv" in operators(first.out / graph.PLAIN)
+    assert "DequantizeLinear" not in operators(first.out / graph.PLAIN) | operators(first.out / graph.FUSED)
+    feed = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(run(first.out / graph.PLAIN, feed), run(network.folder / graph.PLAIN, feed))
+    pictures = np.random.default_rng(1).integers(0, 256, (1, 20, 24, 3), np.uint8)
+    answers = [
+        Session(folder / graph.FUSED).run({"pictures": pictures})[0] for folder in (first.out, network.folder)
+    ]
+    np.testing.assert_array_equal(*answers)
+    assert [hash_path(first.out / name) for name in FILES] == [hash_path(second.out / name) for name in FILES]
+    assert rounding(graph.read(first.out / graph.FUSED)) == (True, False)
+
+
+def test_what_it_gained_is_measured(network: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path)
+    found = [m for m in OptimizeOffline().run({"model": network}, lent) if m.name == "load"]
+    assert {(m.where["state"], m.where["file"]) for m in found} == {
+        (state, kind) for state in ("before", "after") for kind in ("plain", "fused")
+    }
+    assert all(m.value > 0 and m.unit == "ms" for m in found)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_other_machines_refuse_it(name: str, network: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path)
+    OptimizeOffline().run({"model": network}, lent)
+    model = graph.read(lent.out / name)
+    about = graph.metadata(model)
+    assert about[OPTIMIZED_FOR] == optimized_for()
+    assert json.loads(about["lineage"])[-1]["settings"]["target"] == optimized_for()
+    graph.write(model, tmp_path / name, {**about, OPTIMIZED_FOR: "onnxruntime 1.0.0 on vax"})
+    with pytest.raises(
+        ModelError, match=r"optimized ahead for onnxruntime 1\.0\.0 on vax, and this is onnxruntime"
+    ):
+        Session(tmp_path / name)
+
+
+def test_it_is_made_for_this_machine_only(network: Artifact, tmp_path: Path) -> None:
+    assert OptimizeOffline().resolved().target == optimized_for()
+    lent = context(tmp_path)
+    with pytest.raises(
+        ModelError, match="'onnxruntime 9 on vax' cannot be made here, for this is 'onnxruntime"
+    ):
+        OptimizeOffline(target="onnxruntime 9 on vax").run({"model": network}, lent)
+    assert not list(lent.out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "told"),
+    [
+        ("x86_64", "avx2 avx512f avx512_vnni", "x86-avx512f"),
+        ("x86_64", "avx2 avx_vnni", "x86"),
+        ("aarch64", "asimd asimdhp", "arm64-asimdhp"),
+        ("riscv64", "", "riscv64"),
+    ],
+)
+def test_processors_with_other_layouts_are_told_apart(
+    machine: str, features: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(host, "_features", lambda: frozenset(features.split()))
+    assert host.layout() == told
+
+
+def test_a_bundle_of_it_says_where_it_answers(trip: TinyRun) -> None:
+    manifest = json.loads((trip.bundle / "manifest.json").read_text())
+    assert manifest["optimized_for"] == optimized_for()
+    assert manifest["minimum_onnxruntime"] in optimized_for()
+    kind = host.isa().partition("-")[0]
+    assert {family.partition("-")[0] for family in manifest["tolerances"]} == {kind}
+    assert command("verify", trip.bundle).code == 0
+    assert command("predict", trip.bundle, trip.pictures / "test").code == 0
+
+
+def test_a_promise_is_not_bound_without_it() -> None:
+    known = {"x86-vnni", "x86-avx2", "arm64"}
+    assert set(tolerances("arm64", quantized=True, saturating=False)) == known
+    assert set(tolerances("arm64", quantized=True, saturating=False, bound=True)) == {"arm64"}
+    assert set(tolerances("x86-avx2", quantized=True, saturating=False, bound=True)) == known - {"arm64"}
+
+
+def test_an_image_with_another_onnxruntime_is_refused(tmp_path: Path) -> None:
+    given = wish(tmp_path)
+    edit_manifest(given.bundle, lambda content: content.update(optimized_for="onnxruntime 1.32.0 on x86"))
+    assert payload.load(given).libraries
+    edit_manifest(given.bundle, lambda content: content.update(optimized_for="onnxruntime 1.32.1 on x86"))
+    with pytest.raises(
+        PackageError, match=r"ahead for onnxruntime 1\.32\.1 on x86, and .* has onnxruntime 1\.32\.0"
+    ):
+        _ = payload.load(given).libraries
