@@ -119,8 +119,9 @@ def test_int8_that_loses_too_much_is_mended() -> None:
 def test_nothing_slower_than_the_bound_is_trained() -> None:
     world = World(Asked(max_drop=1.0, max_latency_ms=0.2), grows)
     tried = world.run()
-    assert any(design.trained for design in tried)
-    assert all(world.latency(design) <= 0.2 for design in tried if design.trained)
+    first = {design.network: design for design in reversed(tried) if design.trained}
+    assert first
+    assert all(world.latency(design) <= 0.2 for design in first.values())
 
 
 def test_goal_accuracy_prunes_no_more_than_the_bound_on_latency_asks() -> None:
@@ -256,3 +257,27 @@ def test_another_backbone_is_quantized_by_the_fastest_way_even_where_it_is_slowe
         for way, share in (("fp32", 3.0), ("int8", 1.1))
     }  # fmt: skip
     assert leading(history, whole) == "int8"
+
+
+def test_where_integers_are_slower_on_small_networks_the_search_goes_on_in_float() -> None:
+    """As on processors without VNNI: int8 costs a fixed time a layer, which only large networks earn back."""
+
+    class Small(World):
+        def latency(self, design: Design) -> float:
+            whole = (1 - design.ratio) ** 1.5 * (0.6 if design.size else 1.0)
+            return whole if design.scheme == "fp32" else 0.5 * whole + 0.3
+
+        def predict(self, design: Design) -> float:
+            """By what was measured on the whole network, as the search does."""
+            return {"fp32": 1.0}.get(design.scheme, 0.8) * (1 - design.ratio) ** 1.5
+
+    world = Small(Asked(max_drop=1.0), grows)
+    tried = world.run()
+    first = next(design for design in tried if design.trained)
+    assert first.scheme == "int8"
+    assert tried[tried.index(first) + 1] == first.network
+    assert leading(world.history, Design()) == "fp32"
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.design.scheme == "fp32"
+    assert best.design.ratio > 0.55

@@ -3,7 +3,8 @@
 1. Ways to quantize the network as it is: seconds each.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
-3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it.
+3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
+   first is tried in float as well: what is fastest on the whole network may be slower on a small one.
 
 A design is proposed only if the latency that is predicted for it keeps its bound and beats what was found so far.
 """
@@ -128,10 +129,16 @@ def leading(history: History, whole: Design) -> Scheme:
 
     With activations replaced none keeps the accuracy before recovery, so the fastest is taken. What `narrow` does
     depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling. Another
-    backbone may be slower than fp32, which is not its own, and become faster when it is made smaller.
+    backbone may be slower than fp32, which is not its own, and become faster when it is made smaller. Once a smaller network
+    was tried in float too, the fastest way on the fastest of these leads.
     """
-    own = [p for p in points(history) if p.design.network == whole and (whole.backbone or not p.slower)]
-    base = [p for p in own if (p.accurate or whole.relu) and p.design.scheme not in _BY_WEIGHTS]
+    found = [p for p in points(history) if p.design.scheme not in _BY_WEIGHTS]
+    floats = {p.design.network for p in found if p.design.scheme == "fp32" and p.design.trained}
+    small = [p for p in found if p.accurate and p.design.whole == whole and p.design.network in floats]
+    if small:
+        return min(small, key=lambda p: p.share).design.scheme
+    own = [p for p in found if p.design.network == whole and (whole.backbone or not p.slower)]
+    base = [p for p in own if p.accurate or whole.relu]
     return min(base, key=lambda p: p.share).design.scheme if base else "fp32"
 
 
@@ -139,6 +146,8 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
     found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
     best = pick(found, space.asked.goal)
+    if best is not None and not any(p.design.scheme == "fp32" for p in found):
+        yield best.design.network
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
