@@ -18,7 +18,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import Design, Scheme, Shape
 from toolchain.optimize.points import Failure, History, Outcome, Point, Probe, pick, points
 
-GRID, TOP = 0.05, 0.9  # ratios are multiples of the one, up to the other
+GRID, TOP = 0.05, 0.95  # ratios are multiples of the one, up to the other
 START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
