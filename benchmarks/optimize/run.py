@@ -4,8 +4,8 @@
     python benchmarks/optimize/run.py --recipe quickstart --method random --seed 1 --hours 0.5
     python benchmarks/optimize/run.py --recipe quickstart --judge        # writes benchmarks/results
 
-Methods: ours, random (the same space, drawn evenly), uniform (one ratio for every layer, the recipe's whole recovery, int8;
-ratios in an order that fills the range), tpe (needs optuna, see README.md of this folder).
+Methods: ours, random (the same space, drawn evenly), uniform (one ratio for every layer, the recipe's whole recovery,
+int8 and float by turns; ratios in an order that fills the range), tpe (needs optuna, see README.md of this folder).
 Time is charged by recorded seconds of the work that a method needed, each job once, fp32 and tuning excepted: so all methods
 may share a store, and a run that was killed goes on. A curve is kept for each method and seed, one point an outcome.
 """
@@ -39,6 +39,7 @@ from toolchain.workflow import Places, Wishes
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
+CURVES = Path("build/optimize-curves")  # judged together, once all are there
 METHODS = ("ours", "random", "uniform", "tpe")
 FOREVER = 1e9
 
@@ -111,13 +112,14 @@ def drawn(search: Search, chance: random.Random) -> Iterator[Design]:
 
 
 def spread(epochs: int) -> Iterator[Design]:
-    """Ratios for every layer alike, in van der Corput's order."""
+    """Ratios for every layer alike, in van der Corput's order; each network in int8, then as it was trained."""
     yield Design(scheme="int8")
     for number in range(1, 64):
         share, half, rest = 0.0, 0.5, number
         while rest:
             share, half, rest = share + half * (rest & 1), half / 2, rest >> 1
-        yield Design(ratio=round(TOP * share, 3), epochs=epochs, scheme="int8")
+        pruned = Design(ratio=round(TOP * share, 3), epochs=epochs, scheme="int8")
+        yield from (pruned, pruned.network)
 
 
 def proposed(search: Search, seed: int) -> Iterator[tuple[Any, Design]]:
@@ -165,9 +167,7 @@ def others(way: Course, method: str, seed: int) -> None:
 
 def judge(recipe: str) -> None:
     """Every curve of a recipe into one record: the best at the end, and when each came within 5 % of the best of all."""
-    curves = [
-        json.loads(p.read_text()) for p in sorted((HERE / "curves").glob(f"{recipe}.{host.isa()}.*.json"))
-    ]
+    curves = [json.loads(p.read_text()) for p in sorted(CURVES.glob(f"{recipe}.{host.isa()}.*.json"))]
     shares = [row["share"] for one in curves for row in one["curve"] if row["share"]]
     rows = []
     for one in curves:
@@ -186,7 +186,16 @@ def judge(recipe: str) -> None:
             }
         )  # fmt: skip
     what = f"toolchain optimize on {recipe}: the search against others at equal time, all within the same bounds on val"
-    record = {"what": what, "rows": rows, "host": curves[0]["host"]}
+    best = {
+        f"{one['method']} {one['seed']}": [[row["seconds"], row["share"]] for row in one["curve"]]
+        for one in curves
+    }
+    record = {
+        "what": what,
+        "rows": rows,
+        "share of fp32's latency by seconds": best,
+        "host": curves[0]["host"],
+    }
     (RESULTS / f"optimize_{recipe}.{host.isa()}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -217,7 +226,7 @@ def main() -> int:
             f"{error}: install optuna into a copy of this environment (see README.md here)", file=sys.stderr
         )
         return 2
-    (HERE / "curves").mkdir(exist_ok=True)
+    CURVES.mkdir(parents=True, exist_ok=True)
     kept = {
         "method": asked.method,
         "seed": asked.seed,
@@ -226,7 +235,7 @@ def main() -> int:
         "host": before,
     }
     name = f"{asked.recipe}.{host.isa()}.{asked.method}.{asked.seed}.json"
-    (HERE / "curves" / name).write_text(json.dumps(kept, indent=1) + "\n")
+    (CURVES / name).write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
 
