@@ -75,7 +75,24 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
                     "int8": {"from": "fp32", "steps": ["quantize"]},
                 }
             },
-            r"variants\.int8\.from: nothing can be made from 'fp32', for it ends with 'optimize_offline'",
+            r"variants\.int8: nothing can be made from 'fp32', for it ends with 'optimize_offline'",
+        ),
+        (
+            {
+                "variants": {
+                    "fp32": {"from": "tuned", "steps": ["export"]},
+                    "ended": {"from": "tuned", "steps": ["export", "optimize_offline"]},
+                    "int8": {"from": "fp32", "steps": [{"qat": {"teacher": "ended"}}]},
+                }
+            },
+            r"variants\.int8: nothing can be made from 'ended', for it ends with 'optimize_offline'",
+        ),
+        (
+            {
+                "variants": {"fp32": {"from": "tuned", "steps": ["export", "optimize_offline"]}},
+                "measure": {"providers": ["cpu", "cuda"]},
+            },
+            r"variants\.fp32: 'optimize_offline' makes files for the CPU, and measure\.providers names 'cuda'",
         ),
         ({"variants": {"int8": {"from": "tuned", "steps": ["export"]}}}, r"variants\.fp32: missing"),
         ({"variants": {"fp32": {"steps": ["export"]}}}, r"variants\.fp32: give either 'from' and 'steps'"),

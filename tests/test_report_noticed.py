@@ -42,7 +42,8 @@ def test_a_changed_graph_tells_its_price() -> None:
     assert "0.91 times the latency of the file before, both in int8" in told(
         "pad_stem", {}, price(0.91, form="int8")
     )
-    assert told("join", {}, price(1.0)) == ""
+    assert told("join", {}, price(0.998)) == ""
+    assert told("fall_back", {}, price(1.03, layer="conv")) == ""
 
 
 def test_an_optimized_file_tells_how_soon_it_is_ready_and_where() -> None:

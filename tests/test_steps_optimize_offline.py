@@ -6,23 +6,31 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from learn_helpers import context
+from onnx.helper import make_opsetid
 from onnx_helpers import SQUARE, exported, mobile, operators, run
 from package_helpers import wish
-from runtime_helpers import edit_manifest
+from runtime_helpers import edit_manifest, make_bundle
 from tiny import TinyRun, command, tiny_run
 
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.bundle import rounding, tolerances
-from toolchain.errors import ModelError, PackageError
-from toolchain.package import payload
+from toolchain.errors import ModelError, PackageError, RecipeError
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.workflow import prepared
+from toolchain.package import package, payload
+from toolchain.recipe import load
 from toolchain.runtime import host
+from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.session import OPTIMIZED_FOR, Session, optimized_for
+from toolchain.steps.adopt import Adopt
 from toolchain.steps.optimize_offline import OptimizeOffline
 from toolchain.steps.quantize import Quantize
 from toolchain.store import hash_path
+from toolchain.workflow import Wishes
 
 FILES = (graph.PLAIN, graph.FUSED)
 
@@ -87,10 +95,12 @@ def test_other_machines_refuse_it(name: str, network: Artifact, tmp_path: Path) 
 def test_it_is_made_for_this_machine_only(network: Artifact, tmp_path: Path) -> None:
     assert OptimizeOffline().resolved().target == optimized_for()
     lent = context(tmp_path)
-    with pytest.raises(
-        ModelError, match="'onnxruntime 9 on vax' cannot be made here, for this is 'onnxruntime"
-    ):
-        OptimizeOffline(target="onnxruntime 9 on vax").run({"model": network}, lent)
+    step = OptimizeOffline(target="onnxruntime 9 on vax")
+    for refused in (step.check, lambda: step.run({"model": network}, lent)):
+        with pytest.raises(
+            RecipeError, match="'onnxruntime 9 on vax' cannot be made here, for this is 'onnx"
+        ):
+            refused()
     assert not list(lent.out.iterdir())
 
 
@@ -114,7 +124,6 @@ def test_processors_with_other_layouts_are_told_apart(
 def test_a_bundle_of_it_says_where_it_answers(trip: TinyRun) -> None:
     manifest = json.loads((trip.bundle / "manifest.json").read_text())
     assert manifest["optimized_for"] == optimized_for()
-    assert manifest["minimum_onnxruntime"] in optimized_for()
     kind = host.isa().partition("-")[0]
     assert {family.partition("-")[0] for family in manifest["tolerances"]} == {kind}
     assert command("verify", trip.bundle).code == 0
@@ -137,3 +146,42 @@ def test_an_image_with_another_onnxruntime_is_refused(tmp_path: Path) -> None:
         PackageError, match=r"ahead for onnxruntime 1\.32\.1 on x86, and .* has onnxruntime 1\.32\.0"
     ):
         _ = payload.load(given).libraries
+
+
+@pytest.mark.parametrize(
+    ("target", "accelerator", "told"),
+    [("triton", "cpu", "Triton has an onnxruntime of its own"), ("deb", "cuda", "for CPUs, not for cuda")],
+)
+def test_what_would_run_it_elsewhere_is_not_packaged(
+    target: str, accelerator: str, told: str, tmp_path: Path
+) -> None:
+    given = wish(tmp_path, accelerator=accelerator)
+    edit_manifest(given.bundle, lambda content: content.update(optimized_for="onnxruntime 1.32.0 on x86"))
+    with pytest.raises(PackageError, match=told):
+        package(given, target, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_for_other_machines_is_told_before_its_model_is_loaded(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle", optimized_for="onnxruntime 1.0.0 on vax")
+    with pytest.raises(ModelError, match=r"optimized ahead for onnxruntime 1\.0\.0 on vax, and this is"):
+        Bundle.load(folder).verify()
+
+
+def test_it_is_not_taken_for_a_portable_file(network: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path)
+    OptimizeOffline().run({"model": network}, lent)
+    told = "optimized it ahead for one kind of processor"
+    with pytest.raises(ModelError, match=told):
+        graph.require_float(graph.read(lent.out / graph.PLAIN))
+    strange = mobile(side=16)  # as ONNX Runtime writes it for somebody else, without a word of ours
+    strange.graph.node[0].domain = "com.microsoft.nchwc"
+    strange.opset_import.append(make_opsetid("com.microsoft.nchwc", 1))
+    onnx.save(strange, tmp_path / "strange.onnx")
+    with pytest.raises(ModelError, match=rf"strange\.onnx: .*{told}"):
+        Adopt(file=tmp_path / "strange.onnx", preprocess=SQUARE).check()
+
+
+def test_a_search_builds_on_fp32_without_it(trip: TinyRun) -> None:
+    recipe = prepared(load(trip.recipe), Asked(max_drop=1.0), Wishes())
+    assert [step.step for step in recipe.variants["fp32"].steps] == ["export"]

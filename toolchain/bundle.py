@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from onnx import ModelProto
 
 from toolchain import graph
@@ -138,7 +137,7 @@ def _manifest(work: Path, papers: Papers) -> dict[str, JSON]:
         "preprocessing": prepared.model_dump(mode="json"),
         "temperature": papers.temperature,
         "thresholds": dict(papers.thresholds),
-        "minimum_onnxruntime": onnxruntime.__version__ if papers.bound else names.MINIMUM_ONNXRUNTIME,
+        "minimum_onnxruntime": names.MINIMUM_ONNXRUNTIME,
         **({"optimized_for": optimized_for()} if papers.bound else {}),
         "lineage": dict(papers.lineage),
         "licences": [{

@@ -24,11 +24,13 @@ from onnx.helper import make_node, make_tensor_value_info
 from toolchain.errors import ModelError
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import external
+from toolchain.runtime.session import OPTIMIZED_FOR
 
 PREPROCESS, PLAIN, FUSED = "preprocess.onnx", "model.plain.onnx", "model.onnx"
 PICTURES, INPUT, LOGITS, PROBABILITIES = "pictures", "input", "logits", "probabilities"
 OPSET = 18  # the first in which Resize has antialias
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_BLOCKED = "com.microsoft.nchwc"  # the domain of operators on tensors in blocks of channels
 _SPATIAL = frozenset({2, 3})
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LayerNormalization")
 _ROLES = {(kind, place): role for kind in _WEIGHTED for place, role in ((1, "weight"), (2, "bias"))}
@@ -121,9 +123,21 @@ def require_opset(model: ModelProto, wanted: int) -> None:
         )
 
 
+def require_portable(model: ModelProto) -> None:
+    """Raise ModelError when ONNX Runtime has laid the model out for one kind of processor."""
+    if any(node.domain == _BLOCKED for node in model.graph.node) or OPTIMIZED_FOR in metadata(model):
+        raise ModelError(
+            "ONNX Runtime has optimized it ahead for one kind of processor: take the file that it was made from"
+        )
+
+
 def require_float(model: ModelProto) -> None:
-    """Raise ModelError when the model is in integers or 16-bit floats already."""
-    reduced = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+    """Raise ModelError when the model is in integers or 16-bit floats already, or laid out for one processor."""
+    require_portable(model)
+    reduced = {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
+        "QLinearMatMul",
+    }  # fmt: skip
     found = reduced.intersection(node.op_type for node in model.graph.node)
     if found or any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise ModelError("the network is quantized or in float16 already: start from its float32 file")

@@ -29,7 +29,7 @@ from toolchain.backbones.settings import Backbone
 from toolchain.data.settings import DataSettings
 from toolchain.errors import RecipeError
 from toolchain.measure.settings import Measure
-from toolchain.recipe_problems import nearest, problems
+from toolchain.recipe_problems import behind_the_end, nearest, problems
 from toolchain.recipe_text import expand, parse, set_value
 from toolchain.record import JSON
 from toolchain.steps import Adopt, AnyStep, Load, Tune
@@ -339,15 +339,13 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
         recipe.networks, Form.TORCH
     )
     forms |= {name: v.steps[-1].gives if v.steps else Form.ONNX for name, v in recipe.variants.items()}
-    last = {name: v.steps[-1] for name, v in recipe.variants.items() if v.steps}
-    ended = {name: step.step for name, step in last.items() if step.ends}
+    chains = {name: (variant.source, variant.steps) for name, variant in recipe.variants.items()}
+    yield from behind_the_end(chains, recipe.measure.providers)
     for name, variant in recipe.variants.items():
-        yield from _variant_problems(f"variants.{name}", variant, forms, ended)
+        yield from _variant_problems(f"variants.{name}", variant, forms)
 
 
-def _variant_problems(
-    path: str, variant: Variant, forms: Mapping[str, Form], ended: Mapping[str, str]
-) -> Iterable[str]:
+def _variant_problems(path: str, variant: Variant, forms: Mapping[str, Form]) -> Iterable[str]:
     if (variant.adopt is None) == (variant.source is None) or (variant.adopt is not None) == bool(
         variant.steps
     ):
@@ -358,9 +356,6 @@ def _variant_problems(
     source = str(variant.source)
     if source not in forms:
         yield f"{path}.from: there is no artifact '{source}'{nearest(source, forms)}"
-        return
-    if source in ended:
-        yield f"{path}.from: nothing can be made from '{source}', for it ends with '{ended[source]}'"
         return
     form, before = forms[source], source
     for index, step in enumerate(variant.steps):
@@ -374,8 +369,6 @@ def _variant_problems(
                 yield f"{where} {role}: there is no artifact '{name}'{nearest(name, forms)}"
             elif forms[name] is not step.takes[role]:
                 yield f"{where} {role}: takes {step.takes[role]}, but '{name}' is {forms[name]}"
-        if step.ends and index < len(variant.steps) - 1:
-            yield f"{where}: nothing can come behind it, put it last"
         form, before = step.gives, step.step
     if form is not Form.ONNX:
         yield f"{path}: ends as a {form} network: put 'export' at its end"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from toolchain.step import Step
 
 # What pydantic calls the branches of a setting of several types.
 _TYPE = re.compile(r"constrained-\w+|(tuple|dict|list|literal|lax-or-strict|function-\w+)\[.*")
@@ -18,6 +20,25 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" when something known is close to `word`, else nothing."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def behind_the_end(
+    variants: Mapping[str, tuple[str | None, Sequence[Step]]], providers: Collection[str]
+) -> Iterator[str]:
+    """One sentence for each variant that goes on behind a step which ends it (Step.ends), or is measured on CUDA then.
+
+    variants: what each is made from, and its steps.
+    """
+    ended = {name: steps[-1].step for name, (_, steps) in variants.items() if steps and steps[-1].ends}
+    for name, (source, steps) in variants.items():
+        for index, step in enumerate(steps[:-1]):
+            if step.ends:
+                yield f"variants.{name}.steps[{index}] '{step.step}': nothing can come behind it, put it last"
+        roles = {getattr(step, role) for step in steps for role in step.takes if role != "model"}
+        for used in sorted({str(source), *roles} & ended.keys()):
+            yield f"variants.{name}: nothing can be made from '{used}', for it ends with '{ended[used]}'"
+    for name in ended.keys() if "cuda" in providers else ():
+        yield f"variants.{name}: '{ended[name]}' makes files for the CPU, and measure.providers names 'cuda'"
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -43,7 +43,7 @@ class Step(BaseModel, ABC):
     of "train", "val", "device", "seed".
     libraries: the distributions whose versions belong in the key.
     version: bumped when the same settings mean another result.
-    ends: nothing can be built on what it gives.
+    ends: nothing can be built on what it gives, a file for the CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

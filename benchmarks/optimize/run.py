@@ -25,11 +25,11 @@ from typing import Any
 from toolchain import workflow
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
-from toolchain.optimize.design import Design
+from toolchain.optimize.design import TOP, Design
 from toolchain.optimize.points import Outcome, Point, pick
 from toolchain.optimize.race import race
 from toolchain.optimize.search import MENDING, WAYS, Search
-from toolchain.optimize.strategy import GRID, TOP
+from toolchain.optimize.strategy import GRID
 from toolchain.optimize.trials import Trials
 from toolchain.optimize.workflow import prepared
 from toolchain.progress import Silent
@@ -39,7 +39,7 @@ from toolchain.workflow import Places, Wishes
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-CURVES = Path("build/optimize-curves")  # judged together, once all are there
+CURVES = HERE.parents[1] / "build" / "optimize-curves"  # judged together, once all are there
 METHODS = ("ours", "random", "uniform", "tpe")
 FOREVER = 1e9
 
@@ -168,6 +168,8 @@ def others(way: Course, method: str, seed: int) -> None:
 def judge(recipe: str) -> None:
     """Every curve of a recipe into one record: the best at the end, and when each came within 5 % of the best of all."""
     curves = [json.loads(p.read_text()) for p in sorted(CURVES.glob(f"{recipe}.{host.isa()}.*.json"))]
+    if not curves:
+        raise SystemExit(f"{CURVES}: no curve of {recipe} on {host.isa()}; run its methods first")
     shares = [row["share"] for one in curves for row in one["curve"] if row["share"]]
     rows = []
     for one in curves:
@@ -186,14 +188,14 @@ def judge(recipe: str) -> None:
             }
         )  # fmt: skip
     what = f"toolchain optimize on {recipe}: the search against others at equal time, all within the same bounds on val"
-    best = {
+    curve = {
         f"{one['method']} {one['seed']}": [[row["seconds"], row["share"]] for row in one["curve"]]
         for one in curves
     }
     record = {
         "what": what,
         "rows": rows,
-        "share of fp32's latency by seconds": best,
+        "share of fp32's latency by seconds": curve,
         "host": curves[0]["host"],
     }
     (RESULTS / f"optimize_{recipe}.{host.isa()}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -32,6 +32,7 @@ Shape = Literal["table", "uniform"]
 Scheme = Literal[
     "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
 ]  # fmt: skip
+TOP = 0.95  # the greatest share of a layer's channels that is pruned
 Widths = Callable[["Design"], Mapping[str, float]]
 
 _StepT = TypeVar("_StepT", bound=Step)
@@ -137,7 +138,7 @@ class Template:
                 changes["ratios"] = dict(widths(design))
             if design.importance:
                 changes["importance"] = design.importance
-            yield _changed(self.prune, max_ratio=max(self.prune.max_ratio, 0.95), **changes)
+            yield _changed(self.prune, max_ratio=max(self.prune.max_ratio, TOP), **changes)
         if design.epochs:
             warmup = min(self.recover.warmup_epochs, 0.2 * design.epochs)
             yield _changed(self.recover, epochs=design.epochs, warmup_epochs=warmup)

@@ -132,7 +132,7 @@ class Search:
     def tabulate(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned."""
         self._tabulated = True
-        scheme = leading(self.own, self.whole)
+        scheme = leading(self.own, self.whole, self.asked.goal)
         if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
             self._note("no time for a latency table of the layers: every layer is pruned alike")
             return

@@ -11,20 +11,21 @@ A design is proposed only if the latency that is predicted for it keeps its boun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from toolchain.optimize.asked import Asked
-from toolchain.optimize.design import Design, Scheme, Shape
+from toolchain.optimize.asked import Asked, Goal
+from toolchain.optimize.design import TOP, Design, Scheme, Shape
 from toolchain.optimize.points import Failure, History, Outcome, Point, Probe, pick, points
 
-GRID, TOP = 0.05, 0.95  # ratios are multiples of the one, up to the other
+GRID = 0.05  # ratios are multiples of it
 START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
+_OF_FILES: frozenset[Goal] = frozenset({"size", "memory"})  # goals that integers serve at any latency
 _BY_WEIGHTS: frozenset[Scheme] = frozenset({"int8-narrow"})  # how fast they are is known after recovery only
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 
@@ -106,11 +107,11 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
         yield from (replace(space.whole, scheme=scheme, relu=True) for scheme in usual)
     for arm in space.arms:
         if arm.size:
-            yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole))
+            yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole, space.asked.goal))
     for level, arm in _order(space):
         ratio = next_ratio(history, space, predict, arm, level)
         if ratio is not None:
-            yield arm.design(ratio, space.rungs[level], leading(history, arm.whole))
+            yield arm.design(ratio, space.rungs[level], leading(history, arm.whole, space.asked.goal))
 
 
 def _order(space: Space) -> Iterator[tuple[int, Arm]]:
@@ -124,18 +125,19 @@ def _order(space: Space) -> Iterator[tuple[int, Arm]]:
         yield level, space.arms[number]
 
 
-def leading(history: History, whole: Design) -> Scheme:
+def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
     """The way to quantize that is fastest on the whole network among those that keep the accuracy, else fp32.
 
     With activations replaced none keeps the accuracy before recovery, so the fastest is taken. What `narrow` does
     depends on the weights and changes layers that a latency table knows, so it comes after training, as a sibling. Another
     backbone may be slower than fp32, which is not its own, and become faster when it is made smaller. Once a smaller network
-    was tried in float too, the fastest way on the fastest of these leads.
+    was trained and tried in float too, the fastest way on the fastest of these leads, unless what counts is `goal` size
+    or memory.
     """
     found = [p for p in points(history) if p.design.scheme not in _BY_WEIGHTS]
-    floats = {p.design.network for p in found if p.design.scheme == "fp32" and p.design.trained}
+    floats = {p.design for p in found if p.design.trained}
     small = [p for p in found if p.accurate and p.design.whole == whole and p.design.network in floats]
-    if small:
+    if small and goal not in _OF_FILES:
         return min(small, key=lambda p: p.share).design.scheme
     own = [p for p in found if p.design.network == whole and (whole.backbone or not p.slower)]
     base = [p for p in own if p.accurate or whole.relu]
@@ -145,9 +147,10 @@ def leading(history: History, whole: Design) -> Scheme:
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
     found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
-    best = pick(found, space.asked.goal)
-    if best is not None and not any(p.design.scheme == "fp32" for p in found):
-        yield best.design.network
+    good = (p for p in found if p.accurate and p.design.trained)
+    best = pick(found, space.asked.goal) or min(good, key=lambda p: p.share, default=None)
+    if space.asked.goal not in _OF_FILES:
+        yield from _in_float(found)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
@@ -156,14 +159,27 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
         for scheme in ways:
             sibling = replace(point.design, scheme=scheme)
-            if _alike(history, sibling) and _promising(history, space, predict, sibling):
+            if _alike(history, sibling, space.asked.goal) and _promising(history, space, predict, sibling):
                 yield sibling
 
 
-def _alike(history: History, design: Design) -> bool:
-    """Whether its way to quantize was not far slower on the whole network than the leading one, or was not tried there."""
+def _in_float(found: Sequence[Point]) -> Iterator[Design]:
+    """For each backbone and activations of which no smaller network was tried in float, the fastest that was trained."""
+    trained = [point for point in found if point.design.trained and point.accurate]
+    for whole in dict.fromkeys(point.design.whole for point in trained):
+        own = [point for point in trained if point.design.whole == whole]
+        if all(point.design.scheme != "fp32" for point in own):
+            yield min(own, key=lambda point: point.share).design.network
+
+
+def _alike(history: History, design: Design, goal: Goal) -> bool:
+    """Whether its way to quantize was not far slower on the whole network than the leading one, or was not tried there; or
+    is float, once a smaller network in float tells how fast others are."""
+    small = (p.design for p in points(history) if p.design.whole == design.whole and p.design.trained)
+    if design.scheme == "fp32" and any(one.scheme == "fp32" for one in small):
+        return True
     tried = {p.design.scheme: p.share for p in points(history) if p.design.network == design.whole}
-    lead = tried.get(leading(history, design.whole), 1.0)
+    lead = tried.get(leading(history, design.whole, goal), 1.0)
     return design.scheme not in tried or tried[design.scheme] <= SIBLING * lead
 
 
@@ -193,7 +209,10 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 def _least(history: History, space: Space, predict: Predict) -> float:
     """The least latency that is predicted of any design."""
     rung = space.rungs[0]
-    return min(predict(arm.design(arm.top, rung, leading(history, arm.whole))) for arm in space.arms)
+    return min(
+        predict(arm.design(arm.top, rung, leading(history, arm.whole, space.asked.goal)))
+        for arm in space.arms
+    )
 
 
 def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float | None:
@@ -226,7 +245,7 @@ def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: in
     lowest = -GRID if arm.starts_whole else 0.0
     if limit is None:
         return lowest
-    scheme, epochs = leading(history, arm.whole), space.rungs[level]
+    scheme, epochs = leading(history, arm.whole, space.asked.goal), space.rungs[level]
     floor = lowest
     for step in range(0 if arm.starts_whole else 1, round(arm.top / GRID) + 1):
         ratio = round(step * GRID, 2)

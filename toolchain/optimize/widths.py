@@ -14,6 +14,7 @@ from functools import cached_property
 
 from toolchain.backbones.pruning import Part
 from toolchain.measure.layers import LayerTable, LayerTimes, left
+from toolchain.optimize.design import TOP
 
 _FEWEST_COVERED = (
     0.3  # share of the network's time that the parts' layers must have, or the table says too little
@@ -59,7 +60,7 @@ class Costs:
         }
         return self.latency(kept) / self.whole
 
-    def allot(self, ratio: float, most: float = 0.9) -> dict[str, float]:
+    def allot(self, ratio: float, most: float = TOP) -> dict[str, float]:
         """Shares to prune by part, such that the network is as fast as `target` says.
 
         most: the greatest share of one part. First no part gives more than `ratio` and a little; only when that is

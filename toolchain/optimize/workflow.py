@@ -242,7 +242,8 @@ def _check(asked: Asked) -> None:
 
 
 def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
-    """The recipe with the bounds as gates, and measured where it was asked; one batch size decides."""
+    """The recipe with the bounds as gates, and measured where it was asked; one batch size decides. What ends its fp32 is
+    left out: everything is built on that."""
     measure = recipe.measure.model_dump(exclude_unset=True)
     measure |= {
         "providers": (asked.provider,),
@@ -254,9 +255,12 @@ def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
         raise RecipeError(
             "--max-drop: give the points that may be lost; the recipe's gates have no max_drop either"
         )
+    fp32 = recipe.variants["fp32"]
+    whole = fp32.model_copy(update={"steps": tuple(step for step in fp32.steps if not step.ends)})
     return recipe.model_copy(
         update={
             "name": _name(recipe.name),
+            "variants": {**recipe.variants, "fp32": whole},
             "measure": Measure.model_validate(measure),
             "gates": gates,
             "networks": {**recipe.networks, **_networks(recipe, asked.backbones)},

@@ -48,6 +48,11 @@ def verify(wish: Wish, isa: str) -> str:
             f"{emulator[0]}: version {LEAST_QEMU} or newer is needed: apt-get install {tools.DEBIAN[emulator[0]]}"
         )
     payload = load(wish)
+    if payload.manifest.optimized_for:
+        raise PackageError(
+            f"{wish.bundle}: its model is optimized ahead for {payload.manifest.optimized_for}, and an emulated processor "
+            "shows the features of this one: verify it on a device"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         root, carried = Path(scratch, "root"), Path(scratch, "toolchain")
         carried.mkdir()

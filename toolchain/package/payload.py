@@ -155,6 +155,10 @@ def load(wish: Wish) -> Payload:
         raise PackageError(
             f"{wish.bundle}: promises answers on {', '.join(sorted(declared.tolerances))} only, not on {wish.arch}"
         )
+    if declared.optimized_for and wish.accelerator != "cpu":
+        raise PackageError(
+            f"{wish.bundle}: its model is optimized ahead for CPUs, not for {wish.accelerator}"
+        )
     verification.check_files(wish.bundle, declared)
     names = [MANIFEST, *declared.files]
     content = {name: (wish.bundle / name).read_bytes() for name in sorted(names)}

@@ -35,6 +35,11 @@ def write(payload: Payload, out: Path) -> None:
     """Write the repository as a tar whose one folder is the model's."""
     if sealed.is_sealed(payload.bundle[names.MODEL]):
         raise PackageError(f"{payload.wish.bundle}: its model is sealed, which Triton cannot open")
+    if payload.manifest.optimized_for:
+        raise PackageError(
+            f"{payload.wish.bundle}: its model is optimized ahead for {payload.manifest.optimized_for}, and Triton has an "
+            "onnxruntime of its own"
+        )
     golden = verification.read_golden_bytes(payload.bundle[payload.manifest.golden], "golden answers")
     pictures = golden.pictures[:_WARM_UPS]
     tree = {

@@ -32,8 +32,8 @@ def told(step: str, settings: Mapping[str, JSON], measured: Sequence[Measurement
 
 def _price(step: str, measured: Sequence[Measurement]) -> str:
     """What a change of the graph costs or gains, where a step timed it against the file before."""
-    price = next((m for m in measured if m.name == "price"), None)
-    if price is None or price.value == 1.0:
+    price = next((m for m in measured if m.name == "price" and "layer" not in m.where), None)
+    if price is None or round(price.value, 2) == 1.0:
         return ""
     form = f", both in {price.where['form']}" if "form" in price.where else ""
     return f"{step}: {price.value:.2f} times the latency of the file before{form} (timed once)"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolchain.runtime import external, manifest, sealed, verification
 from toolchain.runtime.errors import BundleError, PictureError, VerificationError
 from toolchain.runtime.manifest import Manifest, identity
-from toolchain.runtime.session import Session
+from toolchain.runtime.session import Session, require_machine
 from toolchain.runtime.verification import Verification
 
 __all__ = ["Bundle", "Manifest", "Prediction", "Verification", "identity", "temper"]
@@ -76,6 +76,7 @@ class Bundle:
         manifest says, ProviderError and ModelError as Session does.
         """
         path = self.folder / manifest.MODEL
+        require_machine(self.manifest.optimized_for, str(path))
         session = Session(self._checked(path), provider=provider, threads=threads)
         found = [(t.name, t.dtype, len(t.shape)) for t in (*session.inputs, *session.outputs)]
         said = [(p.name, p.dtype, len(p.shape)) for p in (self.manifest.input, self.manifest.output)]

@@ -89,8 +89,8 @@ class Session:
             )
         except providers.ORT_ERRORS as e:
             raise self._refusal(e) from e
+        require_machine(self.metadata.get(OPTIMIZED_FOR), self.label)
         self._require_provider(strict=entries.get(NO_CPU) != "0")
-        self._require_machine()
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -169,15 +169,6 @@ class Session:
                 f"for; the option {NO_CPU}=0 allows it"
             )
 
-    def _require_machine(self) -> None:
-        """A graph that was laid out for other processors may answer wrongly here without a word."""
-        meant, here = self.metadata.get(OPTIMIZED_FOR), optimized_for()
-        if meant is not None and meant != here:
-            raise ModelError(
-                f"{self.label}: was optimized ahead for {meant}, and this is {here}: make it on such a machine, or "
-                "without the step 'optimize_offline'"
-            )
-
     def _refusal(self, error: Exception) -> ToolchainError:
         if "fallback to CPU EP has been explicitly disabled" in str(error):
             return ProviderError(
@@ -189,6 +180,15 @@ class Session:
 def optimized_for() -> str:
     """The machines for which a graph that ONNX Runtime has optimized here is right: its version, and their layout."""
     return f"onnxruntime {onnxruntime.__version__} on {host.layout()}"
+
+
+def require_machine(meant: str | None, label: str) -> None:
+    """Raise ModelError where a graph was laid out for other machines than this: it may answer wrongly without a word."""
+    if meant is not None and meant != (here := optimized_for()):
+        raise ModelError(
+            f"{label}: was optimized ahead for {meant}, and this is {here}: make it on such a machine, or without the step "
+            "'optimize_offline'"
+        )
 
 
 def misplaced(on_cpu: Iterable[str]) -> list[str]:

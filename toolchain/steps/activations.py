@@ -23,7 +23,7 @@ from toolchain.record import Measurement
 from toolchain.step import Context, Step
 from toolchain.steps.export import export_network, export_preprocessing
 from toolchain.steps.fold_gates import fold
-from toolchain.steps.quantize import int8_ratio
+from toolchain.steps.quantize import int8_price
 
 
 class Activations(Step):
@@ -87,9 +87,7 @@ def _speedups(
         yield _speedup("float", latency_ratio(before, after, one))
         task.advance()
         fold(after)
-        ratio = int8_ratio(before, after, preprocess, context)
-        if ratio is not None:
-            yield _speedup("int8", ratio)
+        yield from (_speedup("int8", price.value) for price in int8_price(before, after, preprocess, context))
         task.advance()
 
 

@@ -17,7 +17,7 @@ from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
-from toolchain.steps.quantize import int8_ratio
+from toolchain.steps.quantize import int8_price
 
 _LOW, _HIGH = "gate.low", "gate.high"
 
@@ -48,13 +48,7 @@ class FoldGates(Step):
         before.CopyFrom(model)
         folded = fold(model)
         hand_on(self, source, model, context.out)
-        timed = folded and self.timed
-        ratio = int8_ratio(before, model, source / graph.PREPROCESS, context) if timed else None
-        price = (
-            ()
-            if ratio is None
-            else (Measurement(name="price", value=round(ratio, 3), where={"form": "int8"}),)
-        )
+        price = int8_price(before, model, source / graph.PREPROCESS, context) if folded and self.timed else ()
         return (Measurement(name="gates", value=len(folded)), *price, *graph.sizes(context.out))
 
 

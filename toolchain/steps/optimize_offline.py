@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.errors import ModelError
+from toolchain.errors import RecipeError
 from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
@@ -30,8 +30,8 @@ class OptimizeOffline(Step):
     A session of it is there sooner, above all in int8, and answers the same, as fast. The file is bound to one version of
     onnxruntime and one kind of processor; on others Session refuses it. Nothing can be built on it, so it stands last;
     `preprocess.onnx` stays as it is.
-    target: those that the file is for, as `runtime.session.optimized_for` words it; "auto" is this machine. Only for it can
-    the file be made; a recipe that names it fails on another.
+    target: those that the file is for, as the manifest's `optimized_for` words it ("onnxruntime 1.31.1 on x86-avx512f");
+    "auto" is this machine. Only for it can the file be made; a recipe that names it fails on another.
     Measures `load`, milliseconds until a session is ready, of the file before and after (medians, plain and fused).
     """
 
@@ -46,14 +46,19 @@ class OptimizeOffline(Step):
         """With this machine for "auto"."""
         return self.model_copy(update={"target": optimized_for()}) if self.target == "auto" else self
 
-    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
-        """Optimize inputs["model"]'s plain and fused network. Raises ModelError for another machine's target."""
-        source, step, here = inputs["model"].folder, self.resolved(), optimized_for()
-        if step.target != here:
-            raise ModelError(
-                f"optimize_offline: target: {step.target!r} cannot be made here, for this is {here!r}; run it on such a "
-                "machine"
+    def check(self) -> None:
+        """Raise RecipeError for another machine's target, before anything is trained for it."""
+        super().check()
+        if self.resolved().target != (here := optimized_for()):
+            raise RecipeError(
+                f"optimize_offline.target: {self.target!r} cannot be made here, for this is {here!r}; run it "
+                "on such a machine"
             )
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Optimize inputs["model"]'s plain and fused network. Raises RecipeError for another machine's target."""
+        self.check()
+        source, step, here = inputs["model"].folder, self.resolved(), optimized_for()
         hand_on(step, source, graph.read(source / graph.PLAIN), context.out)
         for name in _FILES.values():
             about = graph.metadata(graph.read(context.out / name))

@@ -14,7 +14,7 @@ from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
-from toolchain.steps.quantize import int8_ratio
+from toolchain.steps.quantize import int8_price
 
 
 class PadStem(Step):
@@ -22,8 +22,9 @@ class PadStem(Step):
 
     The function stays. It pays where the stem goes into int8, and costs a little where it stays in float; a stem that
     `narrow` could halve is faster in float.
-    Measures `channels` that were added, none where no dense convolution reads the input alone; and `price`, how many times
-    the latency of the file before, both in int8 from the stem on.
+    timed: measure what that gained, which takes two quantizations.
+    Measures `channels` that were added, none where no dense convolution reads the input alone; and, if timed, `price`: how
+    many times the latency of the file before, both in int8 from the stem on.
     """
 
     step: Literal["pad_stem"] = "pad_stem"
@@ -31,6 +32,7 @@ class PadStem(Step):
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
     libraries: ClassVar[tuple[str, ...]] = ("onnx", "numpy", *host.onnxruntimes())
+    timed: bool = True
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Pad inputs["model"]'s plain network. Raises ModelError for a network that is quantized."""
@@ -41,12 +43,8 @@ class PadStem(Step):
         before.CopyFrom(model)
         added = padding.pad(model)
         hand_on(self, source, model, context.out)
-        ratio = (
-            int8_ratio(before, model, source / graph.PREPROCESS, context, float_stem=False) if added else None
-        )
+        timed = added and self.timed
         price = (
-            ()
-            if ratio is None
-            else (Measurement(name="price", value=round(ratio, 3), where={"form": "int8"}),)
+            int8_price(before, model, source / graph.PREPROCESS, context, float_stem=False) if timed else ()
         )
         return (Measurement(name="channels", value=added), *price, *graph.sizes(context.out))

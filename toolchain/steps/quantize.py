@@ -288,19 +288,21 @@ def integer_weights(model: ModelProto) -> int:
     return sum(tensor.data_type in eight and len(tensor.dims) > 1 for tensor in model.graph.initializer)
 
 
-def int8_ratio(
+def int8_price(
     before: ModelProto, after: ModelProto, preprocess: Path, context: Context, *, float_stem: bool = True
-) -> float | None:
-    """How many times the latency of static int8 grew, for a first impression; the networks may be changed on the way.
+) -> tuple[Measurement, ...]:
+    """`price`, how many times the latency of static int8 grew, for a first impression; the networks may be changed.
 
-    None, and a word of why, without training pictures or where one of the networks cannot be quantized.
+    Nothing, but a word of why, without training pictures or where one of the networks cannot be quantized.
     """
     static = Quantize(scheme="static", pictures=_FEW, correct_bias=False, float_stem=float_stem)
+    train = context.data.train
     try:
         integers = [static.integers(file, preprocess, context) for file in (before, after)]
+        one = next(pictures.prepared(preprocess, train, pictures.choose(train, 1)))
+        ratio = latency_ratio(integers[0], integers[1], one)
     except (DataError, ModelError) as error:
         context.progress.say(f"not timed in int8: {error}")
-        return None
-    train = context.data.train
-    one = next(pictures.prepared(preprocess, train, pictures.choose(train, 1)))
-    return latency_ratio(integers[0], integers[1], one)
+        return ()
+    form = "int8" if float_stem else "int8 with the first layer in integers"
+    return (Measurement(name="price", value=round(ratio, 3), where={"form": form}),)
