@@ -17,7 +17,7 @@ from toolchain.measure.latency import time_files
 from toolchain.measure.settings import Measure
 from toolchain.runtime.session import Session
 
-QUICK = Measure(blocks=20, calls=10, drop=2)
+QUICK = Measure(blocks=20, calls=10, drop=2, seconds=0)
 PICTURE = np.full((20, 24, 3), 128, np.uint8)
 
 
@@ -38,6 +38,12 @@ def test_every_file_is_fed_pictures_of_its_own_size(files: dict[str, Artifact]) 
         ("large", "fused", "20x24"),
     ]
     assert all(x.samples.shape == (20, 8) and x.samples.min() > 0 for x in found)
+
+
+def test_what_would_be_over_too_soon_gets_more_blocks(files: dict[str, Artifact]) -> None:
+    longer = QUICK.model_copy(update={"seconds": 600.0})
+    found = time_files(files, PICTURE, longer, {"cpu": ["fp32", "large"]})
+    assert all(x.samples.shape == (200, 8) for x in found)
 
 
 def test_only_the_files_named_for_a_provider_are_timed(files: dict[str, Artifact]) -> None:

@@ -45,6 +45,14 @@ def test_as_fast_as_asked() -> None:
         assert costs.latency(kept) <= costs.target(ratio) * costs.whole * 1.001
 
 
+def test_what_given_widths_take_is_told_by_any_table_of_the_network() -> None:
+    costs, even = two(100.0, 300.0), two(200.0, 200.0)
+    shares = costs.allot(0.5)
+    assert costs.given(shares) <= costs.target(0.5) * 1.001
+    assert costs.given(shares) < even.given(shares) < 1.0
+    assert costs.given({}) == 1.0
+
+
 def test_the_dear_part_gives_more_at_equal_importance() -> None:
     shares = two(100.0, 300.0, 256).allot(0.4)
     assert shares["b"] > shares["a"]

@@ -92,7 +92,7 @@ def tiny_settings(pictures: Path, **changes: Any) -> dict[str, Any]:
         },
         "tune": {"epochs": 1, "batch_size": 8, "lr": 0.01},
         "variants": {"fp32": {"from": "tuned", "steps": ["export"]}},
-        "measure": {"providers": ["cpu"], "blocks": 20, "calls": 10, "drop": 2},
+        "measure": {"providers": ["cpu"], "blocks": 20, "calls": 10, "drop": 2, "seconds": 0},
         "gates": {"max_drop": 100},
     }
     return {name: value for name, value in (recipe | changes).items() if value is not None}

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +22,14 @@ from toolchain.data.dataset import Picture, PictureSet
 from toolchain.graph import FUSED, PLAIN, PREPROCESS
 from toolchain.measure.settings import Measure
 from toolchain.runtime.session import Session
-from toolchain.runtime.timing import alternate, interleave
+from toolchain.runtime.timing import alternate, interleave, time_calls
 
 File = Literal["plain", "fused"]
 Feed = Mapping[str, NDArray[np.generic]]
 HOST = "host.json"  # in the entry: the machine when the files were timed
 FILES: Mapping[File, str] = {"plain": PLAIN, "fused": FUSED}
 _ALTERNATING_CALLS = 200
+_MOST = 10  # times the blocks that were asked for
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,18 @@ def _time(
         )  # fmt: skip
         sides[name] = partial(session.run, repeated)
     blocks = interleave(
-        sides, blocks=settings.blocks, calls=settings.calls, drop=settings.drop, progress=progress
+        sides, blocks=_rounds(sides, settings), calls=settings.calls, drop=settings.drop, progress=progress
     )
     mixed = alternate(sides, calls=_ALTERNATING_CALLS)
     return [Latency(name, condition, blocks[name], mixed[name]) for name in sides]
+
+
+def _rounds(sides: Mapping[str, Callable[[], object]], settings: Measure) -> int:
+    """How many blocks a side has: as many as were asked for, or more where these would be over too soon."""
+    for side in sides.values():
+        time_calls(side, settings.calls)
+    once = sum(sum(time_calls(side, settings.calls)) for side in sides.values()) / 1e9
+    return min(max(settings.blocks, ceil(settings.seconds / once)), _MOST * settings.blocks)
 
 
 def save(latencies: Sequence[Latency], folder: Path) -> None:

@@ -13,6 +13,7 @@ class Measure(BaseModel):
     providers: ONNX Runtime providers, "cpu", "cuda" or "auto" (what is there; the rest is told as
     not measured). A provider that is named and cannot be used is an error.
     blocks, calls, drop: randomised blocks a side, calls a block, first calls dropped of each block.
+    seconds: what the blocks of a case take at least, in up to ten times as many; short models are noisy otherwise.
     spinning: whether idle threads of ONNX Runtime spin; slower on a busy machine, faster on a quiet one.
     """
 
@@ -24,6 +25,7 @@ class Measure(BaseModel):
     blocks: int = Field(default=40, ge=20, le=1000)
     calls: int = Field(default=30, ge=10, le=1000)
     drop: int = Field(default=5, ge=0, le=100)
+    seconds: float = Field(default=2.0, ge=0, le=600)
     spinning: bool = False
 
     @model_validator(mode="after")

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import Design, Scheme
 from toolchain.optimize.points import Outcome, Point, pick, points
-from toolchain.optimize.strategy import Arm, Space, leading, propose
+from toolchain.optimize.strategy import OF_FILES, Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
+from toolchain.optimize.widths import Costs
 
 WAYS: dict[str, tuple[Scheme, ...]] = {
     "cpu": ("fp32", "int8", "int8-stem", "int8-narrow"), "cuda": ("fp32", "fp16"),
@@ -40,6 +41,7 @@ class Search:
     notes: list[str] = field(default_factory=list)
     among: int = 1
     until: float = math.inf
+    _floats: Costs | None = None
     _tabulated: bool = False
     _prunable: bool = True
 
@@ -130,7 +132,7 @@ class Search:
         self.told(self.history[design])
 
     def tabulate(self) -> None:
-        """Measure the latency table, if there is time and the network can be pruned."""
+        """Measure the latency table, if there is time and the network can be pruned; and one in float, to predict by."""
         self._tabulated = True
         scheme = leading(self.own, self.whole, self.asked.goal)
         if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
@@ -144,6 +146,8 @@ class Search:
             return
         if costs.covers:
             self.trials.costs = costs
+            if scheme != "fp32" and self.asked.goal not in OF_FILES:
+                self._floats = self.trials.table("fp32")
         else:
             self._note("the latency table knows too few of the layers: every layer is pruned alike")
 
@@ -217,6 +221,13 @@ class Search:
         costs = self.trials.costs
         if costs is None:
             return float((1 - design.ratio) ** 1.5)
+        if design.scheme == "fp32" and self._floats is not None:
+            shaped = design.shape == "table"
+            return (
+                self._floats.given(self.trials.widths(design))
+                if shaped
+                else self._floats.uniform(design.ratio)
+            )
         return costs.target(design.ratio) if design.shape == "table" else costs.uniform(design.ratio)
 
     def _correction(self, design: Design) -> float:

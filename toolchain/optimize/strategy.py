@@ -25,7 +25,7 @@ SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the who
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
-_OF_FILES: frozenset[Goal] = frozenset({"size", "memory"})  # goals that integers serve at any latency
+OF_FILES: frozenset[Goal] = frozenset({"size", "memory"})  # goals that integers serve at any latency
 _BY_WEIGHTS: frozenset[Scheme] = frozenset({"int8-narrow"})  # how fast they are is known after recovery only
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 
@@ -137,7 +137,7 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
     found = [p for p in points(history) if p.design.scheme not in _BY_WEIGHTS]
     floats = {p.design for p in found if p.design.trained}
     small = [p for p in found if p.accurate and p.design.whole == whole and p.design.network in floats]
-    if small and goal not in _OF_FILES:
+    if small and goal not in OF_FILES:
         return min(small, key=lambda p: p.share).design.scheme
     own = [p for p in found if p.design.network == whole and (whole.backbone or not p.slower)]
     base = [p for p in own if p.accurate or whole.relu]
@@ -149,7 +149,7 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
     good = (p for p in found if p.accurate and p.design.trained)
     best = pick(found, space.asked.goal) or min(good, key=lambda p: p.share, default=None)
-    if space.asked.goal not in _OF_FILES:
+    if space.asked.goal not in OF_FILES:
         yield from _in_float(found)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
@@ -233,7 +233,9 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     if high <= low:
         return None
     if not any(own):
-        first = _snapped(low + GRID) if arm.starts_whole or space.asked.max_latency_ms or low > 0 else START
+        later = low > 0 and any(point.design.trained for point in points(history))
+        careful = arm.starts_whole or space.asked.max_latency_ms or later
+        first = _snapped(low + GRID) if careful else max(START, _snapped(low + GRID))
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None

@@ -60,6 +60,14 @@ class Costs:
         }
         return self.latency(kept) / self.whole
 
+    def given(self, widths: Mapping[str, float]) -> float:
+        """The share of the latency that is left with these shares pruned by part."""
+        kept = {
+            part.name: int(len(part.scores) * (1 - widths.get(part.name, 0.0))) or len(part.scores)
+            for part in self.parts
+        }
+        return self.latency(kept) / self.whole
+
     def allot(self, ratio: float, most: float = TOP) -> dict[str, float]:
         """Shares to prune by part, such that the network is as fast as `target` says.
 
