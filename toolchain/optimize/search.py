@@ -146,7 +146,8 @@ class Search:
             return
         if costs.covers:
             self.trials.costs = costs
-            if scheme != "fp32" and self.asked.goal not in OF_FILES:
+            useful = scheme != "fp32" and self.asked.goal not in OF_FILES
+            if useful and self.trials.table_seconds("fp32") <= _TABLE_SHARE * self.left:
                 self._floats = self.trials.table("fp32")
         else:
             self._note("the latency table knows too few of the layers: every layer is pruned alike")
@@ -222,12 +223,9 @@ class Search:
         if costs is None:
             return float((1 - design.ratio) ** 1.5)
         if design.scheme == "fp32" and self._floats is not None:
-            shaped = design.shape == "table"
-            return (
-                self._floats.given(self.trials.widths(design))
-                if shaped
-                else self._floats.uniform(design.ratio)
-            )
+            if design.shape == "uniform":
+                return self._floats.uniform(design.ratio)
+            return self._floats.given(self.trials.widths(design))
         return costs.target(design.ratio) if design.shape == "table" else costs.uniform(design.ratio)
 
     def _correction(self, design: Design) -> float:

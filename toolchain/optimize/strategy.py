@@ -4,7 +4,7 @@
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
 3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
-   first is tried in float as well: what is fastest on the whole network may be slower on a small one.
+   fastest is tried in float as well: what is fastest on the whole network may be slower on a small one.
 
 A design is proposed only if the latency that is predicted for it keeps its bound and beats what was found so far.
 """
