@@ -146,11 +146,17 @@ def parse(raw: JSON, where: str) -> Manifest:
         identity=fields.take("identity", _is_sha256, "a sha256"),
         raw=raw,
     )
-    if missing := [name for name in (MODEL, PLAIN_MODEL, manifest.golden) if name not in files]:
-        raise fields.wrong("files", f"lacks {', '.join(missing)}")
-    if missing := [label for label in labels if label not in manifest.thresholds]:
-        raise fields.wrong("thresholds", f"lacks {', '.join(missing)}")
+    _require_whole(fields, manifest)
     return manifest
+
+
+def _require_whole(fields: _Fields, manifest: Manifest) -> None:
+    """Raise BundleError where a file or a label's threshold is missing."""
+    needed = (MODEL, PLAIN_MODEL, manifest.golden)
+    if missing := [name for name in needed if name not in manifest.files]:
+        raise fields.wrong("files", f"lacks {', '.join(missing)}")
+    if missing := [label for label in manifest.labels if label not in manifest.thresholds]:
+        raise fields.wrong("thresholds", f"lacks {', '.join(missing)}")
 
 
 def numbers_of(version: str) -> tuple[int, ...]:
