@@ -114,9 +114,8 @@ def _time(
 
 def _rounds(sides: Mapping[str, Callable[[], object]], settings: Measure) -> int:
     """How many blocks a side has: as many as were asked for, or more where these would be over too soon."""
-    for side in sides.values():
-        time_calls(side, settings.calls)
-    once = sum(sum(time_calls(side, settings.calls)) for side in sides.values()) / 1e9
+    calls = (float(np.median(time_calls(side, settings.calls))) for side in sides.values())
+    once = settings.calls * sum(calls) / 1e9
     return min(max(settings.blocks, ceil(settings.seconds / once)), _MOST * settings.blocks)
 
 

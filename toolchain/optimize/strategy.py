@@ -147,10 +147,10 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
     found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
-    good = (p for p in found if p.accurate and p.design.trained)
-    best = pick(found, space.asked.goal) or min(good, key=lambda p: p.share, default=None)
+    trained = [p for p in found if p.accurate and p.design.trained]
+    best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:
-        yield from _in_float(found)
+        yield from _in_float(trained)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
@@ -163,9 +163,8 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
                 yield sibling
 
 
-def _in_float(found: Sequence[Point]) -> Iterator[Design]:
-    """For each backbone and activations of which no smaller network was tried in float, the fastest that was trained."""
-    trained = [point for point in found if point.design.trained and point.accurate]
+def _in_float(trained: Sequence[Point]) -> Iterator[Design]:
+    """For each backbone and activations of which no trained network was tried in float, the fastest one."""
     for whole in dict.fromkeys(point.design.whole for point in trained):
         own = [point for point in trained if point.design.whole == whole]
         if all(point.design.scheme != "fp32" for point in own):

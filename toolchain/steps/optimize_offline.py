@@ -58,11 +58,11 @@ class OptimizeOffline(Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Optimize inputs["model"]'s plain and fused network. Raises RecipeError for another machine's target."""
         self.check()
-        source, step, here = inputs["model"].folder, self.resolved(), optimized_for()
+        source, step = inputs["model"].folder, self.resolved()
         hand_on(step, source, graph.read(source / graph.PLAIN), context.out)
         for name in _FILES.values():
             about = graph.metadata(graph.read(context.out / name))
-            graph.write(optimized(source / name), context.out / name, {**about, OPTIMIZED_FOR: here})
+            graph.write(optimized(source / name), context.out / name, {**about, OPTIMIZED_FOR: step.target})
         return (*_loads(source, context.out), *graph.sizes(context.out))
 
 
