@@ -92,7 +92,7 @@ bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write --bundle $(firstword $(BUNDLES))
 	$(BIN)/python benchmarks/table.py
 
-.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-cuda bench-table
+.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-cuda bench-resnet56 bench-table
 bench-kill: setup
 	$(BIN)/python benchmarks/kill/run.py
 
@@ -123,6 +123,11 @@ bench-transfer: setup
 bench-cuda: setup
 	$(BIN)/python -m benchmarks.cuda.run
 	$(BIN)/python benchmarks/throughput/run.py --device cuda
+
+# The whole table wants a GPU for an hour; without one: RESNET56="--epochs 1 2 4 --per-class 500 --seeds 0".
+RESNET56 ?= --device cuda
+bench-resnet56: setup
+	$(BIN)/python -m benchmarks.resnet56.run $(RESNET56); code=$$?; $(BIN)/python benchmarks/table.py; exit $$code
 
 bench-table: setup
 	$(BIN)/python benchmarks/table.py
