@@ -53,12 +53,12 @@ def identity() -> onnx.ModelProto:
     return elementwise("Identity", [1])
 
 
-def not_a_number() -> onnx.ModelProto:
-    """float32 [1] -> its input divided by nought, times nought."""
+def not_a_number(shape: tuple[int, ...] | list[int] = (1,)) -> onnx.ModelProto:
+    """float32 of `shape` -> its input divided by nought, times nought."""
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     nodes = [helper.make_node("Mul", ["x", "zero"], ["m"]), helper.make_node("Div", ["m", "zero"], ["y"])]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])], [zero],
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(shape))], [zero],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

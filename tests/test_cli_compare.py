@@ -279,7 +279,9 @@ def infinite() -> onnx.ModelProto:
 def test_a_fault_is_told_in_one_sentence(
     tmp_path: Path, fault: Callable[[Path], list[object]], code: int, sentence: str
 ) -> None:
-    ends(command("compare", *fault(tmp_path), *QUICK), code, sentence)
+    given = fault(tmp_path)
+    records = all(str(one).endswith(".json") for one in given)
+    ends(command("compare", *given, *(() if records else QUICK)), code, sentence)
 
 
 @pytest.mark.skipif(providers.usable()["cuda"] is None, reason="this machine has a GPU")
@@ -382,3 +384,26 @@ def test_a_file_of_a_bundle_is_not_asked_for_beside_single_files(name: str, tmp_
     answer = command(name, *([model] * (2 if name == "compare" else 1)), "--file", "plain")
     assert answer.code == 2
     assert "--file chooses a file of a bundle" in answer.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--threads", "1"), ("--pictures", "."), ("--max-seconds", "9"), ("--seed", "0"), ("--shape", "N=2")],
+)
+def test_two_records_leave_nothing_to_time_or_ask(tmp_path: Path, option: tuple[str, str]) -> None:
+    """These options were ignored there; with --pictures a green came without a look at accuracy."""
+    (tmp_path / "a.json").write_text(json.dumps(record(1.0).as_json()))
+    answer = command("compare", tmp_path / "a.json", tmp_path / "a.json", *option)
+    assert answer.code == 2
+    assert f"{option[0]} says how models are timed or asked" in answer.err
+    plain = command("compare", tmp_path / "a.json", tmp_path / "a.json")
+    assert "accuracy was not compared: give --answers" in plain.out
+
+
+def test_an_input_may_be_called_as_numpy_calls_its_own(tmp_path: Path) -> None:
+    model = mobile()
+    for node in model.graph.node:
+        node.input[:] = ["file" if name == model.graph.input[0].name else name for name in node.input]
+    model.graph.input[0].name = "file"
+    path = saved(tmp_path / "a.onnx", model)
+    assert command("compare", path, path, *QUICK, *LOOSE).code == 0

@@ -62,6 +62,41 @@ def test_accuracy_is_judged_by_the_whole_interval(
     assert checks(paired(10_000, lost, won), Gates(accuracy=bound))["accuracy"].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("n", "lost", "won", "bound", "verdict", "told"),
+    [
+        (30, 0, 1, 1.0, "inconclusive", "30 pictures are too few: a pass needs 195 or more"),
+        (30, 4, 0, 1.0, "inconclusive", "not shown to be real"),
+        (194, 0, 0, 1.0, "inconclusive", "194 pictures are too few: a pass needs 195 or more"),
+        (195, 0, 0, 1.0, "pass", "0 lost, 0 won"),
+        (500, 0, 0, 0.0, "inconclusive", "no number of them shows that none is lost"),
+    ],
+)  # fmt: skip
+def test_few_pictures_decide_nothing_by_chance(
+    n: int, lost: int, won: int, bound: float, verdict: str, told: str
+) -> None:
+    found = checks(paired(n, lost, won), Gates(accuracy=bound, class_accuracy={"a": 100}))
+    assert found["accuracy"].verdict == verdict
+    assert told in found["accuracy"].note
+    assert "too few" not in found["class a"].note
+
+
+def test_a_class_of_three_pictures_passes_no_bound_by_an_answer_gained() -> None:
+    found = checks(paired(12, lost=0, won=1), Gates(class_accuracy=5))
+    classes = [check for name, check in found.items() if name.startswith("class ")]
+    assert [check.verdict for check in classes] == ["inconclusive"] * 4
+    assert all("3 pictures are too few: a pass needs 39 or more" in check.note for check in classes)
+
+
+def test_rounded_probabilities_are_no_logits() -> None:
+    rows = np.round(256 * np.array([[0.953, 0.041, 0.003, 0.003], [0.25, 0.25, 0.25, 0.25]])) / 256
+    rows[0, 0] += 2 / 256
+    found = answers.probabilities(rows)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert found[0, 0] == pytest.approx(0.953, abs=0.01)
+    assert answers.probabilities(np.array([[3.0, 0.5, 0.2]]))[0, 0] > 0.8
+
+
 def test_agreement_and_calibration_have_bounds_of_their_own() -> None:
     given = paired(2000, lost=100, won=20)
     found = checks(given, Gates(agreement=99, calibration=1.0))

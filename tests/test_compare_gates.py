@@ -45,6 +45,19 @@ def test_a_wrong_file_is_told_with_its_place(tmp_path: Path, text: str, sentence
         assert sentence in str(told.value)
 
 
+def test_every_line_may_be_left_out(tmp_path: Path) -> None:
+    assert load(gates(tmp_path, "# latency: 2\n")) == Gates()
+    assert load(gates(tmp_path, "")) == Gates()
+
+
+def test_a_change_without_a_value_switches_no_bound_off() -> None:
+    """A variable that is not set in a CI's shell did."""
+    for empty in ("latency=", "latency=  "):
+        with pytest.raises(RecipeError, match=r"--set latency= *: there is no value; write null"):
+            load(None, [empty])
+    assert load(None, ["latency=null"]).latency is None
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"gates\.yaml: cannot be read"):
         load(tmp_path / "gates.yaml")

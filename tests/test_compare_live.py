@@ -29,7 +29,7 @@ from toolchain.errors import HostError, ModelError, StoppedError, VerificationEr
 from toolchain.progress import Silent
 from toolchain.runtime import worker
 from toolchain.runtime.bench_input import Wish
-from toolchain.runtime.fresh import Setup
+from toolchain.runtime.fresh import Setup, write_feed
 
 QUICK = Timing(max_seconds=60, pairs=2, block_seconds=0.002, seed=1)
 
@@ -97,6 +97,11 @@ def test_a_slowdown_of_most_calls_is_seen_by_the_typical_ratio() -> None:
     latency, typical = judge.latency_checks(turns, 5.0, 15.0)
     assert latency.verdict == "pass"
     assert typical.verdict == "regression"
+    assert "above latency's bound" not in typical.note
+    some = [turn_of([[9, 100, 100, 100]] * 2, [[9, 100, 110, 110]] * 2)] * 12
+    typical = judge.latency_checks(some, 5.0, 15.0)[1]
+    assert (typical.verdict, typical.bound) == ("regression", 1.15)
+    assert "above latency's bound of 1.050 for certain" in typical.note  # else a red stands within its bound
     assert judge.latency_checks(turns, 5.0, None)[1].verdict == "not judged"
     assert judge.latency_checks(turns, None, 15.0)[1].verdict == "regression"
     assert judge.latency_checks(turns, None, 30.0)[1].verdict == "pass"
@@ -154,7 +159,7 @@ def test_a_kernel_that_does_not_tell_memory_leaves_its_check_out(
 ) -> None:
     monkeypatch.setattr(worker, "memory", dict)
     onnx.save(mobile(), pair[0].file)
-    np.savez(pair[0].file.with_suffix(".npz"), **pair[0].prepared.feed)  # type: ignore[arg-type]
+    write_feed(pair[0].file.with_suffix(".npz"), pair[0].prepared.feed)
     job = {
         "model": str(pair[0].file), "inputs": str(pair[0].file.with_suffix(".npz")),
         "setup": Setup().as_json(), "started_ns": 0,
@@ -235,7 +240,7 @@ def test_a_silent_worker_is_given_up(pair: tuple[Side, Side]) -> None:
 
 def test_what_a_worker_says_is_told_with_its_side(tmp_path: Path, pair: tuple[Side, Side]) -> None:
     inputs = tmp_path / "input.npz"
-    np.savez(inputs, wrong=np.zeros(3, np.float32))
+    write_feed(inputs, {"wrong": np.zeros(3, np.float32)})
     with (
         WorkerProcess("base", pair[0].file, inputs, Setup(), 60) as worker,
         pytest.raises(ModelError, match=r"the base: .*base.onnx: cannot run on wrong float32"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bench_helpers import fused, plain, saved
+from bench_helpers import fused, not_a_number, plain, saved
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
+from server_helpers import wait_for
 
 from toolchain.errors import HostError, ModelError, PictureError, RecordError, ToolchainError
 from toolchain.loadgen import Load, run_loadgen
@@ -104,6 +108,38 @@ def test_a_failing_model_is_told_after_the_test(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Session, "run", run)
     with pytest.raises(ModelError, match="broke in the middle"):
         run_loadgen(plain(tmp_path), Asked(), Load("single-stream", seconds=SHORT), tmp_path / "logs")
+    assert calls == 31  # what comes after it is answered with nothing, at once
+
+
+def test_answers_that_are_no_numbers_are_no_test(tmp_path: Path) -> None:
+    """An argmax of NaN is class 0, which was counted as right."""
+    model = saved(not_a_number([1, 3]), tmp_path / "nan.onnx")
+    with pytest.raises(ModelError, match=r"nan\.onnx: output 0 has values that are not finite"):
+        run_loadgen(model, Asked(), Load("single-stream", seconds=SHORT), tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_ctrl_c_ends_a_test_and_leaves_no_record(tmp_path: Path) -> None:
+    words = [
+        "bench",
+        plain(tmp_path),
+        "--loadgen",
+        "single-stream",
+        "--seconds",
+        "600",
+        "--logs",
+        tmp_path / "logs",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from toolchain.cli import main; main()", *map(str, words)]
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("logs/*/mlperf_log_detail.txt")))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (-signal.SIGINT, 130)
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("logs/*/record.json"))
 
 
 def summed(folder: Path, shape: list[Any], axes: list[int] | None) -> Path:

@@ -267,3 +267,5 @@ def test_words_of_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(HostError) as caught:
             ship._record(remote, code, output, errors)
         assert sentence in str(caught.value)
+    with pytest.raises(HostError, match=r"no space \(left there, as asked: /tmp/toolchain-bench-1\)"):
+        ship._record(remote, 1, "", "Error: no space\nkept: /tmp/toolchain-bench-1\n")

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench_helpers import elementwise, fused, identity, not_a_number, plain, quick, saved
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import make_bundle
+from tiny import command
 
 from toolchain.report.bench import render_bench
 from toolchain.runtime import bench as benching
@@ -99,6 +101,36 @@ def test_a_fused_input_needs_its_sizes_or_pictures(tmp_path: Path) -> None:
     assert case.condition.input.shape == (1, 5, 7, 3)
     case = bench(plain(tmp_path), quick(pictures=pictures)).cases[0]
     assert case.condition.input == type(case.condition.input)("float32", (1, 3, 4, 4), "pictures")
+
+
+def test_a_condition_that_fails_loses_none_that_was_timed(tmp_path: Path) -> None:
+    rows = numpy_helper.from_array(np.array([1, 3]), "rows")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "rows"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [rows],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path = saved(model, tmp_path / "fixed.onnx")
+    record = bench(path, quick(batches=(1, 2, 1)))
+    assert [case.condition.batch for case in record.cases] == [1, 1]
+    assert [note.partition(": ")[0] for note in record.notes] == ["cpu, 1 thread, batch 2 is not measured"]
+    with pytest.raises(ModelError):
+        bench(path, quick(batches=(2, 1)))
+    told = command(
+        "bench", path, "--batch", "1", "--batch", "2", "--calls", "3", "--blocks", "2", "--cold-starts", "0"
+    )
+    assert told.code == 1
+    assert "batch 2 is not measured" in told.out
+
+
+def test_the_batch_is_no_shape(tmp_path: Path) -> None:
+    """Eight pictures were fed, and the record said one."""
+    for name in ("N", "pictures.0"):
+        with pytest.raises(
+            ModelError, match=r"is the batch, which --batch sets; leave --shape (N|pictures\.0) out"
+        ):
+            bench(fused(tmp_path), quick(shapes={name: 8, "H": 4, "W": 4}))
 
 
 def test_dimensions_that_do_not_fit_are_told(tmp_path: Path) -> None:

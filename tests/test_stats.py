@@ -120,6 +120,31 @@ def test_equal_answers_are_no_certainty(metric):
 
 
 @pytest.mark.parametrize("metric", ["top1", "balanced"])
+def test_one_answer_gained_is_no_proof_that_none_is_lost(metric):
+    """A bootstrap of one gain draws no loss; the interval used to end at 0."""
+    labels = np.arange(30) % 3
+    won = stats.accuracy_difference(
+        answers(labels < 0, labels), answers(np.arange(30) < 1, labels), labels, metric=metric
+    )
+    none = stats.accuracy_difference(
+        answers(labels < 0, labels), answers(labels < 0, labels), labels, metric=metric
+    )
+    assert won.high > 2
+    assert won.high - won.low > none.high - none.low
+
+
+def test_difference_interval_covers_the_truth_where_flips_are_rare():
+    rng = np.random.default_rng(5)
+    labels, held = np.zeros(40, np.int64), 0
+    for _ in range(300):
+        drawn = rng.random(40)
+        base, candidate = drawn > 0.04, (drawn > 0.08) | (drawn < 0.04)  # 4 % lost, 4 % won: no difference
+        found = stats.accuracy_difference(answers(base, labels, 2), answers(candidate, labels, 2), labels)
+        held += found.low <= 0 <= found.high
+    assert held >= 0.93 * 300
+
+
+@pytest.mark.parametrize("metric", ["top1", "balanced"])
 def test_no_flip_is_not_judged_worse_than_one_each_way(metric):
     """Rare classes and large groups must not fail a file that answers exactly as the reference does."""
     labels = np.repeat([0, 1, 2], [170, 20, 10])

@@ -36,10 +36,10 @@ class _Loader(yaml.SafeLoader):
 RECIPE = "a recipe is a mapping (name:, data:, variants:, …), this is not"
 
 
-def parse(path: Path, otherwise: str = RECIPE) -> dict[str, JSON]:
+def parse(path: Path, otherwise: str = RECIPE, *, empty: bool = False) -> dict[str, JSON]:
     """Read a YAML file whose outermost value is a mapping; RecipeError naming the line of what is wrong.
 
-    otherwise: what to say when it is no mapping.
+    otherwise: what to say when it is no mapping. empty: a file without a line, or of comments alone, is an empty one.
     """
     try:
         raw = _value(path.read_text(encoding="utf-8"), path.name)
@@ -47,6 +47,8 @@ def parse(path: Path, otherwise: str = RECIPE) -> dict[str, JSON]:
         raise RecipeError(
             f"{path.name}: not readable as YAML, it is no UTF-8 text ({error.reason})"
         ) from None
+    if raw is None and empty:
+        return {}
     if not isinstance(raw, dict):
         raise RecipeError(f"{path.name}: {otherwise}")
     return raw
@@ -100,6 +102,10 @@ def set_value(raw: dict[str, JSON], override: str, example: str = "tune.epochs=3
     parts = re.findall(r"[^.\[\]]+", path)
     if not equals or not parts:
         raise RecipeError(f"--set {override}: write it as path=value, e.g. --set {example}")
+    if not text.strip():
+        raise RecipeError(
+            f"--set {override}: there is no value; write null to take the setting away, '' for no text"
+        )
     here: JSON = raw
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

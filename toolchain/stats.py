@@ -126,16 +126,16 @@ def accuracy_difference(
 ) -> Interval:
     """Points of accuracy that `candidate` loses against `reference` on the same pictures; negative: it gains.
 
-    reference, candidate: probabilities [n, C]; labels [n]; groups [n] or None. Where no answer changes from
-    right to wrong or back, a bootstrap has no spread; the interval is then that of half a flip each way
-    (Agresti & Min 2005: half a pair a cell), so that thirty equal answers do not pass for certainty.
+    reference, candidate: probabilities [n, C]; labels [n]; groups [n] or None. A bootstrap draws no change that it has
+    not seen: of thirty answers of which one was gained, none is ever lost. So the spread of half a flip each way (Agresti
+    & Min 2005: half a pair a cell) is added to the bootstrap's, by their squares; it is all there is where no answer
+    changes, and next to nothing where many do.
     """
     lost = hits(reference, labels).astype(np.float64) - hits(candidate, labels)
     units = _Units.of(labels, 100.0 * lost, groups, metric)
-    if lost.any():
-        return units.interval()
-    half = 100.0 * Z95 * units.one_flip()
-    return Interval(0.0, -half, half)
+    drawn, half = units.interval(), 100.0 * Z95 * units.one_flip()
+    below, above = (math.hypot(end - drawn.value, half) for end in drawn.ci95)
+    return Interval(drawn.value, max(drawn.value - below, -100.0), min(drawn.value + above, 100.0))
 
 
 def mcnemar(reference: Floats, candidate: Floats, labels: Ints) -> float:

@@ -117,8 +117,8 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
     """Time ONNX classifiers or bundles: percentiles with intervals, throughput, cold start, memory, placement.
 
-    Every combination of providers, threads and batches is a case. Exit code 1 when a fresh process or
-    the traced run failed (the record is kept), 3 when LoadGen calls its test INVALID.
+    Every combination of providers, threads and batches is a case. Exit code 1 when a later case, a fresh
+    process or the traced run failed (the record is kept), 3 when LoadGen calls its test INVALID.
 
     \b
     Example:
@@ -179,6 +179,7 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
     import toolchain
     from toolchain.measure.bench import with_intervals
     from toolchain.report.bench import render_bench
+    from toolchain.runtime.bench import LACKING
 
     remote = _remote(given)
     if remote is not None:
@@ -189,8 +190,8 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
     _keep(record.as_json(), given)
     if given["explain"]:
         _explain(model, asked, record)
-    cold = asked.sampling.cold_starts > 0
-    return int(any((cold and case.cold_start_ns is None) or not case.placement for case in record.cases))
+    lacking = any(LACKING in note for note in record.notes)
+    return int(lacking or not all(case.placement for case in record.cases))
 
 
 def _explain(model: Path, asked: Asked, record: BenchRecord) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import click
+from click.core import ParameterSource
 
 from toolchain.cli.bundles import require_bundle
 from toolchain.errors import HostError
@@ -20,7 +21,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--gates", type=_FILE, help="A gates.yaml with bounds (docs/ci.md); without one, the defaults."),
     click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one bound, e.g. latency=2."),
-    click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=120.0, show_default=True,
+    click.option("--max-seconds", type=click.FloatRange(0, 1e6, min_open=True), default=120.0, show_default=True,
                  help="When to stop timing without a verdict."),
     click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: compares accuracy."),
     click.option("--answers", type=_FILE, help="Saved answers of both (.npz or .csv) instead of pictures."),
@@ -87,6 +88,8 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
       toolchain compare monday.json today.json
     """
     require_bundle("file", base, candidate)
+    if base.suffix == candidate.suffix == ".json":
+        _require_models(base)
     from toolchain import history
     from toolchain.cli.progress import Bars
     from toolchain.compare import forms
@@ -109,6 +112,33 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     for failure in filter(None, (finding.failure, *refused)):
         raise failure  # the first; whatever could be written is written
     return finding.exit_code
+
+
+# What times or asks a model: beside two records it would be ignored.
+_OF_MODELS = (
+    "max_seconds",
+    "pictures",
+    "file",
+    "provider",
+    "options",
+    "threads",
+    "spinning",
+    "batch",
+    "shapes",
+    "seed",
+)
+
+
+def _require_models(base: Path) -> None:
+    """Raise UsageError when an option was given that two records leave nothing to do for."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        said = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if said and option.name in _OF_MODELS:
+            raise click.UsageError(
+                f"{option.opts[0]} says how models are timed or asked, but {base} is a record; leave it out"
+                f"{', or give --answers' if option.name == 'pictures' else ''}."
+            )
 
 
 def _question(base: Path, candidate: Path, given: _Given) -> Question:

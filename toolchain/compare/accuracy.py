@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,10 @@ def checks(answers: Answers, gates: Gates) -> tuple[Check, ...]:
     note = (
         f"{gates.metric}, {told} (McNemar p = {answers.p_value:.2g}; {answers.lost} lost, {answers.won} won)"
     )
-    found = [_points("accuracy", loss, gates.accuracy, (answers.base, answers.candidate), note)]
+    overall = _points("accuracy", loss, gates.accuracy, (answers.base, answers.candidate), note)
+    if gates.metric == "top1":
+        overall = _sure(overall, answers.real, answers.n)
+    found = [overall]
     same = Interval(answers.agreement, *answers.agreement_ci95)
     verdict = _against(
         -same.value, -same.high, -same.low, None if gates.agreement is None else -gates.agreement
@@ -102,10 +106,22 @@ def _class_checks(rows: Sequence[ClassRow], gates: Gates) -> list[Check]:
             f"class {row.name}", Interval(row.loss, *row.ci95), bound, (row.base, row.candidate),
             f"recall of {row.n} pictures, {row.lost} lost, {row.won} won",
         )  # fmt: skip
-        if check.verdict == "regression" and not sure:
-            check = check.model_copy(update={"verdict": "inconclusive"})
-        found.append(check)
+        found.append(_sure(check, sure, row.n))
     return found
+
+
+def _sure(check: Check, significant: bool, pictures: int) -> Check:
+    """A red whose flips could be chance is none; and an open check says when so few pictures can never close it."""
+    if check.verdict == "regression" and not significant:
+        check = check.model_copy(update={"verdict": "inconclusive"})
+    if check.verdict != "inconclusive" or check.bound is None:
+        return check
+    # n pictures without a flip have an interval of 196 / sqrt(n (n + 2)) points each way, see stats.accuracy_difference
+    needed = math.ceil(math.hypot(1, 100 * stats.Z95 / check.bound) - 1) if check.bound else None
+    if needed is not None and pictures >= needed:
+        return check
+    told = f"a pass needs {needed} or more" if needed else "no number of them shows that none is lost"
+    return check.model_copy(update={"note": f"{check.note}; {pictures} pictures are too few: {told}"})
 
 
 def holm(p_values: Sequence[float], level: float = _LEVEL) -> list[bool]:

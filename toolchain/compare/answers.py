@@ -25,6 +25,7 @@ from toolchain.runtime.session import Session
 
 Probabilities = NDArray[np.float64]
 NO_ANSWER = "(no answer)"  # the class of what is not finite: never right
+_ROUNDED = 0.05  # that the sum of rounded probabilities may be from 1
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, csv.Error)
 
 
@@ -142,9 +143,13 @@ def finite(rows: NDArray[np.float64], label: str) -> NDArray[np.float64]:
 
 
 def probabilities(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows that are no probabilities are taken for logits: [n, C] -> [n, C]."""
-    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-3):
-        return rows
+    """Rows that are no probabilities are taken for logits: [n, C] -> [n, C].
+
+    Probabilities that were rounded (steps of 1/256 in int8) sum to 1 only about, and are made to.
+    """
+    sums = rows.sum(axis=1, keepdims=True)
+    if ((rows >= 0) & (rows <= 1)).all() and np.allclose(sums, 1, atol=_ROUNDED):
+        return rows if np.allclose(sums, 1, atol=1e-3) else rows / sums
     powers = np.exp(rows - rows.max(axis=1, keepdims=True))
     found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return found

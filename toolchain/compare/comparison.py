@@ -119,7 +119,10 @@ def _records(question: Question) -> Finding:
         toolchain=toolchain.__version__, started=_now(), host=candidate.host, base=_info(base.model),
         candidate=_info(candidate.model), condition=_common(base), method="records",
         checks=tuple(checks), answers=scored,
-        notes=(records.NOT_INTERLEAVED, *records.left_out(base, candidate), *_changes(base, candidate)),
+        notes=(
+            records.NOT_INTERLEAVED, *records.left_out(base, candidate), *_changes(base, candidate),
+            *(() if scored else ("accuracy was not compared: give --answers",)),
+        ),
     )  # fmt: skip
     return Finding(found)
 

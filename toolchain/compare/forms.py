@@ -79,9 +79,10 @@ def junit(found: Comparison) -> str:
     """One suite with a case for every judged check."""
     judged = [check for check in found.checks if check.verdict != "not judged"]
     counts = {name: str(sum(c.verdict == verdict for c in judged)) for name, verdict in _KINDS.items()}
+    failed = int(found.failure is not None)  # a case of its own
     attributes = {
-        "name": f"toolchain compare {found.candidate.name}", "tests": str(len(judged)), **counts,
-        "errors": str(int(found.failure is not None)), "time": f"{found.seconds:.1f}", "timestamp": found.started,
+        "name": f"toolchain compare {found.candidate.name}", "tests": str(len(judged) + failed), **counts,
+        "errors": str(failed), "time": f"{found.seconds:.1f}", "timestamp": found.started,
     }  # fmt: skip
     suite = ElementTree.Element("testsuite", {k: str(printable(v)) for k, v in attributes.items()})
     for check in judged:

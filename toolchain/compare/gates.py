@@ -67,6 +67,6 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Gates:
 
 def _read(path: Path) -> dict[str, JSON]:
     try:
-        return parse(path, "bounds are a mapping (latency: 5, accuracy: 1, …), this is not")
+        return parse(path, "bounds are a mapping (latency: 5, accuracy: 1, …), this is not", empty=True)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None

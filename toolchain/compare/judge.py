@@ -66,7 +66,10 @@ def latency_checks(turns: Sequence[Turn], bound: float | None, most: float | Non
     typical = ratio_check(TYPICAL, Seen(watched, most, *_ns(medians)), "median call of a block")
     if bound is not None and most is not None:
         verdict = typical_verdict(watched, 1 + bound / 100, 1 + most / 100)
-        typical = typical.model_copy(update={"verdict": verdict})
+        note = typical.note
+        if verdict == "regression" and typical.bound and watched.verdict(typical.bound) != "regression":
+            note += f", and above latency's bound of {1 + bound / 100:.3f} for certain"
+        typical = typical.model_copy(update={"verdict": verdict, "note": note})
     return latency, typical
 
 

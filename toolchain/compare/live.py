@@ -35,7 +35,7 @@ from toolchain.compare.workers import WorkerProcess
 from toolchain.errors import HostError, StoppedError, ToolchainError
 from toolchain.progress import Progress
 from toolchain.record import JSON
-from toolchain.runtime.fresh import Setup
+from toolchain.runtime.fresh import Setup, write_feed
 
 NAMES = ("base", "candidate")
 _FEWEST, _MOST = 5, 500  # calls a block
@@ -169,7 +169,7 @@ def _time_for_another(turns: Sequence[Turn], spent: float, most: float) -> bool:
 
 def _write_input(path: Path, side: Side) -> Path:
     try:
-        np.savez(path, **side.prepared.feed)  # type: ignore[arg-type]
+        write_feed(path, side.prepared.feed)
     except OSError as error:
         raise HostError(f"{path.parent}: the input cannot be written ({error.strerror})") from error
     return path

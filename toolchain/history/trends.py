@@ -158,7 +158,7 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
             return
         low, high = (None if latency[end] is None else float(latency[end]) for end in ("low", "high"))
         yield key, Point(str(raw["started"]), float(latency["value"]), low, high, name, about)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise RecordError(f"{name}: no readable comparison ({type(error).__name__}: {error})") from error
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -18,7 +22,7 @@ from toolchain.loadgen.settings import Load, library, own_settings
 from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summary
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
-from toolchain.runtime.bench import Asked, find, hashes, options_for, usable_provider
+from toolchain.runtime.bench import Asked, find, finite, hashes, options_for, usable_provider
 from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
@@ -110,6 +114,7 @@ def _probe(session: Session, samples: Samples, batch: int) -> float:
             f"{session.label}: output {session.outputs[0].name!r} gives {answer.dtype} {list(answer.shape)} for {batch} "
             f"sample{'' if batch == 1 else 's'}; LoadGen needs one row of numbers a sample: put the batch first"
         )
+    finite(session.label, [answer])
     return float(median(timing.time_calls(lambda: session.run(feed), _PROBES)))
 
 
@@ -122,11 +127,25 @@ def _run(loadgen: Any, settings: Any, system: System, samples: Samples, out: Pat
     sut = loadgen.ConstructSUT(system.issue, system.flush)
     qsl = loadgen.ConstructQSL(samples.total, min(samples.total, MOST_LOADED), system.load, samples.unload)
     try:
-        loadgen.StartTestWithLogSettings(sut, qsl, settings, logs, str(out / "audit.config"))
+        with _interruptible():
+            loadgen.StartTestWithLogSettings(sut, qsl, settings, logs, str(out / "audit.config"))
     finally:
         loadgen.DestroyQSL(qsl)
         loadgen.DestroySUT(sut)
     system.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process, which LoadGen offers no other way to stop; what it wrote has no record and is no test."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _accuracy(
@@ -143,6 +162,7 @@ def _accuracy(
     if not isinstance(labels, Labels):
         return None, (labels,)
     answers = read_answers(out / ACCURACY, samples.total, classes)
+    finite(session.label, [answers])
     right = stats.hits(answers, labels.indices)
     interval = stats.wilson(int(right.sum()), len(right))
     return Accuracy(interval.value, interval.ci95, len(right), labels.how), ()

@@ -24,8 +24,8 @@ class System:
 
     LoadGen reads a response through a bare address, and copies it in accuracy mode: responses are kept
     referenced until thousands have come after them.
-    What fails is answered with nothing and raised by `close`, whatever it is, because an exception must not reach
-    LoadGen: one ends the process, or in a thread leaves LoadGen waiting for ever.
+    What fails is answered with nothing, as is all that comes after it, and raised by `close`, whatever it is, because an
+    exception must not reach LoadGen: one ends the process, or in a thread leaves LoadGen waiting for ever.
     """
 
     def __init__(self, loadgen: Any, session: Session, samples: Samples, *, batch: int, queued: bool) -> None:
@@ -82,8 +82,9 @@ class System:
 
     def _answer(self, queries: Sequence[Any]) -> None:
         rows: list[NDArray[Any]] = [_NOTHING] * len(queries)
+        wanted = [] if self._failed else [query.index for query in queries]
         try:
-            for places, feed in self._samples.stacked([query.index for query in queries]):
+            for places, feed in self._samples.stacked(wanted):
                 answers = np.ascontiguousarray(self._session.run(feed)[0])
                 for place, row in zip(places, answers, strict=True):
                     rows[place] = row

@@ -178,7 +178,8 @@ def _record(remote: Remote, code: int, output: str, errors: str) -> BenchRecord:
         raise HostError(f"{where}: the bench there was ended by {name}; it may have run out of memory")
     if code:
         kinds = {2: ToolchainError, 3: VerificationError}
-        raise kinds.get(code, HostError)(f"{where}: {last.removeprefix('Error: ')}")
+        left = "".join(f" ({line})" for line in _kept(errors))
+        raise kinds.get(code, HostError)(f"{where}: {last.removeprefix('Error: ')}{left}")
     records = [one for one in told if "kind" in one]
     if not records:
         raise HostError(f"{where}: sent no record home ({last})")

@@ -31,7 +31,9 @@ def _shown(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not read
         return f"\\x{code - 0xDC00:02x}"
-    hidden = character in _UNSHOWN or unicodedata.category(character) in ("Cc", "Cs")
+    hidden = (
+        character in _UNSHOWN or unicodedata.category(character) in ("Cc", "Cs") or code & 0xFFFE == 0xFFFE
+    )
     if not hidden or character in "\n\t":
         return character
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

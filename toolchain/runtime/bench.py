@@ -45,6 +45,7 @@ __all__ = [
     "Sampling",
     "bench",
     "find",
+    "finite",
     "hashes",
     "options_for",
     "percentiles",
@@ -53,6 +54,7 @@ __all__ = [
 
 Copies = Literal["included", "excluded"]
 Told = Callable[[str, int, int], None]
+LACKING = "not measured: "
 _WAYS: tuple[Copies, ...] = ("included", "excluded")
 
 
@@ -110,7 +112,8 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
 
     `told(condition, done, of)` is called before each condition. Raises ProviderError, ModelError, PictureError
     and BundleError: for what cannot be used as asked, answers that are not finite, a model whose file changed
-    meanwhile. A fresh process or a trace that fails costs its own figures only: the record's notes say why.
+    meanwhile. A fresh process or a trace that fails, and a model that does so under a later condition, costs its own
+    figures only: the record's notes say why, with the word `LACKING`.
     """
     found = find(model, asked.file)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -121,11 +124,16 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     settings = [(p, t, b) for p in dict.fromkeys(used) for t in asked.threads for b in asked.batches]
     cases: list[Case] = []
     for done, (provider, threads, batch) in enumerate(settings):
+        words = f"{provider}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
         if told is not None:
-            plural = "" if threads == 1 else "s"
-            told(f"{provider}, {threads} thread{plural}, batch {batch}", done, len(settings))
+            told(words, done, len(settings))
         setup = Setup(provider, threads, asked.spinning, options_for(provider, asked))
-        cases += _measured(found.path, setup, replace(wish, batch=batch), asked.sampling, notes)
+        try:
+            cases += _measured(found.path, setup, replace(wish, batch=batch), asked.sampling, notes)
+        except ModelError as e:  # what was timed before is worth keeping
+            if not cases:
+                raise
+            notes.append(f"{words} is {LACKING}{e}")
     if hashes(found.path) != found.hashes:
         raise ModelError(f"{found.path}: was replaced while it was timed; nothing is recorded, start again")
     version = host.distribution_version("toolchain") or "unknown"
@@ -216,14 +224,14 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
     try:
         traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
     except (HostError, ModelError) as e:  # what was timed before is worth keeping
-        notes.append(f"placement is not measured: {e}")
+        notes.append(f"placement is {LACKING}{e}")
     cold: ColdStart | None = None
     memory: Memory | None = None
     if sampling.cold_starts:
         try:
             cold, memory = fresh.measure(model, setup, prepared.feed, sampling.cold_starts)
         except HostError as e:
-            notes.append(f"cold start and memory are not measured: {e}")
+            notes.append(f"cold start and memory are {LACKING}{e}")
     return [
         replace(
             case, placement=traced.placement, operators=traced.operators, copies_between=traced.copies_between,
@@ -241,7 +249,10 @@ def _timed(session: Session, prepared: Prepared, condition: Condition, sampling:
     else:
         ask = partial(session.run, prepared.feed)
         sides = {None: (ask, ask)}
-    return [_case(side, outputs, way, condition, sampling) for way, (side, outputs) in sides.items()]
+    try:
+        return [_case(side, outputs, way, condition, sampling) for way, (side, outputs) in sides.items()]
+    except providers.ORT_ERRORS as e:  # of a binding, which is called bare
+        raise ModelError(f"{session.label}: failed while it was timed ({str(e).splitlines()[0]})") from e
 
 
 def _case(
@@ -249,9 +260,9 @@ def _case(
     condition: Condition, sampling: Sampling,
 ) -> Case:  # fmt: skip
     warm = warm_up(side, sampling.warm_up)
-    _finite(outputs())
+    finite("the model", outputs())
     blocks = timing.repeat(side, sampling.calls, _enough(sampling))
-    _finite(outputs())
+    finite("the model", outputs())
     samples = np.array(blocks, np.int64)
     per_second = condition.batch * samples.size / (float(samples.sum()) / 1e9)
     return Case(
@@ -281,10 +292,12 @@ def _enough(sampling: Sampling) -> Callable[[int], bool]:
     return more
 
 
-def _finite(outputs: Sequence[NDArray[Any]]) -> None:
-    """A model that answers NaN does other work than one that answers: its time is no figure."""
+def finite(label: str, outputs: Sequence[NDArray[Any]]) -> None:
+    """Raise ModelError for NaN or infinity: a model that answers so does other work than one that answers, and neither
+    its time nor its accuracy is a figure."""
     for index, output in enumerate(outputs):
         if np.issubdtype(output.dtype, np.floating) and not np.isfinite(output).all():
             raise ModelError(
-                f"output {index} has values that are not finite (NaN or infinite): mend the model before it is timed"
+                f"{label}: output {index} has values that are not finite (NaN or infinite): mend the model "
+                f"before it is timed"
             )

@@ -131,6 +131,10 @@ def _shape(tensor: Tensor, batch: int, shapes: Mapping[str, int], label: str) ->
         place = f"{tensor.name}.{at}"
         if isinstance(size, int):
             found.append(size)
+        elif at == 0 and (place in shapes or size in shapes):
+            raise ModelError(
+                f"{label}: {size or place} is the batch, which --batch sets; leave --shape {size or place} out"
+            )
         elif place in shapes or size in shapes:
             found.append(shapes[place] if place in shapes else shapes[str(size)])
         elif at == 0:

@@ -63,13 +63,24 @@ def measure(
     try:
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder, "feed.npz")
-            np.savez(inputs, **dict(feed))  # type: ignore[arg-type]
+            write_feed(inputs, feed)
             told = [_one(model, setup, inputs) for _ in range(repeats)]
     except OSError as e:
         raise HostError(f"{model}: no fresh process could be started ({e.strerror or e})") from e
     cold = ColdStart(tuple(one["session_ns"] for one in told), tuple(one["first_answer_ns"] for one in told))
     memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
     return cold, memory
+
+
+def write_feed(path: Path, feed: Mapping[str, NDArray[Any]]) -> None:
+    """Keep a model's inputs by name in an .npz; they are numbered, because numpy takes some names for its own."""
+    np.savez(path, np.array(list(feed), dtype=np.str_), *feed.values())
+
+
+def read_feed(path: Path | str) -> dict[str, NDArray[Any]]:
+    """What `write_feed` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {str(name): arrays[f"arr_{number}"] for number, name in enumerate(arrays["arr_0"], 1)}
 
 
 def _one(model: Path, setup: Setup, inputs: Path) -> dict[str, int]:
@@ -103,8 +114,7 @@ def main(arguments: list[str]) -> int:
     """The fresh process: load, answer, print the figures as one line of JSON."""
     job, started = json.loads(arguments[0]), int(arguments[1])
     before = time.monotonic_ns()
-    with np.load(job["inputs"], allow_pickle=False) as arrays:
-        feed = dict(arrays)
+    feed = read_feed(job["inputs"])
     loading = time.monotonic_ns()
     try:
         session = Setup(**job["setup"]).session(Path(job["model"]))

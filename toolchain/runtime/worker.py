@@ -26,7 +26,7 @@ import numpy as np
 
 from toolchain.runtime import providers
 from toolchain.runtime.errors import ModelError, ToolchainError
-from toolchain.runtime.fresh import Setup, memory
+from toolchain.runtime.fresh import Setup, memory, read_feed
 from toolchain.runtime.timing import quiet, time_calls
 from toolchain.runtime.warm_up import Steadiness, warm_up
 
@@ -49,8 +49,7 @@ class Worker:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         path, before = Path(job["model"]), time.monotonic_ns()
-        with np.load(job["inputs"], allow_pickle=False) as arrays:
-            feed = dict(arrays)
+        feed = read_feed(job["inputs"])
         self.state, loading = state(path), time.monotonic_ns()
         setup = Setup(**job["setup"])
         session = setup.session(path)
