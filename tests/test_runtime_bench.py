@@ -124,6 +124,15 @@ def test_a_condition_that_fails_loses_none_that_was_timed(tmp_path: Path) -> Non
     assert "batch 2 is not measured" in told.out
 
 
+def test_files_that_are_all_called_model_have_their_folders_names(tmp_path: Path) -> None:
+    """A history drew two networks as one."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        saved(identity(), tmp_path / name / "model.onnx")
+        found = benching.find(tmp_path / name / "model.onnx", "fused")
+        assert (found.model.name, found.model.path) == (f"{name}/model", "model.onnx")
+
+
 def test_the_batch_is_no_shape(tmp_path: Path) -> None:
     """Eight pictures were fed, and the record said one."""
     for name in ("N", "pictures.0"):
@@ -273,6 +282,13 @@ def test_fresh_processes_tell_start_and_memory(tmp_path: Path) -> None:
     assert 1e6 < memory.steady_bytes <= memory.peak_bytes
     with pytest.raises(HostError, match=r"could not answer \(.*cannot run on input float32 \(9,\)"):
         fresh.measure(model, Setup(), {"input": np.ones(9, np.float32)}, 1)
+
+
+def test_a_kernel_that_tells_no_memory_costs_only_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"session_ns": 1, "first_answer_ns": 2, "peak_bytes": 0, "steady_bytes": 0}
+    monkeypatch.setattr(fresh, "_one", lambda *_: one)
+    cold, memory = fresh.measure(plain(tmp_path), Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
+    assert (cold.first_answer, memory) == ((2, 2), None)
 
 
 def test_memory_is_not_that_of_the_process_that_starts(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from toolchain.runtime.session import misplaced
 from toolchain.runtime.trace import Trace
 
 LEAST_SHARE = 0.05
-_FAST_SIGNED = frozenset({"amx_int8", "avx_vnni_int8"})
+_FAST_SIGNED = frozenset({"amx_int8"})  # AVX-VNNI-INT8 would do as well, but no kernel tells of it
 # Operators for which ONNX Runtime's CPU provider has a kernel on 8-bit integers.
 _INT8_KERNELS = frozenset({
     "Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Add", "Mul", "Sigmoid", "LeakyRelu",

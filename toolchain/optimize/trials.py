@@ -265,6 +265,10 @@ class Trials:
             feed = {"pictures": np.ascontiguousarray(latency.typical(self.data.val)[None])}
             setup = fresh.Setup(provider=self.asked.provider, threads=self.asked.threads)
             _, found = fresh.measure(file.folder / latency.FILES["fused"], setup, feed, _STARTS)
+            if found is None:
+                raise HostError(
+                    "this kernel does not tell the memory of a process, so memory can be no bound or goal here"
+                )
             (out / _MEMORY).write_text(json.dumps({"peak_bytes": found.peak_bytes}))
 
         entry = self.pipeline.measured(job, measure)

@@ -100,7 +100,8 @@ def bench_on(remote: Remote, model: Path, asked: Asked) -> BenchRecord:
         _pack(package, files)
         code, output, errors = _run(command, package)
     record = _record(remote, code, output, errors)
-    return replace(record, toolchain=__version__, notes=(*record.notes, *_kept(errors)))
+    named = replace(record.model, name=found.model.name)  # there its folder is another
+    return replace(record, model=named, toolchain=__version__, notes=(*record.notes, *_kept(errors)))
 
 
 def _needed(asked: Asked) -> dict[str, tuple[str, tuple[int, ...]]]:

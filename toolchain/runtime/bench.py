@@ -147,7 +147,7 @@ def find(model: Path, file: Literal["fused", "plain"]) -> Found:
     """
     if not model.is_dir():
         parts = hashes(model)
-        return Found(model, _model_file(model, model.stem, "onnx", parts), parts)
+        return Found(model, _model_file(model, _called(model), "onnx", parts), parts)
     bundle = Bundle.load(model)
     path = model / (MODEL if file == "fused" else PLAIN_MODEL)
     parts = hashes(path)
@@ -159,6 +159,11 @@ def find(model: Path, file: Literal["fused", "plain"]) -> Found:
     return Found(
         path, _model_file(path, name, "bundle", parts), parts, golden.pictures, bundle.manifest.labels
     )
+
+
+def _called(file: Path) -> str:
+    """A file's name without suffix; "model" says nothing, as most exporters call it so: its folder's name goes before."""
+    return f"{file.resolve().parent.name}/{file.stem}" if file.stem == "model" else file.stem
 
 
 def hashes(model: Path) -> dict[str, str]:

@@ -53,11 +53,12 @@ class Setup:
 
 def measure(
     model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats: int
-) -> tuple[ColdStart, Memory]:
+) -> tuple[ColdStart, Memory | None]:
     """Start `repeats` (>= 1) processes one after the other, each of which loads the model and answers `feed`.
 
     first_answer spans from before the process is started to its first answer, imports and session included;
-    the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory.
+    the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory; None
+    where the kernel does not tell it.
     Raises HostError when a process ends without its figures, or cannot be started.
     """
     try:
@@ -68,8 +69,9 @@ def measure(
     except OSError as e:
         raise HostError(f"{model}: no fresh process could be started ({e.strerror or e})") from e
     cold = ColdStart(tuple(one["session_ns"] for one in told), tuple(one["first_answer_ns"] for one in told))
-    memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
-    return cold, memory
+    if not all(one["peak_bytes"] for one in told):
+        return cold, None
+    return cold, Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
 
 
 def write_feed(path: Path, feed: Mapping[str, NDArray[Any]]) -> None:
@@ -130,8 +132,8 @@ def main(arguments: list[str]) -> int:
     figures = {
         "session_ns": loaded - loading,
         "first_answer_ns": answered - started - (loading - before),
-        "peak_bytes": held["VmHWM"],
-        "steady_bytes": held["VmRSS"],
+        "peak_bytes": held.get("VmHWM", 0),
+        "steady_bytes": held.get("VmRSS", 0),
     }
     print(json.dumps(figures))
     return 0
