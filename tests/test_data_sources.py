@@ -108,8 +108,17 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_file_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     root = fill(tmp_path, {"a": 3, "b": 3})
     (root / "a" / "000.png").rename(root / "a" / os.fsdecode(b"\xff.png"))
-    with pytest.raises(DataError, match="rename the file"):
+    with pytest.raises(DataError, match="rename it"):
         load(DataSettings(folder=root), HERE)
+
+
+@pytest.mark.parametrize("where", [b"b\xfcndel", b"a/unter\xfc"])
+def test_folder_names_that_are_no_text_are_refused(tmp_path: Path, where: bytes) -> None:
+    root = fill(tmp_path, {"a": 3, "b": 3})
+    shutil.copytree(root / "b", root / os.fsdecode(where))
+    with pytest.raises(DataError, match=r"is not UTF-8 text; rename it") as told:
+        load(DataSettings(folder=root), HERE)
+    str(told.value).encode()
 
 
 def test_groups_stay_whole_when_a_folder_is_split(tmp_path: Path) -> None:
@@ -194,6 +203,34 @@ def test_wrong_tables_are_refused_with_the_line(tmp_path: Path, text: str, says:
     (tmp_path / "list.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=says):
         load(DataSettings(csv=Path("list.csv")), tmp_path)
+
+
+@pytest.mark.parametrize(("split", "group"), [("Split", "Group"), ("SPLIT", "patient_group")])
+def test_columns_of_another_spelling_are_not_ignored(tmp_path: Path, split: str, group: str) -> None:
+    """They were, and pictures of test taught."""
+    fill(tmp_path, {"x": 6})
+    places = ("train", "train", "val", "val", "test", "test")
+    rows = [f"x/{i:03d}.png,{'ab'[i % 2]},{place},g{i // 2}" for i, place in enumerate(places)]
+    (tmp_path / "list.csv").write_text(f"path,label,{split},{group}\n" + "\n".join(rows))
+    data = load(DataSettings(csv=Path("list.csv")), tmp_path)
+    assert sizes(data) == {"train": [1, 1], "val": [1, 1], "test": [1, 1]}
+    assert [sample.group for sample in data.test.samples] == ["g2", "g2"]
+
+
+@pytest.mark.parametrize("field", ["group", "split"])
+def test_a_column_that_was_named_must_be_there(tmp_path: Path, field: str) -> None:
+    fill(tmp_path, {"x": 2})
+    (tmp_path / "list.csv").write_text("path,label\nx/000.png,a\nx/001.png,b\n")
+    columns = Columns.model_validate({field: "tile_idd"})
+    with pytest.raises(DataError, match="has no column 'tile_idd'"):
+        load(DataSettings(csv=Path("list.csv"), columns=columns), tmp_path)
+
+
+def test_a_picture_of_two_groups_is_told(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pictures", {"a": 2, "b": 2})
+    (tmp_path / "groups.csv").write_text("path,group\na/000.png,g1\na/000.png,g2\n")
+    with pytest.raises(DataError, match=r"line 3: 'a/000\.png' is in group 'g1' already, and now in 'g2'"):
+        load(DataSettings(folder=root, groups=tmp_path / "groups.csv"), HERE)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -302,6 +302,12 @@ def test_the_threshold_is_the_labels_own_and_inclusive(folder: Path) -> None:
         assert Bundle.load(folder).predict([GOLDEN[1]])[0].certain is certain
 
 
+def test_no_answer_of_a_class_that_earned_no_trust_is_certain(folder: Path) -> None:
+    edit_manifest(folder, lambda c: c.update(thresholds=dict.fromkeys(LABELS, 1.0), temperature=0.001))
+    (found,) = Bundle.load(folder).predict([picture((250, 10, 10))])
+    assert (found.probability, found.certain) == (1.0, False)
+
+
 def test_pictures_of_another_form_are_refused(folder: Path) -> None:
     bundle = Bundle.load(folder)
     grey = np.zeros((4, 4), np.uint8)

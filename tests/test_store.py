@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,9 +14,11 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx_helpers import mobile
 
-from toolchain.errors import HostError
+from toolchain.errors import HostError, ToolchainError
 from toolchain.record import Measurement
 from toolchain.runtime.whole import write_whole
 from toolchain.store import Job, Store, alone, hash_path, host_faults
@@ -159,6 +162,45 @@ def test_clean_keeps_what_named_runs_need(tmp_path: Path) -> None:
     assert list(store.runs()) == ["quickstart"]
 
 
+def test_clean_takes_away_what_a_kill_left_of_work_that_was_finished_later(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    left = tmp_path / "work" / f"{job().key}.killed"
+    left.mkdir(parents=True)
+    (left / "half.bin").write_bytes(b"x" * 1000)
+    finish(store, job())
+    store.register("quickstart", [job().key])
+    assert store.clean(keep={"quickstart"}) >= 1000
+    assert not left.exists()
+    assert store.find(job().key) is not None
+
+
+def test_a_damaged_list_of_a_run_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.claim("tiles", "k1")
+    (tmp_path / "runs" / "tiles.json").write_text('{"name": "til')
+    for ask in (store.runs, lambda: store.claim("tiles", "k2")):
+        with pytest.raises(ToolchainError, match=r"tiles\.json: damaged; delete it"):
+            ask()
+
+
+def test_the_disk_is_looked_at_while_what_filled_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    store = Store(tmp_path)
+
+    def free(_: object) -> object:
+        full = any(tmp_path.glob("work/*/half.bin"))
+        return usage._replace(free=0 if full else 1 << 30)
+
+    monkeypatch.setattr(shutil, "disk_usage", free)
+    with pytest.raises(HostError, match="the disk is full"), store.begin(job()) as work:
+        (work.out / "half.bin").write_bytes(b"x")
+        raise RuntimeError("SafetensorError: no space left")
+
+
 def test_clean_leaves_work_in_progress_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.begin(job()) as work:
@@ -200,6 +242,21 @@ def test_a_folder_is_hashed_by_names_and_contents(tmp_path: Path) -> None:
     first = hash_path(tmp_path / "a")
     (tmp_path / "a" / "y").write_text("1")
     assert hash_path(tmp_path / "a") != first
+
+
+def test_an_onnx_file_is_hashed_with_the_files_its_weights_lie_in(tmp_path: Path) -> None:
+    """A network trained anew, of which only the weights' file changed, was taken for the old one."""
+    model = mobile()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    before, graph = hash_path(tmp_path / "m.onnx"), (tmp_path / "m.onnx").read_bytes()
+    weights = bytearray((tmp_path / "m.data").read_bytes())
+    weights[5] ^= 1
+    (tmp_path / "m.data").write_bytes(weights)
+    assert (tmp_path / "m.onnx").read_bytes() == graph
+    assert hash_path(tmp_path / "m.onnx") != before
+    whole = mobile().SerializeToString()
+    (tmp_path / "alone.onnx").write_bytes(whole)
+    assert hash_path(tmp_path / "alone.onnx") == hashlib.sha256(whole).hexdigest()
 
 
 def _write_alone(folder: Path, name: str, began: Event) -> None:

@@ -20,7 +20,7 @@ from onnx import ModelProto
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.backbones.network import Network
-from toolchain.data.dataset import PictureSet
+from toolchain.data.dataset import Picture, PictureSet
 from toolchain.record import JSON
 from toolchain.runtime import host
 from toolchain.runtime import manifest as names
@@ -29,6 +29,7 @@ from toolchain.runtime.whole import write_whole
 from toolchain.store import host_faults, sync_and_hash
 
 GOLDEN_PICTURES = 16
+_GOLDEN_BYTES = 256 << 20  # of them, decoded: a quarter of what a verifier unpacks
 
 # Largest difference of probabilities that is still the same answer, by ISA family. Rounding alone for
 # float and 7-bit weights; 8-bit u8s8 saturates on x86 without VNNI, so its answers are not promised
@@ -100,8 +101,13 @@ def remove(folder: Path) -> None:
 
 
 def _golden(work: Path, val: PictureSet) -> None:
-    """`golden.npz`: pictures as decoded, and the raw probabilities of the file for them."""
-    pictures = [val.picture(i) for i in golden_indices(val.labels.tolist())]
+    """`golden.npz`: pictures as decoded, as many as a device can be asked to hold, and the file's raw probabilities."""
+    pictures: list[Picture] = []
+    for index in golden_indices(val.labels.tolist()):
+        picture = val.picture(index)
+        if pictures and sum(p.nbytes for p in (*pictures, picture)) > _GOLDEN_BYTES:
+            break
+        pictures.append(picture)
     session = Session(work / names.MODEL, provider="cpu", threads=1)
     answers = [session.run({"pictures": np.ascontiguousarray(p[None])})[0][0] for p in pictures]
     arrays: dict[str, Any] = {f"picture_{i}": picture for i, picture in enumerate(pictures)}

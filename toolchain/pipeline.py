@@ -50,6 +50,7 @@ class Pipeline:
         """Load the pictures and check them (kept by content); raises DataError with every problem found."""
         found = load_data(self.recipe.data, self.base)
         given = {name: split.fingerprint for name, split in found.splits} | {"labels": list(found.labels)}
+        given |= {"notes": list(found.notes)} if found.notes else {}
         job = Job("inspect", 1, self.recipe.data.model_dump(mode="json"), {}, given, ("pillow",))
 
         def check(out: Path) -> None:

@@ -23,7 +23,7 @@ _TEMPLATE = """\
 # Made by 'toolchain init': {classes} classes, {train} training pictures (the rarest class has {rarest}).
 # Check it: toolchain check recipe.yaml      Run it: toolchain run recipe.yaml
 # Editors complete and check this file with the schema that 'toolchain schema' prints.
-name: {name}
+name: "{name}"
 seed: 0
 
 data:

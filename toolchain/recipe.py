@@ -55,7 +55,8 @@ class Gates(_Settings):
     min_top1, min_balanced: percent. min_recall: percent, one figure for all classes or one a class.
     max_latency_ms: median of the plain file on the first provider, thread count and batch measured.
     max_megabytes: size of the fused file (10^6 bytes).
-    parity: greatest difference of probabilities between the trained network and the fp32 file.
+    parity: greatest difference of probabilities between the trained network and the fp32 file; what is beyond the
+    export's own `parity_tolerance` ends the run before it comes to gates.
     """
 
     metric: Literal["top1", "balanced"] = "top1"
@@ -335,6 +336,8 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
         yield f"networks.{taken}: '{taken}' has a meaning of its own, take another name"
     if "fp32" not in recipe.variants:
         yield "variants.fp32: missing; it is what every other variant is compared with"
+    elif recipe.variants["fp32"].provider:
+        yield "variants.fp32.provider: every machine makes and measures fp32, leave this out"
     forms = dict.fromkeys([TRUNK] if recipe.trunk else [], Form.TORCH) | dict.fromkeys(
         recipe.networks, Form.TORCH
     )

@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from toolchain.errors import HostError, ToolchainError
 from toolchain.record import JSON, Measurement, Record
+from toolchain.runtime import external
 from toolchain.runtime.whole import sync_folder, write_whole
 
 _HOST_FAULTS = {
@@ -105,7 +106,7 @@ class Store:
         """Remember, before the work is begun, that the run `name` will need its result."""
         with host_faults(self.root), self._lock(f"run-{name}", wait=True):
             path = self.root / "runs" / f"{name}.json"
-            keys = json.loads(path.read_text())["keys"] if path.exists() else []
+            keys = _named(path)[1] if path.exists() else []
             if key not in keys:
                 write_whole(path, json.dumps({"name": name, "keys": [*keys, key]}).encode())
 
@@ -113,11 +114,8 @@ class Store:
         """The keys each named run needs."""
         found = {}
         for path in sorted((self.root / "runs").glob("*.json")):
-            try:
-                content = json.loads(path.read_text())
-                found[str(content["name"])] = [str(key) for key in content["keys"]]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ToolchainError(f"{path}: damaged; delete it, and start that run again") from error
+            name, keys = _named(path)
+            found[name] = keys
         return found
 
     def entries(self) -> list[Entry]:
@@ -135,7 +133,7 @@ class Store:
         for folder in ("objects", "scratch", "work"):
             for path in sorted((self.root / folder).glob("*")):
                 key = path.name.partition(".")[0]
-                if key in needed and (folder == "scratch" or self.find(key)):
+                if key in needed and (folder == "scratch" or (folder == "objects" and self.find(key))):
                     continue
                 with self._lock(key, wait=False) as held:
                     if held:
@@ -218,8 +216,10 @@ class Work:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.out, ignore_errors=True)
         free = shutil.disk_usage(self.store.root).free if self.store.root.exists() else 0
+        shutil.rmtree(
+            self.out, ignore_errors=True
+        )  # after that: what was half written may be what filled the disk
         self._held.__exit__(None, None, None)
         if isinstance(error, Exception) and not isinstance(error, ToolchainError) and free < 1 << 20:
             raise HostError(
@@ -264,13 +264,34 @@ def sync_and_hash(path: Path) -> str:
     return digest
 
 
+def _named(path: Path) -> tuple[str, list[str]]:
+    """A run's name and the keys that it needs."""
+    try:
+        content = json.loads(path.read_text())
+        return str(content["name"]), [str(key) for key in content["keys"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ToolchainError(f"{path}: damaged; delete it, and start that run again") from error
+
+
 def hash_path(path: Path) -> str:
-    """sha256 of a file's content, or of the names and contents of all files in a folder."""
+    """sha256 of a file's content, or of the names and contents of all files in a folder, or of an ONNX file and those that
+    its weights lie in. Raises ModelError for an ONNX file that names others which it must not."""
     if path.is_file():
+        if path.suffix == ".onnx":
+            external.check(path)
+            if places := sorted(set(external.locations(path))):
+                return _hash_all(path.parent, [path, *(path.parent / place for place in places)])
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    names = sorted(p for p in path.rglob("*") if p.is_file())
-    lines = (f"{p.relative_to(path)}\0{hash_path(p)}\n" for p in names)
+    return _hash_all(path, sorted(p for p in path.rglob("*") if p.is_file()))
+
+
+def _hash_all(root: Path, files: Iterable[Path]) -> str:
+    def content(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    lines = (f"{path.relative_to(root)}\0{content(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ from toolchain.bundle import write as write_bundle
 from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
 from toolchain.device import DeviceName, select
-from toolchain.errors import DataError, ProviderError, RecipeError
+from toolchain.errors import DataError, ParityError, ProviderError, RecipeError
 from toolchain.measure import accuracy, latency
 from toolchain.measure.latency import Condition, Latency
 from toolchain.pipeline import Pipeline
@@ -100,7 +100,11 @@ def run(
     check_gates(asked, data)
     for line in checks.warnings:
         shown.say(f"note: {line}")
-    artifacts = pipeline.build(data, wishes.until)
+    try:
+        artifacts = pipeline.build(data, wishes.until)
+    except ParityError:  # an export that answers otherwise: nothing of an earlier run may pass for this one's
+        remove_bundle(out / "bundle")
+        raise
     if wishes.until:
         pipeline.store.register(f"{asked.name}.until", pipeline.keys)
         folder = artifacts[wishes.until].folder
@@ -307,7 +311,7 @@ def _papers(found: Findings, report: reports.RunReport, chosen: str) -> Papers:
     }  # fmt: skip
     variant = report.variant(chosen)
     measured = {
-        "variant": json.loads(variant.model_dump_json()) if variant else {},
+        "variant": json.loads(variant.model_dump_json(exclude={"path", "plain_path"})) if variant else {},
         "host": report.host,
         "speedups": [json.loads(s.model_dump_json()) for s in report.speedups if s.of == chosen],
     }

@@ -98,11 +98,9 @@ def _files(folder: Path, search: Search) -> Iterator[Path]:
     """The pictures below a class folder, to the bottom, sorted."""
     for at, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in (*folders, *sorted(files)):
+            _require_text(at, name)
         for name in sorted(files):
-            if any(
-                "\ud800" <= letter <= "\udfff" for letter in name
-            ):  # how Python keeps bytes that are no UTF-8
-                raise DataError(f"{at}: the file name {name!r} is not UTF-8 text; rename the file")
             if _is_picture(name):
                 yield Path(at, name)
             else:
@@ -114,7 +112,15 @@ def _fail(error: OSError) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in sorted(root.iterdir()) if path.is_dir() and not _hidden(path.name)]
+    found = [path for path in sorted(root.iterdir()) if path.is_dir() and not _hidden(path.name)]
+    for path in found:
+        _require_text(root, path.name)
+    return found
+
+
+def _require_text(at: str | Path, name: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python keeps bytes that are no UTF-8
+        raise DataError(f"{str(at)!r}: the name {name!r} is not UTF-8 text; rename it")
 
 
 def _is_picture(name: str) -> bool:

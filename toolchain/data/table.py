@@ -40,8 +40,14 @@ def read_rows(file: Path, columns: Columns) -> list[Row]:
     test, a split given for some rows only, and a path listed twice.
     """
     table = _read(file)
-    for column in (columns.path, columns.label):
-        _require(file, table, column)
+    columns = _meant(table, columns)
+    standard = Columns()
+    for field in ("path", "label", "group", "split"):
+        column = getattr(columns, field)
+        if field in ("path", "label") or column != getattr(
+            standard, field
+        ):  # the others may be absent, unless named
+            _require(file, table, column)
     rows: list[Row] = []
     lines: dict[str, int] = {}
     for line, values in table.records:
@@ -88,7 +94,11 @@ def read_groups(file: Path, columns: Columns, names: Sequence[str]) -> tuple[dic
         if not matches:
             unknown += 1
         elif group:
-            found[path if path in matches else matches[0]] = group
+            name = path if path in matches else matches[0]
+            if found.setdefault(name, group) != group:
+                raise DataError(
+                    f"{file}, line {line}: '{path}' is in group '{found[name]}' already, and now in '{group}'"
+                )
     if not found:
         raise DataError(f"{file}: none of its rows gives a group to a picture of the data folder")
     return found, _unmatched(file, len(names) - len(found), unknown)
@@ -162,6 +172,17 @@ def _group_column(table: _Table, columns: Columns) -> str | None:
         return columns.group
     endings = [name for name in table.header if name.lower().endswith("group")]
     return endings[0] if len(endings) == 1 and columns.group == "group" else None
+
+
+def _meant(table: _Table, columns: Columns) -> Columns:
+    """With the columns that a header means: the one of groups as everywhere, and Split or SPLIT for split."""
+    found: dict[str, str] = {}
+    if group := _group_column(table, columns):
+        found["group"] = group
+    splits = [name for name in table.header if name.strip().lower() == columns.split]
+    if columns.split not in table.header and len(splits) == 1:
+        found["split"] = splits[0]
+    return columns.model_copy(update=found)
 
 
 def _posix(path: str) -> str:

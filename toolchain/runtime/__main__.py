@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import json
 import os
 import sys
@@ -63,6 +64,10 @@ def _limit(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     _limit(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # file names are bytes, and not all of them are text
     paths = find_pictures(arguments.pictures)
     if not paths:
         raise PictureError(f"no pictures in {', '.join(map(str, arguments.pictures))}")
@@ -79,7 +84,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         print(json.dumps([answers.as_json(row) for row in rows], indent=1, ensure_ascii=False))
     if arguments.csv:
         try:
-            with arguments.csv.open("w", newline="", encoding="utf-8") as file:
+            with arguments.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 answers.write_csv(rows, bundle.manifest.labels, file)
         except OSError as e:
             print(f"Error: {arguments.csv}: cannot be written ({e.strerror})", file=sys.stderr)

@@ -124,7 +124,10 @@ class Bundle:
         tempered = temper(row, self.manifest.temperature)
         best = int(tempered.argmax())
         probability = float(tempered[best])
-        certain = probability >= self.manifest.thresholds[labels[best]]
+        threshold = self.manifest.thresholds[labels[best]]
+        certain = (
+            threshold < 1.0 and probability >= threshold
+        )  # 1.0: no answer of this class is, see bundle.md
         named = {label: float(value) for label, value in zip(labels, tempered, strict=True)}
         return Prediction(labels[best], probability, named, certain)
 

@@ -166,6 +166,11 @@ class Quantize(Step):
         graph.require_float(model)
         kept = selection.matching(model, self.exclude)
         if self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model)):
+            if self.activation == "s8" or self.refit_head:  # with "dynamic" told when the recipe is read
+                raise ModelError(
+                    "quantize: this network has attention, for which scheme 'auto' is 'dynamic', which knows no "
+                    "activation s8 and no refit_head: leave them out, or ask for scheme 'static'"
+                )
             return self._dynamic(model, kept)
         reference = ModelProto()
         reference.CopyFrom(model)
