@@ -60,3 +60,16 @@ def test_a_row_tells_gains_of_the_same_pictures() -> None:
     assert found["gained_ci95"][0] > 0
     assert (found["pruned, times fewer MACs"], found["thin, times fewer MACs"]) == (2.13, 2)
     assert found["seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, True),
+        ({"epochs": 199}, False),
+        ({"gained, points": 0.23}, False),
+        ({"over thin, points": 0.0}, False),
+    ],
+)
+def test_only_a_point_as_long_as_the_field_s_can_pass(changes: dict[str, float], passes: bool) -> None:
+    assert run.reached({"epochs": 200, "gained, points": 0.24, "over thin, points": 0.1, **changes}) is passes

@@ -75,6 +75,20 @@ def test_a_foreign_file_becomes_an_artifact(tmp_path: Path) -> None:
     assert all(node.name for node in graph.read(out / graph.PLAIN).graph.node)
 
 
+def test_weights_that_are_listed_as_inputs_are_weights(tmp_path: Path) -> None:
+    """As files of before IR 4 have them: a batch norm was not folded then, and a step's leftovers were asked for."""
+    old = foreign()
+    listed = [
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in old.graph.initializer
+    ]
+    old.graph.input.extend(listed)
+    plain, given = (adopt(made, tmp_path / name)[0] for made, name in ((foreign(), "plain"), (old, "old")))
+    found = graph.read(given / graph.PLAIN)
+    assert [value.name for value in found.graph.input] == [graph.INPUT]
+    assert found.graph.SerializeToString() == graph.read(plain / graph.PLAIN).graph.SerializeToString()
+
+
 def test_what_is_adopted_can_be_quantized(tmp_path: Path) -> None:
     out, _ = adopt(foreign(), tmp_path)
     lent = context(tmp_path / "int8")

@@ -184,10 +184,14 @@ def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Quantize(weight_bits=7).resolved().weight_bits == 7
 
 
-def test_targets_go_before_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_and_the_processor_that_measures_must_not_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "isa", lambda: "x86-vnni")
     assert Quantize(targets=("x86-vnni", "x86-avx2", "arm64")).resolved().weight_bits == "pairwise"
     monkeypatch.setattr(host, "isa", lambda: "x86-avx2")
+    assert (
+        Quantize(targets=("x86-vnni", "arm64")).resolved().weight_bits == "pairwise"
+    )  # what is measured here holds there
+    monkeypatch.setattr(host, "isa", lambda: "arm64")
     assert Quantize(targets=("x86-vnni", "arm64")).resolved().weight_bits == 8
     with pytest.raises(ValueError, match="saturates on target x86-avx2"):
         Quantize(targets=("x86-avx2",), weight_bits=8)

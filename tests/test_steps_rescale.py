@@ -42,6 +42,13 @@ def test_a_network_built_for_one_size_is_refused(tmp_path: Path) -> None:
         Rescale(size=48).run({"model": saved(tmp_path / "vit", **backbone)}, context(tmp_path / "out"))
 
 
+def test_a_size_at_which_a_network_cannot_run_is_one_sentence(tmp_path: Path) -> None:
+    """It ended a search with a traceback."""
+    wide = saved(tmp_path / "wide", timm="inception_v3", kwargs={}, preprocess={"size": 96})
+    with pytest.raises(BackboneError, match="rescale: 'inception_v3' cannot run at 64 x 64"):
+        Rescale(size=64).run({"model": wide}, context(tmp_path / "out"))
+
+
 def test_a_teacher_of_another_size_teaches_but_not_one_with_other_colours(tmp_path: Path) -> None:
     small, teacher = saved(tmp_path / "small"), saved(tmp_path / "big", preprocess={"size": 24})
     step = Recover(teacher="tuned", epochs=1, batch_size=4)

@@ -183,12 +183,13 @@ class _Optimize:
     def _ship(self, chosen: Point, found: Found) -> OptimizeResult:
         """The run of fp32 and the chosen variant. The store has all of it but the answers to the test pictures and, where
         there are several threads, the latencies: then the choice is judged once more."""
-        networks = self.recipe.networks.items()
         threads = session.counts(self.asked.threads)
+        variants = self._search(chosen.design).trials.variants(chosen.design)
+        needed = self.recipe.model_copy(update={"variants": variants}).nodes()  # as backbones and as teachers
         final = self.recipe.model_copy(
             update={
-                "variants": self._search(chosen.design).trials.variants(chosen.design),
-                "networks": {name: network for name, network in networks if name == chosen.design.backbone},
+                "variants": variants,
+                "networks": {n: network for n, network in self.recipe.networks.items() if n in needed},
                 "measure": self.recipe.measure.model_copy(update={"threads": threads}),
             }
         )

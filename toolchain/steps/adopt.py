@@ -98,6 +98,10 @@ class Adopt(Step):
 
     def _read(self) -> ModelProto:
         given = graph.read(self.file)
+        # Files of before IR 4 list weights as inputs too, which onnxruntime and onnxscript then take for no constants.
+        constant = {tensor.name for tensor in given.graph.initializer}
+        for value in [value for value in given.graph.input if value.name in constant]:
+            given.graph.input.remove(value)
         try:
             if self.output is not None:
                 given = _only(given, self.output)

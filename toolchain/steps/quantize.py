@@ -57,7 +57,7 @@ class Quantize(Step):
     weight_bits: how signed weights keep clear of the 16-bit saturation of x86 processors without VNNI (see
     calibration/weights.py): 8 ignores it, "pairwise" and 7 cannot saturate. "auto" is 8 where this host has
     VNNI or is no x86, else "pairwise" (7 with "dynamic").
-    targets: the processors that the file must be right on; "auto" then looks at these and not at this host. What that
+    targets: the processors that the file must be right on; "auto" then looks at these and at this host. What that
     costs where 8 bits would do is measured against them: `agreement` with float and `sqnr` of both forms on training
     pictures (no label is looked at), and `price`, how many times the latency of the unrestricted file.
     calibration, percentile: how ranges are cut, see calibration/ranges.py. pictures: of the training split.
@@ -110,10 +110,10 @@ class Quantize(Step):
         return self
 
     def resolved(self) -> Self:
-        """Fix weight_bits "auto" for the targets, or else for this host's processor."""
+        """Fix weight_bits "auto" for the targets and for this host's processor, on which accuracy is measured."""
         if self.weight_bits != "auto":
             return self
-        saturates = not _SATURATES.isdisjoint(self.targets or (host.isa(),))
+        saturates = not _SATURATES.isdisjoint((*self.targets, host.isa()))
         return self.model_copy(update={"weight_bits": "pairwise" if saturates else 8})
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from toolchain.artifact import Artifact, Form
-from toolchain.backbones.architecture import fixed_size
+from toolchain.backbones.architecture import first_line, fixed_size
 from toolchain.backbones.counts import macs
 from toolchain.backbones.network import load, save
 from toolchain.backbones.settings import PreprocessOverrides, Side
@@ -31,7 +31,7 @@ class Rescale(Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Keep inputs["model"] with the new size; returns its cost before and after.
 
-        Raises BackboneError for an architecture that is built for one size.
+        Raises BackboneError for an architecture that is built for one size, and for a size at which it cannot run.
         """
         model, network = load(inputs["model"].folder)
         if fixed_size(network.architecture):
@@ -40,10 +40,15 @@ class Rescale(Step):
             )
         height, width = PreprocessOverrides(size=self.size).height_width or (0, 0)
         sized = network.preprocess.model_copy(update={"height": height, "width": width})
+        before = macs(model, network.preprocess)
+        try:
+            after = macs(model, sized)
+        except RuntimeError as error:  # a kernel larger than what is left of the picture there
+            raise BackboneError(
+                f"rescale: '{network.architecture}' cannot run at {height} x {width} ({first_line(error)})"
+            ) from error
         save(model, network.model_copy(update={"preprocess": sized}), context.out)
         return (
-            Measurement(
-                name="macs", value=macs(model, network.preprocess), unit="MAC", where={"when": "before"}
-            ),
-            Measurement(name="macs", value=macs(model, sized), unit="MAC", where={"when": "after"}),
+            Measurement(name="macs", value=before, unit="MAC", where={"when": "before"}),
+            Measurement(name="macs", value=after, unit="MAC", where={"when": "after"}),
         )
