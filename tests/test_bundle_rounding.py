@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from learn_helpers import context
+from learn_helpers import context, data
 from onnx_helpers import SQUARE, exported, mobile
 
-from toolchain import graph
+from toolchain import bundle, graph
 from toolchain.artifact import Artifact
 from toolchain.bundle import rounding
+from toolchain.runtime import manifest
 from toolchain.step import Step
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.qat import Qat
@@ -66,3 +69,19 @@ def test_integers_of_unknown_origin_may_saturate(network: Artifact, tmp_path: Pa
     model = graph.read(lent.out / graph.FUSED)
     del model.metadata_props[:]
     assert rounding(model) == (True, True)
+
+
+def test_golden_pictures_stay_within_what_a_verifier_unpacks(
+    network: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen pictures of 24 megapixels did not: a run ended well, and its bundle could not be verified."""
+    shutil.copy(network.folder / graph.FUSED, tmp_path / manifest.MODEL)
+    val = data().val
+    monkeypatch.setattr(bundle, "_GOLDEN_BYTES", 3 * val.picture(0).nbytes)
+    bundle._golden(tmp_path, val)
+    with np.load(tmp_path / manifest.GOLDEN) as arrays:
+        assert (int(arrays["count"]), len(arrays["probabilities"])) == (3, 3)
+    monkeypatch.setattr(bundle, "_GOLDEN_BYTES", 0)
+    bundle._golden(tmp_path, val)
+    with np.load(tmp_path / manifest.GOLDEN) as arrays:
+        assert int(arrays["count"]) == 1

@@ -95,6 +95,10 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
             r"variants\.fp32: 'optimize_offline' makes files for the CPU, and measure\.providers names 'cuda'",
         ),
         ({"variants": {"int8": {"from": "tuned", "steps": ["export"]}}}, r"variants\.fp32: missing"),
+        (
+            {"variants": {"fp32": {"from": "tuned", "steps": ["export"], "provider": "cuda"}}},
+            r"variants\.fp32\.provider: every machine makes and measures fp32",
+        ),
         ({"variants": {"fp32": {"steps": ["export"]}}}, r"variants\.fp32: give either 'from' and 'steps'"),
         ({"gates": {"max_drop": "much"}}, r"gates\.max_drop: .*valid number.* not 'much'"),
         ({"name": "Größe"}, r"name: "),

@@ -263,6 +263,14 @@ def test_transformers_are_dynamic_by_default(transformer: Artifact, tmp_path: Pa
     assert quality(transformer, out) > 20
 
 
+@pytest.mark.parametrize("settings", [{"activation": "s8"}, {"refit_head": True}])
+def test_what_dynamic_does_not_know_is_not_ignored(
+    transformer: Artifact, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    with pytest.raises(ModelError, match="this network has attention, for which scheme 'auto' is 'dynamic'"):
+        quantized(transformer, tmp_path, **settings)
+
+
 def test_static_transformers_keep_products_of_activations(transformer: Artifact, tmp_path: Path) -> None:
     out, measured = quantized(transformer, tmp_path, scheme="static")
     made = onnx.load(out / graph.PLAIN)

@@ -192,6 +192,19 @@ def test_init_writes_a_recipe_that_checks(tmp_path: Path, monkeypatch: pytest.Mo
     assert "bundled: nano" in (tmp_path / "pictures" / "recipe.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["2024", "2024-05-01", "on", "null"])
+def test_init_quotes_a_name_that_yaml_takes_for_something_else(tmp_path: Path, name: str) -> None:
+    tiny_pictures(tmp_path / name)
+    assert command("init", tmp_path / name).code == 0
+    answer = command("check", tmp_path / name / "recipe.yaml")
+    assert answer.code == 0, answer.err
+
+
+def test_a_bundle_tells_no_paths_of_this_machine(trip: TinyRun) -> None:
+    for path in trip.bundle.glob("*.json"):
+        assert str(trip.store) not in path.read_text(), path.name
+
+
 def test_a_foreign_onnx_file_is_measured_beside_its_compressed_forms(trip: TinyRun, tmp_path: Path) -> None:
     plain = trip.bundle / "model.plain.onnx"
     variants = {
