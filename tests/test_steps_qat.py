@@ -20,6 +20,7 @@ from toolchain.calibration import padding
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import TrainingError
 from toolchain.record import Measurement
+from toolchain.runtime import host
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 
@@ -103,7 +104,8 @@ def test_roundings_are_simulated_in_full_precision_unless_asked() -> None:
     assert Qat(teacher="fp32", amp="bf16").amp == "bf16"
 
 
-def test_weights_that_would_saturate_get_seven_bits() -> None:
+def test_weights_that_would_saturate_get_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "isa", lambda: "x86-vnni")
     old = Qat(teacher="fp32", quantize=Quantize(targets=("x86-avx2",))).resolved()
     new = Qat(teacher="fp32", quantize=Quantize(targets=("x86-vnni",))).resolved()
     assert (old.quantize.weight_bits, new.quantize.weight_bits) == (7, 8)
