@@ -217,9 +217,8 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         free = shutil.disk_usage(self.store.root).free if self.store.root.exists() else 0
-        shutil.rmtree(
-            self.out, ignore_errors=True
-        )  # after that: what was half written may be what filled the disk
+        # Only then: what was half written may be what filled the disk.
+        shutil.rmtree(self.out, ignore_errors=True)
         self._held.__exit__(None, None, None)
         if isinstance(error, Exception) and not isinstance(error, ToolchainError) and free < 1 << 20:
             raise HostError(
@@ -281,18 +280,18 @@ def hash_path(path: Path) -> str:
             external.check(path)
             if places := sorted(set(external.locations(path))):
                 return _hash_all(path.parent, [path, *(path.parent / place for place in places)])
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _content(path)
     return _hash_all(path, sorted(p for p in path.rglob("*") if p.is_file()))
 
 
 def _hash_all(root: Path, files: Iterable[Path]) -> str:
-    def content(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    lines = (f"{path.relative_to(root)}\0{content(path)}\n" for path in files)
+    lines = (f"{path.relative_to(root)}\0{_content(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(folder: Path) -> int:

@@ -41,13 +41,12 @@ def read_rows(file: Path, columns: Columns) -> list[Row]:
     """
     table = _read(file)
     columns = _meant(table, columns)
-    standard = Columns()
-    for field in ("path", "label", "group", "split"):
-        column = getattr(columns, field)
-        if field in ("path", "label") or column != getattr(
-            standard, field
-        ):  # the others may be absent, unless named
-            _require(file, table, column)
+    named = {columns.group, columns.split} - {
+        "group",
+        "split",
+    }  # which may be absent, unless somebody named them
+    for column in (columns.path, columns.label, *sorted(named)):
+        _require(file, table, column)
     rows: list[Row] = []
     lines: dict[str, int] = {}
     for line, values in table.records:
