@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench import own
+from benchmarks.bench.fidelity import judged, summary
 from toolchain.runtime import host
 
 
@@ -61,3 +62,29 @@ def test_every_part_runs(tmp_path: Path) -> None:
     taken = own.measure(own.Bench(tmp_path).parts, 1)
     assert len(taken) == 6
     assert all(seconds > 0 for (seconds,) in taken.values())
+
+
+def test_fidelity_is_judged_by_the_whole_interval() -> None:
+    assert judged(0.985, 1.01) == "pass"
+    assert judged(0.95, 0.979) == judged(1.021, 1.05) == "fail"
+    assert judged(0.95, 0.99) == judged(0.97, 1.03) == "inconclusive"
+
+
+def test_fidelity_of_rounds_is_told_against_what_shared_their_pace() -> None:
+    rows = [
+        {
+            "ours": [1.01 * pace, pace],
+            "loadgen": [2.04 * pace, 2 * pace],
+            "profile": [pace, pace],
+            "verdict": "VALID",
+        }
+        for pace in (1e6, 2e6, 3e6)
+    ]
+    found = summary(rows)
+    assert (found["of bare loop"], found["of LoadGen"], found["of profile"]) == (
+        1.01,
+        round(1.01 / 1.02, 4),
+        1.0,
+    )
+    assert found["verdict"] == "pass"
+    assert summary([{**rows[0], "verdict": "INVALID"}, *rows[1:]])["verdict"] == "fail"

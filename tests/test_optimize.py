@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,19 @@ import pytest
 from tiny import Answer, TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
-from toolchain.errors import BackboneError, HostError
+from toolchain.errors import BackboneError, HostError, ParityError
+from toolchain.optimize import search as searching
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
-from toolchain.optimize.design import Design
-from toolchain.optimize.points import Failure, Point
+from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.optimize.points import Failure, Miss, Point
 from toolchain.optimize.trials import Trials
-from toolchain.optimize.workflow import prepared
+from toolchain.optimize.widths import Costs
+from toolchain.optimize.workflow import optimize, prepared
 from toolchain.progress import Silent
 from toolchain.recipe import load
 from toolchain.store import Store
-from toolchain.workflow import Wishes
+from toolchain.workflow import Places, Wishes
 
 RECOVER = {"recover": {"teacher": "tuned", "epochs": 1, "batch_size": 8, "lr": 0.01}}
 VARIANTS: dict[str, Any] = {
@@ -254,6 +258,93 @@ def test_another_fault_of_the_machine_ends_the_search(
     monkeypatch.setattr(Trials, "_tried", broken)
     with pytest.raises(HostError, match="disk"):
         trials.trial(Design(0.7))
+
+
+def test_fp32_made_from_another_variant_is_searched_as_one_chain(trip: Trip, tmp_path: Path) -> None:
+    variants = {
+        "exported": {"from": "tuned", "steps": ["export"]},
+        "fp32": {"from": "exported", "steps": ["join"]},
+    }
+    given = load(tiny_recipe(tmp_path, trip.run.pictures, variants=variants, backbone=BACKBONE))
+    found = prepared(given, Asked(max_drop=1.0), Wishes()).variants["fp32"]
+    assert (found.source, [step.step for step in found.steps]) == ("tuned", ["export", "join"])
+    assert Template(prepared(given, Asked(max_drop=1.0), Wishes()), 1.0).trainable
+
+
+def test_shares_that_the_search_chooses_in_place_of_the_recipe_are_told(trip: Trip, tmp_path: Path) -> None:
+    pruned = {"from": "tuned", "steps": [{"prune": {"ratio": 0.5, "scope": "global"}}, RECOVER, "export"]}
+    recipe = tiny_recipe(
+        tmp_path,
+        trip.run.pictures,
+        variants={**VARIANTS, "pruned": pruned},
+        backbone=BACKBONE,
+        gates={"max_drop": 100},
+    )
+    answer = command(
+        "optimize", recipe, "--out", tmp_path / "o", "--store", trip.run.store, "--max-latency", "1us"
+    )
+    assert answer.code == 3, answer.err
+    assert (
+        "prune.scope of the recipe" in json.loads((tmp_path / "o" / "optimize.json").read_text())["notes"][0]
+    )
+
+
+def test_a_choice_that_misses_when_timed_with_fewer_threads_gives_way_to_the_next(
+    trip: Trip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = Trials.again, []
+
+    def again(self: Trials, design: Design, threads: Sequence[int]) -> Point:
+        asked.append(tuple(threads))
+        found = real(self, design, threads)
+        return found if len(asked) > 1 else replace(found, misses=(Miss("max_latency_ms", 1.0, 1.25, "ms"),))
+
+    monkeypatch.setattr(Trials, "again", again)
+    found = optimize(
+        trip.run.recipe, Asked(threads=2, max_latency_ms=1000.0, max_drop=100.0, goal="size", budget=600),
+        Places(out=tmp_path / "o", store=trip.run.store),
+    )  # fmt: skip
+    assert asked == [(2, 1), (2, 1)]
+    first, *_ = found.found.notes
+    assert "when it was timed once more, max_latency_ms (1.25 ms, bound 1)" in first
+    missed = found.found.point(first.partition(":")[0])
+    assert missed is not None
+    assert not missed.feasible
+    assert found.chosen is not None
+    assert found.chosen.name != missed.name
+    assert found.passed
+    assert set(found.found.threads) == {1, 2}
+    assert (
+        json.loads((tmp_path / "o" / "bundle" / "manifest.json").read_text())["variant"] == found.chosen.name
+    )
+
+
+def test_a_network_that_integers_refuse_when_pruned_is_pruned_by_its_float_layers(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials.trial(Design())
+    real = Trials.table
+
+    def table(self: Trials, scheme: Scheme) -> Costs:
+        if scheme != "fp32":
+            raise ParityError("no float share keeps the gate")
+        return real(self, scheme)
+
+    monkeypatch.setattr(Trials, "table", table)
+    monkeypatch.setattr(searching, "leading", lambda *_: "int8-mixed")
+    search = searching.Search(trials, lambda _: None, {Design(): trials.trial(Design())})
+    search.tabulate()
+    assert trials.costs is not None
+    assert any(arm.shape == "table" for arm in search.arms())
+    assert search.notes == [
+        "the latency table is of float layers: int8-mixed cannot be made of pruned ones (no float share keeps the gate)"
+    ]
+    monkeypatch.setattr(
+        Trials, "table", lambda *_: (_ for _ in ()).throw(BackboneError("nothing can be pruned"))
+    )
+    search.tabulate()
+    assert search.notes[-1] == "no pruning: nothing can be pruned"
+    assert all(arm.top == 0 for arm in search.arms())
 
 
 @pytest.mark.slow

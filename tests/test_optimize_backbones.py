@@ -195,14 +195,15 @@ def test_another_backbone_is_pruned_by_its_own_latency_table(trip: Trip) -> None
 
 
 def test_a_shorter_recovery_where_backbones_share_the_budget() -> None:
-    def rungs(among: int) -> tuple[int, ...]:
+    def rungs(among: int, budget: float = 1800, sized_by: float | None = None) -> tuple[int, ...]:
         alone: Any = SimpleNamespace(
-            asked=Asked(budget=1800), template=SimpleNamespace(recover=SimpleNamespace(epochs=20)),
+            asked=Asked(budget=budget, sized_by=sized_by), template=SimpleNamespace(recover=SimpleNamespace(epochs=20)),
             durations=SimpleNamespace(tuning=12.0),
         )  # fmt: skip
         return Search(alone, lambda _: None, among=among).rungs()
 
     assert (rungs(1), rungs(3)) == ((20, 40), (5, 10, 20))
+    assert rungs(1, budget=300, sized_by=1800) == rungs(1) != rungs(1, budget=300)
 
 
 def test_other_backbones_need_a_recipe_that_trains(tmp_path: Path) -> None:

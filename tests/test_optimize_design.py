@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.optimize.design import TOP, Design, Scheme, Template
 from toolchain.recipe import Recipe, build
-from toolchain.steps import FallBack, Qat, Quantize
+from toolchain.steps import FallBack, Prune, Qat, Quantize
 
 
 def recipe(fp32: list[Any], **more: Any) -> Recipe:
@@ -34,6 +34,39 @@ def test_what_the_recipe_does_to_fp32_is_done_to_every_design() -> None:
     made = template.variant(Design(0.5, epochs=4), lambda _: {}).steps
     assert next(step for step in made if step.step == "export").parity_pictures == 7  # type: ignore[union-attr]
     assert steps(template, Design(scheme="int8")) == ("fp32", ["quantize"])
+
+
+def pruning(settings: dict[str, Any], design: Design, widths: dict[str, float]) -> Prune:
+    """The prune step of a design, for a recipe that prunes so."""
+    raw = recipe(["export"]).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    steps = [{"prune": settings}, {"recover": {"teacher": "tuned"}}, "export"]
+    raw["variants"]["pruned"] = {"from": "tuned", "steps": steps}
+    made = Template(build(raw, Path()), 1.0).variant(design, lambda _: widths).steps
+    return next(step for step in made if isinstance(step, Prune))
+
+
+def test_a_recipes_greatest_share_of_a_layer_is_the_searchs_too() -> None:
+    raw = recipe(["export"]).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["variants"]["pruned"] = {
+        "from": "tuned",
+        "steps": [{"prune": {"ratio": 0.3, "max_ratio": 0.6}}, "export"],
+    }
+    assert Template(build(raw, Path()), 1.0).most == 0.6
+    assert Template(recipe(["export"]), 1.0).most == TOP
+    assert pruning({"max_ratio": 0.6}, Design(0.5, "table", epochs=2), {"layer1": 0.55}).max_ratio == 0.6
+    assert pruning({}, Design(0.5, "table", epochs=2), {"layer1": 0.93}).max_ratio == TOP
+    assert pruning({"max_ratio": 0.6}, Design(0.75), {}).ratio == 0.75  # for the latency table only
+
+
+def test_shares_by_layer_are_the_searchs() -> None:
+    own = {"ratio": 0.3, "ratios": {"layer1*": 0.1}, "scope": "global"}
+    assert pruning(own, Design(0.5, epochs=2), {}).ratios == {}
+    found = pruning(own, Design(0.5, "table", epochs=2), {"layer2.0.conv1": 0.4})
+    assert (found.ratios, found.scope) == ({"layer2.0.conv1": 0.4}, "uniform")
+    raw = recipe(["export"]).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["variants"]["pruned"] = {"from": "tuned", "steps": [{"prune": own}, "export"]}
+    assert Template(build(raw, Path()), 1.0).chooses == ["ratios", "scope"]
+    assert Template(recipe(["export"]), 1.0).chooses == []
 
 
 def test_activations_are_replaced_before_pruning_and_their_gates_folded_before_integers() -> None:

@@ -34,12 +34,12 @@ def test_each_provider_is_searched_in_its_folder_with_an_even_share_of_what_is_l
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    seen: list[tuple[str, Path | None, float, float]] = []
+    seen: list[tuple[str, Path | None, float, float | None, float]] = []
 
     def search(
         given: object, asked: Asked, places: Places, wishes: object, progress: object, at: float
     ) -> str:
-        seen.append((asked.provider, places.out, asked.budget, at))
+        seen.append((asked.provider, places.out, asked.budget, asked.sized_by, at))
         clock.now += 10  # much less than its share
         return f"found on {asked.provider}"
 
@@ -51,8 +51,8 @@ def test_each_provider_is_searched_in_its_folder_with_an_even_share_of_what_is_l
     )
     assert found == {"cpu": "found on cpu", "cuda": "found on cuda"}
     assert seen == [
-        ("cpu", tmp_path / "out" / "cpu", 50.0, 98.0),
-        ("cuda", tmp_path / "out" / "cuda", 88.0, 110.0),
+        ("cpu", tmp_path / "out" / "cpu", 50.0, 50.0, 98.0),
+        ("cuda", tmp_path / "out" / "cuda", 88.0, 50.0, 110.0),
     ]
 
 

@@ -34,7 +34,7 @@ from toolchain.runtime.errors import (
 )
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.percentiles import percentile
-from toolchain.runtime.session import Session
+from toolchain.runtime.session import NO_CPU, Session
 from toolchain.runtime.warm_up import Steadiness, is_steady, warm_up
 
 ROOT = Path(__file__).parents[1]
@@ -331,6 +331,19 @@ def test_a_provider_with_its_own_memory_is_timed_both_ways(
     included, excluded = bench(plain(tmp_path), quick()).cases
     assert (included.copies, excluded.copies) == ("included", "excluded")
     assert included.condition == excluded.condition
+
+
+def test_a_node_that_works_on_data_elsewhere_is_an_error_unless_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = tuple(trace.TracedNode(f"add {index}", "Add", "cuda", 9.0, 4096) for index in range(7))
+    monkeypatch.setattr(trace, "trace", lambda *_, **__: trace.Trace(nodes, (99,)))
+    with pytest.raises(
+        ProviderError, match=r"add 0 \(Add\) on cuda, .*add 4 \(Add\) on cuda and 2 more although 'cpu'"
+    ):
+        bench(plain(tmp_path), quick())
+    (case,) = bench(plain(tmp_path), quick(options={"": {NO_CPU: "0"}})).cases
+    assert len(case.elsewhere) == 7
 
 
 @pytest.mark.gpu

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from bench_helpers import plain
+from onnx import TensorProto, helper
 
 from toolchain.report.bench import render_bench
 from toolchain.runtime.bench_record import (
@@ -88,6 +90,47 @@ def test_other_providers_and_copies_are_seen_and_shown(tmp_path: Path) -> None:
     assert "cuda, copies excluded" in text
     assert "NOT steady after 3 calls" in text
     assert "1 copies between providers; not where asked: t (TopK) on cpu" in text
+
+
+def test_a_node_strays_by_what_it_puts_out_not_by_its_name(tmp_path: Path) -> None:
+    def putting_out(
+        name: str, index: int, *outputs: dict[str, list[int]], provider: str = "CPU"
+    ) -> dict[str, object]:
+        made: dict[str, Any] = event(name, "Concat", index, index, 1, provider)
+        return made | {"args": made["args"] | {"output_type_shape": list(outputs)}}
+
+    path = profile(
+        tmp_path,
+        run(0, 90),
+        putting_out("shape", 1, {"int64": [4]}),
+        putting_out("positions", 2, {"int64": [1, 512]}, {"bool": [1, 512]}),
+        putting_out("scales", 3, {"float": [4]}),
+        putting_out("features", 4, {"int64": [4]}, {"float": [1, 24, 56, 56]}),
+        putting_out("picture", 5, {"uint8": [3, 640, 480]}),
+        putting_out("fine", 6, {"float": [1, 24, 56, 56]}, provider="CUDA"),
+        event("nothing told", "Concat", 7, 7, 1),
+    )  # fmt: skip
+    found = read(path, drop=0)
+    assert found.strayed("cuda") == ("features (Concat) on cpu", "picture (Concat) on cpu")
+    assert len(found.elsewhere("cuda")) == 6
+    assert found.strayed("cpu") == ("fine (Concat) on cuda",)
+
+
+def test_what_a_real_profile_says_of_its_outputs(tmp_path: Path) -> None:
+    features = helper.make_node("Concat", ["input", "input"], ["y"], name="features", axis=1)
+    shape = helper.make_node("Shape", ["y"], ["s"], name="shape")
+    values = [
+        helper.make_tensor_value_info(name, kind, sizes)
+        for name, kind, sizes in (
+            ("input", TensorProto.FLOAT, [1, 3, 4, 4]), ("y", TensorProto.FLOAT, None), ("s", TensorProto.INT64, [4]),
+        )
+    ]  # fmt: skip
+    graph = helper.make_graph([features, shape], "g", values[:1], values[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        tmp_path / "m.onnx",
+    )
+    assert trace(tmp_path / "m.onnx", FEED, 2).strayed("cuda") == ("features (Concat) on cpu",)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '[{"name": "model_run"}]'])

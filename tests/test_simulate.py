@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from learn_helpers import context
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.helper import make_node
 from onnx_helpers import SQUARE, exported, mobile, model, run
 
@@ -217,3 +217,22 @@ def test_constants_are_kept_as_they_are(integers: tuple[ModelProto, ModelProto])
     weight = next(t for t in plain.graph.initializer if t.name == "fc.weight")
     found = network.values[network.plain["fc.weight"]].detach().numpy()
     np.testing.assert_array_equal(found, numpy_helper.to_array(weight))
+
+
+def test_biases_of_more_than_30_bits_are_kept(integers: tuple[ModelProto, ModelProto]) -> None:
+    changed = ModelProto()
+    changed.CopyFrom(integers[1])
+    bias = next(t for t in changed.graph.initializer if t.data_type == TensorProto.INT32 and len(t.dims) == 1)
+    value = numpy_helper.to_array(bias).copy()
+    value[:2] = (2_000_000_000, -2_000_000_000)
+    bias.CopyFrom(numpy_helper.from_array(value, bias.name))
+    network = Simulated(changed).eval()
+    with torch.inference_mode():
+        network(torch.from_numpy(PICTURES))
+        number = next(i for i, one in enumerate(network.rounded) if one.integers == bias.name)
+        counted = network.value(number).numpy() / numpy_helper.to_array(
+            next(t for t in changed.graph.initializer if t.name == network.rounded[number].scale)
+        )
+    np.testing.assert_allclose(counted[:2], value[:2], rtol=1e-6)
+    after = next(t for t in trained(network, changed).graph.initializer if t.name == bias.name)
+    np.testing.assert_allclose(numpy_helper.to_array(after)[:2], value[:2], rtol=1e-6)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +22,7 @@ from toolchain.artifact import Artifact
 from toolchain.calibration import float_layers, sensitivity
 from toolchain.calibration.pictures import prepared
 from toolchain.errors import DataError, RecipeError
+from toolchain.progress import Silent, Task
 from toolchain.recipe import Recipe, load
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.quantize import Quantize
@@ -105,6 +109,26 @@ def test_layers_fall_back_until_the_gate_holds(network: Artifact, tmp_path: Path
     feed = np.concatenate(inputs(network))
     fp32, int8 = run(network.folder / graph.PLAIN, feed), run(lent.out / graph.PLAIN, feed)
     assert (fp32.argmax(axis=1) == int8.argmax(axis=1)).all()
+
+
+def test_every_part_given_back_is_told_so_that_a_budget_can_end_it(network: Artifact, tmp_path: Path) -> None:
+    """A Progress that raises when a task advances (optimize/budget.py) must get the chance after each part."""
+    units: dict[str, float] = {}
+
+    class Counted(Silent):
+        @contextmanager
+        def task(self, name: str, total: float) -> Iterator[Task]:
+            def advance(units_done: float = 1, **shown: float | str) -> None:
+                units[name] = units.get(name, 0) + units_done
+
+            yield SimpleNamespace(advance=advance)  # type: ignore[misc]
+
+    adaptive = COARSE.model_copy(update={"rounding": "adaptive"})
+    lent = replace(context(tmp_path), progress=Counted())
+    measured = FallBack(quantize=adaptive, min_agreement=100).run({"model": network}, lent)
+    prices = [m for m in measured if m.name == "price"]
+    assert units["fall back"] == len(prices) > 0
+    assert units["rounding"] == 6  # layers with weights
 
 
 def test_nothing_falls_back_where_the_gate_holds(network: Artifact, tmp_path: Path) -> None:

@@ -71,11 +71,15 @@ def covariances(
 
 
 def choose(
-    found: Iterable[Layer], steps: Mapping[str, Floats], covariances: Mapping[str, Doubles], bits: Bits
+    found: Iterable[Layer],
+    steps: Mapping[str, Floats],
+    covariances: Mapping[str, Doubles],
+    bits: Bits,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Floats]:
     """Integers by weight, shaped as its layer's rows; rows that could saturate with them keep the nearest ones.
 
-    bits: those that `steps` were made for. Layers without a covariance are left out.
+    bits: those that `steps` were made for. Layers without a covariance are left out; `advance` is called after the others.
     """
     chosen: dict[str, Floats] = {}
     for layer in found:
@@ -88,6 +92,7 @@ def choose(
             wrong = saturating(chosen[layer.weight])
             nearest = np.rint(layer.rows / step.reshape(-1, *[1] * (layer.rows.ndim - 1)))
             chosen[layer.weight][wrong] = nearest[wrong]
+        advance()
     return chosen
 
 

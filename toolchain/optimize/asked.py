@@ -30,6 +30,8 @@ class Asked:
     resident memory, in 10^6 bytes, of a fresh process that answers one picture. budget: seconds of this start.
     targets: processors that every candidate must be right on (steps/quantize.py); none: the recipe's.
     backbones: others to search besides the recipe's own and its `networks`: bundled/NAME or timm/NAME.
+    sized_by: seconds that decide how long recoveries are, where that is not the budget: searches over one store that
+    are to train the same networks share it.
     """
 
     provider: Provider = "cpu"
@@ -42,6 +44,7 @@ class Asked:
     budget: float = 1800.0
     targets: tuple[Target, ...] = ()
     backbones: tuple[str, ...] = ()
+    sized_by: float | None = None
 
     def gates(self, own: Gates) -> Gates:
         """The recipe's gates with these bounds in place of its own where given."""

@@ -135,14 +135,13 @@ class Search:
         """Measure the latency table, if there is time and the network can be pruned; and one in float, to predict by."""
         self._tabulated = True
         scheme = leading(self.own, self.whole, self.asked.goal)
-        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
-            self._note("no time for a latency table of the layers: every layer is pruned alike")
-            return
         try:
-            costs = self.trials.table(scheme)
+            costs = self._measure(scheme)
         except UNMADE as error:
             self._prunable = False
             self._note(f"no pruning: {error}")
+            return
+        if costs is None:
             return
         if costs.covers:
             self.trials.costs = costs
@@ -151,6 +150,24 @@ class Search:
                 self._floats = self.trials.table("fp32")
         else:
             self._note("the latency table knows too few of the layers: every layer is pruned alike")
+
+    def _measure(self, scheme: Scheme) -> Costs | None:
+        """The table of networks quantized so, or in float where they cannot be; None, with a note, without the time.
+
+        Raises what pruning refuses.
+        """
+        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
+            self._note("no time for a latency table of the layers: every layer is pruned alike")
+            return None
+        try:
+            return self.trials.table(scheme)
+        except UNMADE as error:
+            if scheme == "fp32":
+                raise
+            self._note(
+                f"the latency table is of float layers: {scheme} cannot be made of pruned ones ({error})"
+            )
+            return self._measure("fp32")
 
     def _note(self, words: str) -> None:
         self.notes.append(f"{self.trials.backbone}: {words}" if self.trials.backbone else words)
@@ -169,7 +186,7 @@ class Search:
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
         sides = sizes_below(self.trials.recipe_side)
-        uniform = Arm("uniform", backbone=self.trials.backbone)
+        uniform = Arm("uniform", backbone=self.trials.backbone, top=self.trials.template.most)
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
         if not self._prunable:
@@ -187,12 +204,12 @@ class Search:
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: so short that some trainings fit the budget, up to twice the recipe's.
 
-        A function of the whole budget and of recorded times, so that it is the same after a restart.
+        A function of the whole budget (Asked.sized_by) and of recorded times, so that it is the same after a restart.
         """
         full = self.trials.template.recover.epochs
         affordable = (
             _TRAINING_SHARE
-            * self.asked.budget
+            * (self.asked.sized_by or self.asked.budget)
             / self.among
             / (_TRAININGS * max(self.trials.durations.tuning, 1e-9))
         )

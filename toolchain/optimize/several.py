@@ -22,7 +22,8 @@ def optimize_each(
     """Search for the best file on each provider, one after another, each in a folder of its name below `out`.
 
     The bounds are the same for all. What is left of `asked.budget` is shared evenly among those to come, so that time
-    which one search did not need is the next one's. Raises as `optimize` does, ProviderError before anything is done.
+    which one search did not need is the next one's; how long networks are trained goes by an even share for all, so that
+    they are the same ones. Raises as `optimize` does, ProviderError before anything is done.
     """
     for name in on:
         providers.require(name)
@@ -30,12 +31,13 @@ def optimize_each(
     places, wishes, progress = places or Places(), wishes or Wishes(), progress or Silent()
     own = load(recipe, wishes.overrides, places.data).name
     found: dict[Provider, OptimizeResult] = {}
+    even = asked.budget / len(on)
     for done, name in enumerate(on):
         now = time.monotonic() if done else begun
         share = (begun + asked.budget - now) / (len(on) - done)
         progress.say(f"provider {name}: {share:.0f} s")
         there = replace(places, out=folder(places, own) / name)
         found[name] = optimize(
-            recipe, replace(asked, provider=name, budget=share), there, wishes, progress, now
+            recipe, replace(asked, provider=name, budget=share, sized_by=even), there, wishes, progress, now
         )
     return found

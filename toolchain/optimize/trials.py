@@ -91,7 +91,7 @@ class Trials:
         if self.costs is None:
             raise BackboneError("the network has no latency table to choose widths by")
         if design.ratio not in self._allotted:
-            self._allotted[design.ratio] = self.costs.allot(design.ratio)
+            self._allotted[design.ratio] = self.costs.allot(design.ratio, self.template.most)
         return self._allotted[design.ratio]
 
     def variant(self, design: Design) -> Variant:
@@ -126,6 +126,15 @@ class Trials:
             if design != self.whole:
                 self._refuse(design, str(error))
             return Failure(design, str(error))
+
+    def again(self, design: Design, threads: Sequence[int]) -> Point:
+        """A design that was tried, timed and judged once more with each of these thread counts; the first decides.
+
+        Raises OutOfTimeError.
+        """
+        measure = self.recipe.measure.model_copy(update={"threads": tuple(threads)})
+        there = replace(self, recipe=self.recipe.model_copy(update={"measure": measure}))
+        return there._judged(design, there._artifacts(design))
 
     def _tried(self, design: Design, predicted: float | None) -> Outcome:
         bound = self.asked.max_latency_ms

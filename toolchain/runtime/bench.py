@@ -31,7 +31,7 @@ from toolchain.runtime.bench_record import (
     Percentile,
 )
 from toolchain.runtime.bundle import Bundle
-from toolchain.runtime.errors import HostError, ModelError
+from toolchain.runtime.errors import HostError, ModelError, ProviderError
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.manifest import MODEL, PLAIN_MODEL
 from toolchain.runtime.percentiles import percentile
@@ -55,6 +55,7 @@ __all__ = [
 Copies = Literal["included", "excluded"]
 Told = Callable[[str, int, int], None]
 LACKING = "not measured: "
+_NAMED = 5
 _WAYS: tuple[Copies, ...] = ("included", "excluded")
 
 
@@ -230,6 +231,7 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
         traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
     except (HostError, ModelError) as e:  # what was timed before is worth keeping
         notes.append(f"placement is {LACKING}{e}")
+    _require_placement(traced, setup, model)
     cold: ColdStart | None = None
     memory: Memory | None = None
     if sampling.cold_starts:
@@ -244,6 +246,18 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
         )
         for case in timed
     ]  # fmt: skip
+
+
+def _require_placement(traced: trace.Trace, setup: Setup, model: Path) -> None:
+    """Raise ProviderError where nodes that work on data ran elsewhere, unless fallback is allowed; Session has judged
+    by operator alone."""
+    strayed = traced.strayed(setup.provider)
+    if strayed and setup.options.get(NO_CPU) != "0":
+        more = f" and {len(strayed) - _NAMED} more" if len(strayed) > _NAMED else ""
+        raise ProviderError(
+            f"{model}: {', '.join(strayed[:_NAMED])}{more} although {setup.provider!r} was asked for, and they work on "
+            f"whole tensors; --allow-fallback (the option {NO_CPU}=0) lets them"
+        )
 
 
 def _timed(session: Session, prepared: Prepared, condition: Condition, sampling: Sampling) -> list[Case]:

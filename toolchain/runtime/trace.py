@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,18 +26,26 @@ from toolchain.runtime.session import Session
 
 _KERNEL = "_kernel_time"
 _COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
+# What shapes, indices and conditions are counted in; anything else is what the model computes with.
+_INDICES = frozenset({"int32", "int64", "bool"})
+# So many other values are scales and sizes at most, and no feature map.
+_FEW = 64
 OPTIMIZED = "optimized.onnx"
 Center = Callable[[Sequence[int]], float]
 
 
 @dataclass(frozen=True)
 class TracedNode:
-    """One node of the graph that ran: its name, or "Operator_number" where it has none; the median of its runs."""
+    """One node of the graph that ran: its name, or "Operator_number" where it has none; the median of its runs.
+
+    values: how many numbers it puts out at most, integers of 32 and 64 bits and truth values aside.
+    """
 
     name: str
     operator: str
     provider: str
     ns: float
+    values: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,13 @@ class Trace:
 
     def elsewhere(self, provider: str) -> tuple[str, ...]:
         """ "name (Operator) on PROVIDER" for each node that ran on another provider than this one."""
-        return tuple(
-            f"{node.name} ({node.operator}) on {node.provider}"
-            for node in self.nodes
-            if node.provider != provider
-        )
+        return tuple(_words(node) for node in self.nodes if node.provider != provider)
+
+    def strayed(self, provider: str) -> tuple[str, ...]:
+        """Those of `elsewhere` that work on data, by what they put out: an operator that shapes are reckoned with, such
+        as Add or Concat, may as well work on a feature map."""
+        away = (node for node in self.nodes if node.provider != provider)
+        return tuple(_words(node) for node in away if node.values > _FEW)
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -133,19 +144,31 @@ def read(profile: Path, drop: int, center: Center = median) -> Trace:
     return Trace(nodes, tuple(1000 * int(e["dur"]) for e in runs[drop:]))
 
 
+def _words(node: TracedNode) -> str:
+    return f"{node.name} ({node.operator}) on {node.provider}"
+
+
 def _nodes(events: list[dict[str, Any]], center: Center) -> tuple[TracedNode, ...]:
     times: dict[tuple[str, str], list[int]] = {}
     first: dict[tuple[str, str], dict[str, Any]] = {}
+    values: dict[tuple[str, str], int] = {}
     for event in sorted(events, key=lambda e: int(e["ts"])):
         key = (str(event["name"]).removesuffix(_KERNEL), str(event["args"]["node_index"]))
         first.setdefault(key, event["args"])
         times.setdefault(key, []).append(1000 * int(event["dur"]))
+        values[key] = max(values.get(key, 0), _values(event["args"].get("output_type_shape", [])))
     return tuple(
         TracedNode(
             key[0],
             str(about["op_name"]),
             providers.short_name(str(about["provider"])),
             float(center(times[key])),
+            values[key],
         )
         for key, about in first.items()
     )
+
+
+def _values(outputs: Sequence[Mapping[str, Sequence[int]]]) -> int:
+    """How many numbers are no `_INDICES` in a profile's list of {type: shape}."""
+    return sum(prod(shape) for one in outputs for dtype, shape in one.items() if dtype not in _INDICES)

@@ -24,7 +24,7 @@ from toolchain.simulate.operators import operator
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SUFFIX = "_quantized"  # what onnxruntime's quantizer adds to a tensor's name
-_WIDE = 2**30  # for biases in 32 bits
+_WIDE = 2**31 - 128  # for biases in 32 bits: the greatest that float32 holds exactly
 _TRAINED = ("Conv", "Gemm", "MatMul", "LayerNormalization")
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -100,16 +100,18 @@ class FallBack(Step):
         current, given_back = quantized, set[str]()
         reached = sensitivity.fidelity(reference, sensitivity.answers(current, inputs))
         measured += _reached(reached, "", 0)
-        for one in found:
-            if 100 * reached.agreement >= self.min_agreement:
-                return current, measured
-            given_back |= set(one.layers)
-            candidate = float_layers.in_float(quantized, original, given_back)
-            reached = sensitivity.fidelity(reference, sensitivity.answers(candidate, inputs))
-            measured += _reached(reached, one.name, len(given_back))
-            price = round(latency_ratio(current, candidate, inputs[0]), 3)
-            measured.append(Measurement(name="price", value=price, where={"layer": one.name}))
-            current = candidate
+        with context.progress.task("fall back", len(found)) as task:
+            for one in found:
+                if 100 * reached.agreement >= self.min_agreement:
+                    return current, measured
+                given_back |= set(one.layers)
+                candidate = float_layers.in_float(quantized, original, given_back)
+                reached = sensitivity.fidelity(reference, sensitivity.answers(candidate, inputs))
+                measured += _reached(reached, one.name, len(given_back))
+                price = round(latency_ratio(current, candidate, inputs[0]), 3)
+                measured.append(Measurement(name="price", value=price, where={"layer": one.name}))
+                current = candidate
+                task.advance(agreement=reached.agreement)
         if 100 * reached.agreement >= self.min_agreement:
             return current, measured
         raise ParityError(

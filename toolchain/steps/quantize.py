@@ -210,11 +210,7 @@ class Quantize(Step):
         overrides = {layer.weight: _override(layer, steps[layer.weight]) for layer in layers}
         integers: dict[str, weights.Floats] = {}
         if self.rounding == "adaptive":
-            with context.progress.task("rounding", len(chosen)) as task:
-                seen = pictures.prepared(preprocess, train, chosen, task.advance)
-                integers = rounding.choose(
-                    layers, steps, rounding.covariances(model, layers, seen), self._bits
-                )
+            integers = self._rounded(model, layers, steps, preprocess, context)
         if self.correct_bias:
             weights.correct_biases(model, steps, statistics.means, integers)
         exact = {
@@ -223,6 +219,19 @@ class Quantize(Step):
         }  # fmt: skip
         chains.put(model, exact)
         return self._insert(model, statistics.ranges, overrides, kept, operators)
+
+    def _rounded(
+        self, model: ModelProto, layers: Sequence[weights.Layer], steps: Mapping[str, weights.Floats],
+        preprocess: Path, context: Context,
+    ) -> dict[str, weights.Floats]:  # fmt: skip
+        """Each layer's integers by adaptive rounding, on the calibration pictures."""
+        train = context.data.train
+        chosen = pictures.choose(train, self.pictures)
+        with context.progress.task("look at the layers' inputs", len(chosen)) as task:
+            seen = pictures.prepared(preprocess, train, chosen, task.advance)
+            covariances = rounding.covariances(model, layers, seen)
+        with context.progress.task("rounding", len(covariances)) as task:
+            return rounding.choose(layers, steps, covariances, self._bits, task.advance)
 
     def _insert(
         self, model: ModelProto, found: Mapping[str, ranges.Range], overrides: Mapping[str, JSON],
