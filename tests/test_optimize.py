@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from toolchain.optimize.design import Design, Scheme, Template
 from toolchain.optimize.points import Failure, Miss, Point
 from toolchain.optimize.trials import Trials
 from toolchain.optimize.widths import Costs
-from toolchain.optimize.workflow import optimize, prepared
+from toolchain.optimize.workflow import _Optimize, optimize, prepared
 from toolchain.progress import Silent
 from toolchain.recipe import load
 from toolchain.store import Store
@@ -104,6 +105,18 @@ def test_the_page_tells_the_choice_and_loads_nothing(trip: Trip) -> None:
     assert "src=" not in page
     for reason in trip.found["reasons"]:
         assert reason.split(",")[0] in page
+
+
+def test_what_the_parts_lose_to_pruning_and_int8_is_shown(trip: Trip) -> None:
+    found = trip.found["sensitivity"]
+    parts = found["pruning"]["parts"]
+    assert {layer["name"] for layer in trip.found["layers"]} >= {part["name"] for part in parts}
+    assert all(len(part["sqnr"]) == len(part["shares"]) == 3 for part in parts)
+    assert found["int8"]["parts"]
+    assert 0 <= found["int8"]["agreement"] <= 1
+    page = (trip.run.out / "optimize.html").read_text()
+    assert "sensitivity of fp32 to pruning" in page
+    assert "sensitivity of int8 to int8" in page
 
 
 def test_the_recipe_it_leaves_can_be_run(trip: Trip, tmp_path: Path) -> None:
@@ -290,29 +303,46 @@ def test_shares_that_the_search_chooses_in_place_of_the_recipe_are_told(trip: Tr
 
 
 def test_a_choice_that_misses_when_timed_with_fewer_threads_gives_way_to_the_next(
-    trip: Trip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trip: Trip, tmp_path: Path
 ) -> None:
-    real, asked = Trials.again, []
+    def point(design: Design, megabytes: float) -> Point:
+        return Point(design, 1.0, 0.5, 90.0, 0.0, None, None, megabytes, None)
 
-    def again(self: Trials, design: Design, threads: Sequence[int]) -> Point:
-        asked.append(tuple(threads))
-        found = real(self, design, threads)
-        return found if len(asked) > 1 else replace(found, misses=(Miss("max_latency_ms", 1.0, 1.25, "ms"),))
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    smallest, next_best = Design(scheme="int8"), Design(scheme="int8-stem")
 
-    monkeypatch.setattr(Trials, "again", again)
-    found = optimize(
-        trip.run.recipe, Asked(threads=2, max_latency_ms=1000.0, max_drop=100.0, goal="size", budget=600),
-        Places(out=tmp_path / "o", store=trip.run.store),
-    )  # fmt: skip
-    assert asked == [(2, 1), (2, 1)]
-    first, *_ = found.found.notes
-    assert "when it was timed once more, max_latency_ms (1.25 ms, bound 1)" in first
-    missed = found.found.point(first.partition(":")[0])
-    assert missed is not None
-    assert not missed.feasible
-    assert found.chosen is not None
-    assert found.chosen.name != missed.name
+    def again(design: Design, threads: Sequence[int]) -> Point:
+        asked.append((design.scheme, tuple(threads)))
+        found = point(design, 2.0)
+        return (
+            replace(found, misses=(Miss("max_latency_ms", 1.0, 1.25, "ms"),)) if design == smallest else found
+        )
+
+    history = {
+        Design(): point(Design(), 9.0),
+        smallest: point(smallest, 1.0),
+        next_best: point(next_best, 2.0),
+    }
+    search: Any = SimpleNamespace(history=history, trials=SimpleNamespace(again=again, backbone=""))
+    given = Asked(threads=4, max_latency_ms=1.0, max_drop=1.0, goal="size")
+    asking = _Optimize(trip.run.recipe, given, Places(out=tmp_path / "o"), Wishes(), Deadline(Silent(), 0.0))
+    asking.searches = [search]
+    assert asking._confirmed() == point(next_best, 2.0)
+    assert asked == [("int8", (4, 2, 1)), ("int8-stem", (4, 2, 1))]
+    assert not history[smallest].feasible
+    assert asking.notes == [
+        "int8: when it was timed once more, max_latency_ms (1.25 ms, bound 1); the next best takes its place"
+    ]
+    asking.asked = replace(given, threads=1)
+    assert asking._confirmed() == point(next_best, 2.0)
+    assert len(asked) == 2, "with one thread nothing is timed anew"
+
+
+def test_several_threads_are_timed_together_before_the_choice_stands(trip: Trip, tmp_path: Path) -> None:
+    asked = Asked(threads=2, max_latency_ms=1000.0, max_drop=100.0, budget=600)
+    found = optimize(trip.run.recipe, asked, Places(out=tmp_path / "o", store=trip.run.store))
     assert found.passed
+    assert found.chosen is not None
     assert set(found.found.threads) == {1, 2}
     assert (
         json.loads((tmp_path / "o" / "bundle" / "manifest.json").read_text())["variant"] == found.chosen.name

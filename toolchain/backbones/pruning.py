@@ -150,15 +150,73 @@ def parts(model: nn.Module, network: Network, pruning: Pruning) -> list[Part]:
     Channels that belong to heads (attention) or groups are left out: `ratio` goes for them. For "taylor" the
     parameters must hold gradients. Raises BackboneError as `prune`.
     """
-    _check_finite(model)
     names = {module: name for name, module in model.named_modules()}
+    with _groups(model, network, pruning) as (pruner, groups):
+        found = [_part(group, pruner, names) for group in groups]
+    return [part for part in found if part is not None]
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Who reads the channels of a part. order: its channels, the least important first; inputs: by layer, which channel
+    each of its inputs is, [K, 2] of (channel, input)."""
+
+    name: str
+    order: tuple[int, ...]
+    inputs: Mapping[str, Tensor]
+
+
+def readers(model: nn.Module, network: Network, pruning: Pruning) -> list[Readers]:
+    """The parts as `parts` has them, but for those that a grouped convolution reads. A layer that reads nothing of a channel
+    answers as after that channel was pruned. Raises BackboneError as `prune`.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    with _groups(model, network, pruning) as (pruner, groups):
+        found = [(_part(group, pruner, names), group) for group in groups]
+        return [
+            Readers(part.name, _ascending(group, pruner), inputs)
+            for part, group in found
+            if part is not None and (inputs := _inputs(group, pruner, names)) is not None
+        ]
+
+
+def _ascending(group: tp.dependency.Group, pruner: _Pruner) -> tuple[int, ...]:
+    scores = pruner.importance(group).detach().cpu().double().nan_to_num(0.0)
+    return tuple(scores.argsort(stable=True).tolist())
+
+
+def _inputs(
+    group: tp.dependency.Group, pruner: _Pruner, names: Mapping[nn.Module, str]
+) -> dict[str, Tensor] | None:
+    """Readers' inputs by layer; None where one is a grouped convolution, whose weights hold no column for each."""
+    found: dict[str, list[Tensor]] = {}
+    for item in group:
+        layer = item.dep.target.module
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or not pruner.DG.is_in_channel_pruning_fn(
+            item.dep.handler
+        ):
+            continue
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            if layer.groups == layer.in_channels:
+                continue  # hands each channel on to its own reader
+            return None
+        pairs = torch.tensor([item.root_idxs, item.idxs]).T
+        found.setdefault(names[layer], []).append(pairs)
+    return {name: torch.cat(pairs) for name, pairs in found.items()} or None
+
+
+@contextmanager
+def _groups(
+    model: nn.Module, network: Network, pruning: Pruning
+) -> Iterator[tuple[_Pruner, list[tp.dependency.Group]]]:
+    """The pruner of a model that stays as it is, and what it would prune together."""
+    _check_finite(model)
     with _suited(network):
         pruner = _pruner(model.eval(), network, pruning)
         groups = pruner.DG.get_all_groups(
             ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
         )
-        found = [_part(group, pruner, names) for group in groups]
-    return [part for part in found if part is not None]
+        yield pruner, list(groups)
 
 
 def _part(group: tp.dependency.Group, pruner: _Pruner, names: Mapping[nn.Module, str]) -> Part | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.points import Outcome, Point
+from toolchain.optimize.sensitivity import Sensitive
 from toolchain.optimize.widths import Costs
 from toolchain.record import JSON
 
@@ -28,7 +29,8 @@ class Found:
 
     front, closest: names of points. would_do: what would have to give, when nothing is chosen. widths: shares pruned
     by layer of the chosen design. costs: the latency table, where one was measured. threads: the chosen file's median
-    ms by how many threads it has, where several were to be had. seconds: of this start.
+    ms by how many threads it has, where several were to be had. sensitive: what the recipe's own network loses part by
+    part, where there was time to measure it. seconds: of this start.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Found:
     widths: Mapping[str, float]
     costs: Costs | None
     threads: Mapping[int, float]
+    sensitive: Sensitive | None
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -14,8 +14,9 @@ from toolchain.optimize.outcome import Found
 from toolchain.optimize.points import Failure, Point, Probe, told
 from toolchain.optimize.session import fastest
 from toolchain.record import JSON
-from toolchain.report import style, svg, text
+from toolchain.report import pruning, sensitivity, style, svg, text
 from toolchain.report.labels import Box, place, short
+from toolchain.report.parts import PruningSensitivity, Sensitivity
 
 SCHEMA_VERSION = 1
 _WIDTH = 1000.0
@@ -64,6 +65,7 @@ def render_json(found: Found) -> str:
         ],
         "widths": dict(found.widths), "threads": {str(n): ms for n, ms in found.threads.items()},
         "layers": [asdict(layer) for layer in found.costs.table.layers] if found.costs else [],
+        "sensitivity": {name: one.model_dump(mode="json") for name, one, _ in _sensitive(found)},
         "host": dict(found.host),
     }  # fmt: skip
     return json.dumps(told_, indent=1) + "\n"
@@ -140,9 +142,23 @@ def render_page(found: Found) -> str:
         rows=[_row(found, point) for point in sorted(found.points, key=lambda p: p.share)],
         failed=[(o.design.name, o.why) for o in found.outcomes if isinstance(o, Failure)],
         probed=[(o.design.name, f"{o.latency_ms:.3f} ms") for o in found.outcomes if isinstance(o, Probe)],
+        sensitive=[(words, drawn) for words, _, drawn in _sensitive(found)],
         layers=_layers(found), threads=threads(found) if found.threads else "",
         facts=[(name, str(value)) for name, value in found.host.items()],
     )  # fmt: skip
+
+
+def _sensitive(found: Found) -> list[tuple[str, Sensitivity | PruningSensitivity, Markup]]:
+    """What was measured of the parts' sensitivity: to what, the figures, the picture."""
+    measured = found.sensitive
+    if measured is None:
+        return []
+    rows: list[tuple[str, Sensitivity | PruningSensitivity, Markup]] = []
+    if (pruned := measured.pruned) is not None:
+        rows.append(("pruning", pruned, pruning.drawing(pruned)))
+    if (quantized := measured.quantized) is not None:
+        rows.append(("int8", quantized, sensitivity.drawing(quantized)))
+    return rows
 
 
 def _row(found: Found, point: Point) -> Row:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import Design, Scheme
 from toolchain.optimize.points import Outcome, Point, pick, points
+from toolchain.optimize.sensitivity import PICTURES, Sensitive
 from toolchain.optimize.strategy import OF_FILES, Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
 from toolchain.optimize.widths import Costs
@@ -21,6 +22,8 @@ MENDING: dict[str, tuple[Scheme, ...]] = {
     "cpu": ("int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat"), "cuda": (),
 }  # fmt: skip
 _TABLE_SHARE = 0.3  # most of the time left that the latency table may take
+_PROBE_SHARE = 0.1  # and that the layers' sensitivity may, which only explains
+_PROBE_START, _PROBE_ANSWERS = 5.0, 200  # seconds, and about how many networks answer its pictures
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
 _SMALLEST = 24  # pixels
@@ -41,6 +44,7 @@ class Search:
     notes: list[str] = field(default_factory=list)
     among: int = 1
     until: float = math.inf
+    sensitive: Sensitive | None = None
     _floats: Costs | None = None
     _tabulated: bool = False
     _prunable: bool = True
@@ -95,6 +99,7 @@ class Search:
             return stopped
         if not self._tabulated:
             self.tabulate()
+            self.probe()
         return self._spend(self.space(self.arms()))
 
     def best(self) -> Point | None:
@@ -150,6 +155,18 @@ class Search:
                 self._floats = self.trials.table("fp32")
         else:
             self._note("the latency table knows too few of the layers: every layer is pruned alike")
+
+    def probe(self) -> None:
+        """Measure what the parts of the recipe's own network lose to pruning and int8, for the report, if there is time."""
+        base = self.history.get(Design())
+        if self.trials.backbone or not isinstance(base, Point):
+            return
+        if _PROBE_START + PICTURES * _PROBE_ANSWERS * base.latency_ms / 1e3 > _PROBE_SHARE * self.left:
+            return
+        quantized = isinstance(self.history.get(Design(scheme="int8")), Point)
+        self.sensitive = self.trials.sensitivity(
+            quantized and not self.trials.template.quantize.float_products
+        )
 
     def _measure(self, scheme: Scheme) -> Costs | None:
         """The table of networks quantized so, or in float where they cannot be; None, with a note, without the time.

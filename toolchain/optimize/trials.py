@@ -29,6 +29,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design, Scheme, Template
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
+from toolchain.optimize.sensitivity import Sensitive, probe
 from toolchain.optimize.widths import Costs
 from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
 from toolchain.recipe import TRUNK, Node, Recipe, Variant
@@ -42,6 +43,7 @@ _WIDTHS = (0.25, 0.5, 0.75)
 _TABLE = "layers.json"
 _MEMORY = "memory.json"
 _REFUSED = "refused.json"
+_SENSITIVE = "sensitivity.json"
 _STARTS = 3
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
@@ -329,6 +331,28 @@ class Trials:
             pruning = pruning.model_copy(update={"importance": "l2"})
         found = parts(*load_network(trunk.folder), pruning)
         (out / _TABLE).write_text(_Kept(table=table, parts=tuple(found)).model_dump_json())
+
+    def sensitivity(self, int8: bool) -> Sensitive:
+        """What the tuned network loses to pruning, and (`int8`) to the recipe's integers, part by part; measured once."""
+        made = self._artifacts(Design(scheme="int8") if int8 else Design())
+        trunk = made[TRUNK] if self.template.trainable else None
+        file = made[Design(scheme="int8").name] if int8 else None
+        given: dict[str, JSON] = {"train": self.data.train.fingerprint, "libraries": host_kind()}
+        settings = self.template.prune.model_dump(mode="json")
+        parents = {
+            name: one.key for name, one in (("trunk", trunk), (BASE, made[BASE]), ("int8", file)) if one
+        }
+        job = Job(
+            "sensitivity", 1, settings, parents, given, (*runtime_libraries(), "torch", "torch-pruning")
+        )
+
+        def measure(out: Path) -> None:
+            train, progress = self.data.train, self.pipeline.progress
+            found = probe(trunk, made[BASE], file, self.template.prune, train, progress)
+            (out / _SENSITIVE).write_text(found.model_dump_json())
+
+        entry = self.pipeline.measured(job, measure)
+        return Sensitive.model_validate_json((entry.folder / _SENSITIVE).read_bytes())
 
     def seconds(self, design: Design) -> float:
         """What a design is predicted to take now; what the store has costs nothing."""

@@ -201,7 +201,7 @@ class _Optimize:
             would_do=() if chosen else tuple(would_do(measured)), stopped=stopped,
             notes=(*(note for search in self.searches for note in search.notes), *self.notes),
             seconds=time.monotonic() - self.started, tested=tested, host=host.facts(), widths=self._widths(chosen),
-            costs=costs, threads=self.threads,
+            costs=costs, threads=self.threads, sensitive=self.searches[0].sensitive if self.searches else None,
         )  # fmt: skip
 
     def _widths(self, chosen: Point | None) -> dict[str, float]:

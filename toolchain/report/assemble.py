@@ -47,6 +47,7 @@ from toolchain.report.parts import (
     TransferRow,
     Weights,
 )
+from toolchain.report.pruning import prunings
 from toolchain.report.sensitivity import sensitivities
 from toolchain.report.thumbnails import thumbnail
 
@@ -68,6 +69,7 @@ def assemble(found: Findings, recipe_text: str) -> RunReport:
         thresholds=_thresholds(found, chosen, first) if chosen else {},
         mistakes=tuple(_mistakes(found, chosen or BASE, first)),
         sensitivity=tuple(sensitivities(found)),
+        pruning=tuple(prunings(found)),
         noticed=tuple(noticed(found)),
         transfer=_transfer(found),
         not_measured=tuple(NotMeasured(what=what, why=why) for what, why in found.unavailable.items()),

@@ -22,6 +22,7 @@ from toolchain.report.parts import (
     NotMeasured,
     Parity,
     Picture,
+    PruningSensitivity,
     RunInfo,
     Sensitivity,
     StepTime,
@@ -146,6 +147,9 @@ class RunReport(Model):
     mistakes: tuple[Picture, ...] = Field(default=(), description="surest wrong answers of the chosen file")
     sensitivity: tuple[Sensitivity, ...] = Field(
         default=(), description="of files whose parts could fall back"
+    )
+    pruning: tuple[PruningSensitivity, ...] = Field(
+        default=(), description="of prunings that were asked to probe"
     )
     noticed: tuple[Text, ...] = Field(
         default=(), description="what steps found out about their own worth, in sentences"

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from toolchain.measure.metrics import Accuracy
 from toolchain.record import JSON
-from toolchain.report import charts, summary, text
+from toolchain.report import charts, pruning, summary, text
 from toolchain.report.model import Agreement, Gate, Latency, RunReport, Variant
-from toolchain.report.parts import Parity, Sensitivity
+from toolchain.report.parts import Parity, PruningSensitivity, Sensitivity
 from toolchain.report.rows import (
     SHOWN_CLASSES,
     ClassRow,
@@ -72,6 +72,7 @@ class Page:
     data_labels_left_out: int
     curves: list[tuple[Markup, object]]
     sensitivity: list[tuple[Markup, Sensitivity]]
+    pruning: list[tuple[Markup, PruningSensitivity]]
     transfer: list[Gain]
     run_facts: list[tuple[str, str]]
     host_facts: list[tuple[str, str]]
@@ -113,6 +114,7 @@ def page(report: RunReport) -> Page:
         data_labels_left_out=max(0, len(report.data.labels) - SHOWN_CLASSES),
         curves=[(drawing, curve) for drawing, curve in drawn if drawing is not None],
         sensitivity=[(drawing(found), found) for found in report.sensitivity],
+        pruning=[(pruning.drawing(found), found) for found in report.pruning],
         transfer=[gain(row) for row in report.transfer.rows] if report.transfer else [],
         run_facts=_run_facts(report),
         host_facts=[(name, words(value)) for name, value in report.host.items()],
@@ -162,7 +164,7 @@ def _sections(report: RunReport, classes: bool) -> list[tuple[str, str]]:
         "calibration": ("Calibration", bool(report.calibration)),
         "latency": ("Latency", any(v.latency for v in report.variants)),
         "parity": ("Parity", any(v.parity or v.placement or v.agreement for v in report.variants)),
-        "sensitivity": ("Sensitivity", bool(report.sensitivity)),
+        "sensitivity": ("Sensitivity", bool(report.sensitivity or report.pruning)),
         "data": ("Data", True),
         "training": ("Training", bool(report.curves or report.transfer)),
         "reproduce": ("Reproduce", True),

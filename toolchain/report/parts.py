@@ -106,6 +106,23 @@ class Sensitivity(Model):
     parts: tuple[SensitivePart, ...]
 
 
+class PrunedPart(Model):
+    """A part that gave up channels alone: by their share, dB of the logits' signal over noise against the whole network,
+    and the fraction of equal top-1."""
+
+    name: Text
+    shares: tuple[float, ...]
+    sqnr: tuple[float, ...]
+    agreement: tuple[float, ...]
+
+
+class PruningSensitivity(Model):
+    """What the answers lose when each part alone is pruned, the worst first. artifact: of the pruning that measured it."""
+
+    artifact: Text
+    parts: tuple[PrunedPart, ...]
+
+
 class Picture(Model):
     """A wrong answer with its picture. png: a thumbnail, base64."""
 

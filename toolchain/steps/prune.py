@@ -6,17 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolchain.artifact import Artifact, Form
 from toolchain.backbones.network import Network, load, save
-from toolchain.backbones.pruning import Cost, Gradients, Pruning, cost, prune
+from toolchain.backbones.pruning import Cost, Gradients, Pruning, cost, prune, readers
+from toolchain.backbones.sensitivity import SHARES, alone
+from toolchain.calibration.pictures import choose
+from toolchain.calibration.sensitivity import fidelity
 from toolchain.data.dataset import PictureSet
 from toolchain.data.preprocess import Preprocessing
 from toolchain.errors import BackboneError
-from toolchain.record import Measurement
+from toolchain.progress import Progress
+from toolchain.record import JSON, Measurement
 from toolchain.step import Context, Step
 
 
@@ -27,6 +31,8 @@ class Prune(Pruning, Step):
     pruned network, for a recovery that is to keep them (see learn/settings.py, norm_statistics).
     pictures, batch_size: how many training pictures importance "taylor" computes gradients on and statistics are
     measured on, and how many at a time.
+    probe: on so many training pictures every part is pruned alone before, by shares of its channels, and the report shows
+    what the answers lose: `sqnr_pruned` (dB of the logits' signal over noise) and `agreement_pruned`. 0: not measured.
     """
 
     step: Literal["prune"] = "prune"
@@ -37,12 +43,20 @@ class Prune(Pruning, Step):
     norm_statistics: Literal["kept", "measured"] = "kept"
     pictures: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
+    probe: Annotated[int, Field(ge=0)] = 0
+
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, JSON]:
+        """Without what is not used: what was pruned before these settings existed keeps its key."""
+        found: dict[str, JSON] = plain(self)
+        return {name: value for name, value in found.items() if name not in ("ratios", "probe") or value}
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Prune the network in inputs["model"]; returns its cost before and after, and what share is left."""
         model, network = load(inputs["model"].folder)
         before = cost(model, network)
         model.to(context.device.torch)
+        measured = self._sensitivity(model, network, context) if self.probe else []
         with context.progress.task("prune", self.iterations) as task:
             pruned = prune(
                 model, network, self,
@@ -51,7 +65,22 @@ class Prune(Pruning, Step):
         if self.norm_statistics == "measured":
             measure_statistics(model, list(self._batches(network, context)))
         save(model, pruned, context.out)
-        return _measurements(before, cost(model, pruned))
+        return (*_measurements(before, cost(model, pruned)), *measured)
+
+    def _sensitivity(self, model: nn.Module, network: Network, context: Context) -> list[Measurement]:
+        """See `sensitivity`, on `probe` training pictures. Raises BackboneError without any."""
+        train = context.data.train
+        chosen = choose(train, self.probe)
+        if not chosen:
+            raise BackboneError(
+                "prune.probe: sensitivity is measured on training pictures, and there are none"
+            )
+        preprocessing, size = Preprocessing(network.preprocess), self.batch_size
+        batches = [
+            _tensors(train, chosen[start : start + size], preprocessing).to(context.device.torch)
+            for start in range(0, len(chosen), size)
+        ]
+        return list(sensitivity(model, network, self, batches, context.progress))
 
     def _gradients(self, network: Network, context: Context) -> Gradients:
         """Gradients of the mean cross-entropy over some training pictures, batch statistics untouched."""
@@ -79,6 +108,27 @@ class Prune(Pruning, Step):
             batch = chosen[start : start + self.batch_size]
             pictures = _tensors(train, batch, preprocessing).to(device)
             yield pictures, torch.from_numpy(train.labels[batch]).to(device)
+
+
+def sensitivity(
+    model: nn.Module, network: Network, pruning: Pruning, batches: Sequence[Tensor], progress: Progress
+) -> Iterator[Measurement]:
+    """What the logits lose when each part alone gives up SHARES of its channels, against the whole network's.
+
+    importance "taylor" needs gradients: magnitudes order the channels here. Raises BackboneError as pruning does.
+    """
+    if pruning.importance == "taylor":
+        pruning = pruning.model_copy(update={"importance": "l2"})
+    found = readers(model, network, pruning)
+    with progress.task("sensitivity to pruning", len(found) * len(SHARES)) as task:
+        answers = alone(model, found, batches)
+        whole = next(answers).logits
+        for one in answers:
+            lost = fidelity(whole, one.logits)
+            where: dict[str, str | int | float] = {"layer": one.part, "share": one.share}
+            yield Measurement(name="sqnr_pruned", value=round(lost.sqnr, 2), unit="dB", where=where)
+            yield Measurement(name="agreement_pruned", value=lost.agreement, where=where)
+            task.advance()
 
 
 @torch.no_grad()
