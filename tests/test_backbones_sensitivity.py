@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from torch import nn
 
 from toolchain.artifact import Artifact
 from toolchain.backbones.network import load
-from toolchain.backbones.pruning import Pruning, prune, readers
+from toolchain.backbones.pruning import Pruning, parts, prune, readers
 from toolchain.backbones.sensitivity import SHARES, alone
 from toolchain.errors import BackboneError
+from toolchain.report.parts import PrunedPart, PruningSensitivity
 from toolchain.report.pruning import SHOWN, drawing, pruning
 from toolchain.steps.prune import Prune
 
@@ -39,28 +41,30 @@ def stirred(name: str) -> tuple[nn.Module, object]:
 def test_unread_channels_count_as_pruned_ones(name: str) -> None:
     model, described = stirred(name)
     pictures = torch.randn(3, 3, 32, 32)
-    parts = readers(model, described, ANY)
+    found = readers(model, described, ANY)
     before = copy.deepcopy(model.state_dict())
-    answers = {one.part: one.logits for one in alone(model, parts, [pictures[:2], pictures[2:]], [0.5])}
-    for part in parts[:: max(1, len(parts) // 6)]:
+    answers = {one.part: one.logits for one in alone(model, found, [pictures[:2], pictures[2:]], [0.5])}
+    for part in found[:: max(1, len(found) // 6)]:
         pruned = copy.deepcopy(model)
         prune(pruned, described, ANY.model_copy(update={"ratios": {"*": 0.0, part.name: 0.5}}))
         with torch.no_grad():
             torch.testing.assert_close(
                 torch.from_numpy(answers[part.name]), pruned(pictures), rtol=1e-4, atol=1e-5
             )
-    assert {"", *(part.name for part in parts)} == answers.keys()
+    assert {"", *(part.name for part in found)} == answers.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_what_a_grouped_convolution_reads_is_left_out() -> None:
+def test_what_a_grouped_convolution_reads_belongs_to_no_part() -> None:
     model, described = make("regnety_002")
-    grouped = [
-        name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and 1 < m.groups < m.in_channels
-    ]
-    read = {layer for part in readers(model, described, ANY) for layer in part.inputs}
+    grouped = {
+        n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and 1 < m.groups < m.in_channels
+    }
+    found = readers(model, described, ANY)
     assert grouped
-    assert not read & set(grouped)
+    assert found
+    assert not {layer for part in found for layer in part.inputs} & grouped
+    assert {part.name for part in found} == {part.name for part in parts(model, described, ANY)}
 
 
 def test_a_pruning_that_probes_measures_every_part_and_prunes_as_without(
@@ -71,10 +75,10 @@ def test_a_pruning_that_probes_measures_every_part_and_prunes_as_without(
     assert [m for m in probing if not m.name.endswith("_pruned")] == list(plain)
     ours, theirs = (load(tmp_path / name)[0].state_dict() for name in ("a", "b"))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    parts = readers(*load(network.folder), Pruning())
+    known = readers(*load(network.folder), Pruning())
     found = pruning("pruned", probing)
     assert found is not None
-    assert {part.name for part in found.parts} == {part.name for part in parts}
+    assert {part.name for part in found.parts} == {part.name for part in known}
     assert all(part.shares == SHARES for part in found.parts)
     middle = [part.sqnr[1] for part in found.parts]
     assert middle == sorted(middle)
@@ -101,3 +105,12 @@ def test_the_picture_has_a_dot_for_each_share_and_is_cut(network: Artifact, tmp_
     assert all(part.name in picture for part in found.parts)
     long = found.model_copy(update={"parts": found.parts * 20})
     assert str(drawing(long)).count("<circle") == len(SHARES) * (SHOWN + 1)
+
+
+def test_parts_of_which_nothing_was_heard_do_not_stretch_the_picture() -> None:
+    whole = PrunedPart(name="dead", shares=SHARES, sqnr=(200.0, 180.0, 160.0), agreement=(1.0, 1.0, 1.0))
+    heard = PrunedPart(name="heard", shares=SHARES, sqnr=(30.0, 20.0, 10.0), agreement=(1.0, 0.9, 0.5))
+    picture = str(drawing(PruningSensitivity(artifact="pruned", parts=(heard, whole))))
+    places = [float(at) for at in re.findall(r'<circle cx="([0-9.]+)"', picture)][len(SHARES) :]
+    assert len(set(places[3:])) == 1, "all at the end of the scale"
+    assert max(places[:3]) - min(places[:3]) > 200

@@ -18,10 +18,10 @@ import pytest
 from tiny import Answer, TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
-from toolchain.errors import BackboneError, HostError, ParityError
+from toolchain.errors import BackboneError, HostError, ParityError, RecipeError
 from toolchain.optimize import search as searching
 from toolchain.optimize.asked import Asked
-from toolchain.optimize.budget import Deadline, Durations
+from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import Design, Scheme, Template
 from toolchain.optimize.points import Failure, Miss, Point
 from toolchain.optimize.trials import Trials
@@ -284,6 +284,29 @@ def test_fp32_made_from_another_variant_is_searched_as_one_chain(trip: Trip, tmp
     assert Template(prepared(given, Asked(max_drop=1.0), Wishes()), 1.0).trainable
 
 
+def test_fp32_made_from_another_variant_is_searched_with_other_backbones_too(
+    trip: Trip, tmp_path: Path
+) -> None:
+    variants = {
+        "exported": {"from": "tuned", "steps": ["export"]},
+        "fp32": {"from": "exported", "steps": ["join"]},
+    }
+    given = load(tiny_recipe(tmp_path, trip.run.pictures, variants=variants, backbone=BACKBONE))
+    assert "nano" in prepared(given, Asked(max_drop=1.0, backbones=("bundled/nano",)), Wishes()).networks
+
+
+def test_fp32_made_from_an_adopted_file_is_refused_with_what_to_do(trip: Trip, tmp_path: Path) -> None:
+    variants = {
+        "raw": {"adopt": {"file": "a.onnx", "preprocess": {"height": 32, "width": 32}}},
+        "fp32": {"from": "raw", "steps": ["join"]},
+    }
+    recipe = tiny_recipe(tmp_path, trip.run.pictures, backbone=None, tune=None, variants=variants)
+    with pytest.raises(
+        RecipeError, match=r"variants\.fp32: .* adopted file 'raw'.*give 'adopt' to fp32 itself"
+    ):
+        prepared(load(recipe), Asked(max_drop=1.0), Wishes())
+
+
 def test_shares_that_the_search_chooses_in_place_of_the_recipe_are_told(trip: Trip, tmp_path: Path) -> None:
     pruned = {"from": "tuned", "steps": [{"prune": {"ratio": 0.5, "scope": "global"}}, RECOVER, "export"]}
     recipe = tiny_recipe(
@@ -323,7 +346,12 @@ def test_a_choice_that_misses_when_timed_with_fewer_threads_gives_way_to_the_nex
         smallest: point(smallest, 1.0),
         next_best: point(next_best, 2.0),
     }
-    search: Any = SimpleNamespace(history=history, trials=SimpleNamespace(again=again, backbone=""))
+    search: Any = SimpleNamespace(
+        history=history,
+        trials=SimpleNamespace(
+            again=again, backbone="", data=SimpleNamespace(val=[1, 2], test=[3]), durations=Durations(1.0)
+        ),
+    )
     given = Asked(threads=4, max_latency_ms=1.0, max_drop=1.0, goal="size")
     asking = _Optimize(trip.run.recipe, given, Places(out=tmp_path / "o"), Wishes(), Deadline(Silent(), 0.0))
     asking.searches = [search]
@@ -373,8 +401,46 @@ def test_a_network_that_integers_refuse_when_pruned_is_pruned_by_its_float_layer
         Trials, "table", lambda *_: (_ for _ in ()).throw(BackboneError("nothing can be pruned"))
     )
     search.tabulate()
-    assert search.notes[-1] == "no pruning: nothing can be pruned"
+    assert search.notes[1:] == ["no pruning: nothing can be pruned"]
     assert all(arm.top == 0 for arm in search.arms())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OutOfTimeError("the time budget ended within 'x'"), "the time budget ended"),
+        (BackboneError("cannot be pruned"), "cannot be pruned"),
+        (MemoryError("no room"), "no room"),
+    ],
+)
+def test_sensitivity_that_cannot_be_measured_is_a_note_and_no_end(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fails(self: Trials, *, pruning: bool, int8: bool) -> None:
+        seen.append(self.deadline.left)
+        raise error
+
+    seen: list[float] = []
+    monkeypatch.setattr(Trials, "sensitivity", fails)
+    search = searching.Search(trials, lambda _: None, {Design(): trials.trial(Design())})
+    whole = trials.deadline.left
+    search.probe()
+    assert search.sensitive is None
+    assert len(search.notes) == 1
+    assert words in search.notes[0]
+    assert seen[0] <= 0.11 * whole, "it has a tenth of the time at most"
+    assert trials.deadline.left > 0.9 * whole
+
+
+def test_an_unknown_fault_in_the_sensitivity_is_not_hidden(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Trials, "sensitivity", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ"))
+    )
+    search = searching.Search(trials, lambda _: None, {Design(): trials.trial(Design())})
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        search.probe()
 
 
 @pytest.mark.slow

@@ -67,6 +67,15 @@ def test_shares_by_layer_are_the_searchs() -> None:
     raw["variants"]["pruned"] = {"from": "tuned", "steps": [{"prune": own}, "export"]}
     assert Template(build(raw, Path()), 1.0).chooses == ["ratios", "scope"]
     assert Template(recipe(["export"]), 1.0).chooses == []
+    raw["variants"]["pruned"]["steps"] = [
+        {"prune": {"ratio": 0.3, "scope": "uniform", "ratios": {}}},
+        "export",
+    ]
+    assert Template(build(raw, Path()), 1.0).chooses == [], "what the search does as well"
+
+
+def test_candidates_do_not_measure_what_the_search_measures_once() -> None:
+    assert pruning({"ratio": 0.3, "probe": 64}, Design(0.5, epochs=2), {}).probe == 0
 
 
 def test_activations_are_replaced_before_pruning_and_their_gates_folded_before_integers() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from toolchain.optimize.asked import Asked
+from toolchain.optimize.asked import Asked, Goal
 from toolchain.optimize.design import Design
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
 from toolchain.optimize.strategy import TOP, Arm, Space, leading, next_ratio, propose
@@ -301,3 +301,15 @@ def test_where_size_counts_float_is_not_tried_again() -> None:
     tried = world.run()
     assert any(design.trained for design in tried)
     assert not any(design.trained and design.scheme == "fp32" for design in tried)
+
+
+@pytest.mark.parametrize("top", [0.6, 0.45, 0.4, 0.3, 0.05])
+@pytest.mark.parametrize("goal", ["latency", "size"])
+def test_no_layer_gives_more_than_the_arm_allows_and_something_is_tried(top: float, goal: Goal) -> None:
+    arms = (Arm("table", top=top), Arm("uniform", top=top))
+    tried = World(Asked(max_drop=1.0, goal=goal), grows, arms=arms).run()
+    ratios = [design.ratio for design in tried if design.ratio]
+    assert ratios
+    assert max(ratios) == min(top, max(ratios)) > 0
+    if top <= 0.45:  # accuracy holds that far, so the last step is tried as well
+        assert max(ratios) == top

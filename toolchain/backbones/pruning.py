@@ -167,16 +167,17 @@ class Readers:
 
 
 def readers(model: nn.Module, network: Network, pruning: Pruning) -> list[Readers]:
-    """The parts as `parts` has them, but for those that a grouped convolution reads. A layer that reads nothing of a channel
-    answers as after that channel was pruned. Raises BackboneError as `prune`.
+    """The parts as `parts` has them. A layer that reads nothing of a channel answers as after that channel was pruned.
+
+    Raises BackboneError as `prune`.
     """
     names = {module: name for name, module in model.named_modules()}
     with _groups(model, network, pruning) as (pruner, groups):
         found = [(_part(group, pruner, names), group) for group in groups]
         return [
-            Readers(part.name, _ascending(group, pruner), inputs)
+            Readers(part.name, _ascending(group, pruner), _inputs(group, pruner, names))
             for part, group in found
-            if part is not None and (inputs := _inputs(group, pruner, names)) is not None
+            if part is not None
         ]
 
 
@@ -185,10 +186,9 @@ def _ascending(group: tp.dependency.Group, pruner: _Pruner) -> tuple[int, ...]:
     return tuple(scores.argsort(stable=True).tolist())
 
 
-def _inputs(
-    group: tp.dependency.Group, pruner: _Pruner, names: Mapping[nn.Module, str]
-) -> dict[str, Tensor] | None:
-    """Readers' inputs by layer; None where one is a grouped convolution, whose weights hold no column for each."""
+def _inputs(group: tp.dependency.Group, pruner: _Pruner, names: Mapping[nn.Module, str]) -> dict[str, Tensor]:
+    """Readers' inputs by layer. Depthwise convolutions hand each channel on to its own reader; others with groups belong
+    to no part."""
     found: dict[str, list[Tensor]] = {}
     for item in group:
         layer = item.dep.target.module
@@ -197,12 +197,10 @@ def _inputs(
         ):
             continue
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            if layer.groups == layer.in_channels:
-                continue  # hands each channel on to its own reader
-            return None
+            continue
         pairs = torch.tensor([item.root_idxs, item.idxs]).T
         found.setdefault(names[layer], []).append(pairs)
-    return {name: torch.cat(pairs) for name, pairs in found.items()} or None
+    return {name: torch.cat(pairs) for name, pairs in found.items()}
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class Asked:
     targets: processors that every candidate must be right on (steps/quantize.py); none: the recipe's.
     backbones: others to search besides the recipe's own and its `networks`: bundled/NAME or timm/NAME.
     sized_by: seconds that decide how long recoveries are, where that is not the budget: searches over one store that
-    are to train the same networks share it.
+    are to find each other's networks share it.
     """
 
     provider: Provider = "cpu"

@@ -54,6 +54,15 @@ class Deadline:
         """Print one line."""
         self.behind.say(line)
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Within it the deadline is `seconds` from now, if that is sooner."""
+        before, self.at = self.at, min(self.at, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self.at = before
+
     @property
     def left(self) -> float:
         """Seconds until the deadline."""

@@ -108,7 +108,11 @@ class Template:
         self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.most = self.prune.max_ratio if "max_ratio" in self.prune.model_fields_set else TOP
-        self.chooses = sorted({"ratios", "scope"} & self.prune.model_fields_set)  # in place of the recipe
+        given = {"ratios": bool(self.prune.ratios), "scope": self.prune.scope != "uniform"}
+        self.chooses = [
+            name for name, told in given.items() if told and self.trainable
+        ]  # not as the recipe says
+        self.prune = _changed(self.prune, probe=0)  # once a search is enough, see Trials.sensitivity
         self.recover = _first(recipe, Recover) or _recover(recipe)
         # One for some layers only (a stem) is no way to make the network smaller.
         self.narrow = _first(recipe, Narrow, lambda step: not step.layers) or Narrow()

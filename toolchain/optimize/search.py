@@ -6,12 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import floor
 
+from toolchain.device import memory_ran_out
+from toolchain.errors import HostError
 from toolchain.optimize.asked import Asked
-from toolchain.optimize.design import Design, Scheme
+from toolchain.optimize.budget import OutOfTimeError
+from toolchain.optimize.design import TOP, Design, Scheme
 from toolchain.optimize.points import Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
-from toolchain.optimize.strategy import OF_FILES, Arm, Space, leading, propose
+from toolchain.optimize.strategy import GRID, OF_FILES, Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
 from toolchain.optimize.widths import Costs
 
@@ -95,11 +99,15 @@ class Search:
         if not self.promising:
             return None
         stopped = self._spend(self.space())
-        if stopped is not None or not self.trials.template.trainable:
+        if stopped is not None:
             return stopped
         if not self._tabulated:
-            self.tabulate()
+            if self.trials.template.trainable:
+                self.tabulate()
+            self._tabulated = True
             self.probe()
+        if not self.trials.template.trainable:
+            return None
         return self._spend(self.space(self.arms()))
 
     def best(self) -> Point | None:
@@ -161,12 +169,20 @@ class Search:
         base = self.history.get(Design())
         if self.trials.backbone or not isinstance(base, Point):
             return
-        if _PROBE_START + PICTURES * _PROBE_ANSWERS * base.latency_ms / 1e3 > _PROBE_SHARE * self.left:
+        limit = _PROBE_SHARE * self.left
+        if _PROBE_START + PICTURES * _PROBE_ANSWERS * base.latency_ms / 1e3 > limit:
             return
-        quantized = isinstance(self.history.get(Design(scheme="int8")), Point)
-        self.sensitive = self.trials.sensitivity(
-            quantized and not self.trials.template.quantize.float_products
-        )
+        integers = isinstance(self.history.get(Design(scheme="int8")), Point)
+        integers = integers and not self.trials.template.quantize.float_products
+        try:
+            with self.trials.deadline.within(limit):
+                self.sensitive = self.trials.sensitivity(
+                    pruning=self._prunable and self.trials.template.trainable, int8=integers
+                )
+        except (*UNMADE, OutOfTimeError, HostError, MemoryError, RuntimeError) as error:
+            if not (isinstance(error, (*UNMADE, OutOfTimeError)) or memory_ran_out(error)):
+                raise
+            self._note(f"the sensitivity of single parts was not measured: {error}")
 
     def _measure(self, scheme: Scheme) -> Costs | None:
         """The table of networks quantized so, or in float where they cannot be; None, with a note, without the time.
@@ -181,10 +197,12 @@ class Search:
         except UNMADE as error:
             if scheme == "fp32":
                 raise
-            self._note(
-                f"the latency table is of float layers: {scheme} cannot be made of pruned ones ({error})"
-            )
-            return self._measure("fp32")
+            found = self._measure("fp32")
+            if found is not None:
+                self._note(
+                    f"the latency table is of float layers: {scheme} cannot be made of pruned ones ({error})"
+                )
+            return found
 
     def _note(self, words: str) -> None:
         self.notes.append(f"{self.trials.backbone}: {words}" if self.trials.backbone else words)
@@ -203,7 +221,8 @@ class Search:
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
         sides = sizes_below(self.trials.recipe_side)
-        uniform = Arm("uniform", backbone=self.trials.backbone, top=self.trials.template.most)
+        top = min(TOP, floor(self.trials.template.most / GRID + 1e-9) * GRID)
+        uniform = Arm("uniform", backbone=self.trials.backbone, top=round(top, 2))
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
         if not self._prunable:

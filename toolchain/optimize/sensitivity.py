@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from pydantic import BaseModel
 
 from toolchain import graph
@@ -12,7 +10,6 @@ from toolchain.backbones.network import load
 from toolchain.backbones.pruning import Pruning
 from toolchain.calibration import float_layers, pictures, sensitivity
 from toolchain.data.dataset import PictureSet
-from toolchain.errors import BackboneError
 from toolchain.progress import Progress
 from toolchain.record import Measurement
 from toolchain.report.parts import PruningSensitivity, Sensitivity
@@ -21,6 +18,7 @@ from toolchain.report.sensitivity import sensitivity as of_int8
 from toolchain.steps import prune
 
 PICTURES = 64
+_AT_ONCE = 32
 
 
 class Sensitive(BaseModel):
@@ -43,23 +41,20 @@ class Sensitive(BaseModel):
 def probe(
     trunk: Artifact | None, fp32: Artifact, int8: Artifact | None, pruning: Pruning, train: PictureSet, progress: Progress
 ) -> Sensitive:  # fmt: skip
-    """Measure both on training pictures. trunk: the network in torch, where it was trained here."""
+    """Measure both on training pictures. trunk: the network in torch; None, as for int8: not measured.
+
+    Raises BackboneError as pruning does.
+    """
     chosen = pictures.choose(train, PICTURES)
-    prepared = list(pictures.prepared(fp32.folder / graph.PREPROCESS, train, chosen))
-    return Sensitive(
-        pruning=() if trunk is None else _to_pruning(trunk, pruning, prepared, progress),
-        int8=() if int8 is None else _to_int8(fp32, int8, prepared, progress),
-    )
-
-
-def _to_pruning(
-    trunk: Artifact, pruning: Pruning, prepared: list[sensitivity.Floats], progress: Progress
-) -> tuple[Measurement, ...]:
-    batch = torch.from_numpy(np.concatenate(prepared))
-    try:
-        return tuple(prune.sensitivity(*load(trunk.folder), pruning, [batch], progress))
-    except BackboneError:  # the search says so where it tries to prune
-        return ()
+    found = Sensitive()
+    if trunk is not None:  # with its own preprocessing: fp32's file may have folded a part of it
+        model, network = load(trunk.folder)
+        batches = prune.batches(train, chosen, network.preprocess, _AT_ONCE)
+        found.pruning = tuple(prune.sensitivity(model, network, pruning, batches, progress))
+    if int8 is not None:
+        prepared = list(pictures.prepared(fp32.folder / graph.PREPROCESS, train, chosen))
+        found.int8 = _to_int8(fp32, int8, prepared, progress)
+    return found
 
 
 def _to_int8(

@@ -22,8 +22,9 @@ def optimize_each(
     """Search for the best file on each provider, one after another, each in a folder of its name below `out`.
 
     The bounds are the same for all. What is left of `asked.budget` is shared evenly among those to come, so that time
-    which one search did not need is the next one's; how long networks are trained goes by an even share for all, so that
-    they are the same ones. Raises as `optimize` does, ProviderError before anything is done.
+    which one search did not need is the next one's; how long networks are recovered goes by an even share for all, so that
+    a later search finds those that it has in common with an earlier one. Raises as `optimize` does, ProviderError before
+    anything is done.
     """
     for name in on:
         providers.require(name)

@@ -234,7 +234,8 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     if not any(own):
         later = low > 0 and any(point.design.trained for point in points(history))
         careful = arm.starts_whole or space.asked.max_latency_ms or later
-        first = _snapped(low + GRID) if careful else max(START, _snapped(low + GRID))
+        first = _snapped(low + GRID)
+        first = first if careful else max(first, min(START, arm.top))
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None

@@ -332,10 +332,13 @@ class Trials:
         found = parts(*load_network(trunk.folder), pruning)
         (out / _TABLE).write_text(_Kept(table=table, parts=tuple(found)).model_dump_json())
 
-    def sensitivity(self, int8: bool) -> Sensitive:
-        """What the tuned network loses to pruning, and (`int8`) to the recipe's integers, part by part; measured once."""
+    def sensitivity(self, *, pruning: bool, int8: bool) -> Sensitive:
+        """What the tuned network loses to `pruning` and to the recipe's `int8`, part by part; measured once.
+
+        Raises OutOfTimeError, and what pruning refuses.
+        """
         made = self._artifacts(Design(scheme="int8") if int8 else Design())
-        trunk = made[TRUNK] if self.template.trainable else None
+        trunk = made[TRUNK] if pruning else None
         file = made[Design(scheme="int8").name] if int8 else None
         given: dict[str, JSON] = {"train": self.data.train.fingerprint, "libraries": host_kind()}
         settings = self.template.prune.model_dump(mode="json")

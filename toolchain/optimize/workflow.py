@@ -38,7 +38,7 @@ from toolchain.optimize.race import race
 from toolchain.optimize.search import Search
 from toolchain.optimize.trials import Trials
 from toolchain.progress import Progress, Silent
-from toolchain.recipe import LONGEST, TRUNK, Recipe, load
+from toolchain.recipe import LONGEST, TRUNK, Recipe, Variant, load
 from toolchain.recipe_problems import problems
 from toolchain.report.model import RunReport
 from toolchain.runtime import host, providers
@@ -150,7 +150,7 @@ class _Optimize:
         That is measured anew, so that a point at the edge of a bound may miss it then: the next best takes its place.
         """
         threads = session.counts(self.asked.threads)
-        self.deadline.at = self.started + self.asked.budget
+        self.deadline.at = self.started + self.asked.budget - min(self._rest(), 0.5 * self.asked.budget)
         while (best := pick(points(self.history), self.asked.goal)) is not None and len(threads) > 1:
             try:
                 again = self._search(best.design).trials.again(best.design, threads)
@@ -183,12 +183,16 @@ class _Optimize:
         self._write(self._found("the search is not at its end yet", best, None))
 
     def _ending(self, trials: Trials) -> float:
-        """Seconds for what comes after the search: test pictures through two files, bundle, report."""
-        val, test = len(trials.data.val), len(trials.data.test)
-        reading = self.begun - self.started
-        answering = 2 * trials.durations.of("answers") * test / max(val, 1)
+        """Seconds for what comes after the search, the timing with several thread counts included."""
         timing = session.seconds(self.asked.threads, 2 * trials.durations.of("latency"))
-        return min(_ENDING + timing + _SLACK * (answering + reading), 0.5 * self.asked.budget)
+        return min(timing + self._rest(), 0.5 * self.asked.budget)
+
+    def _rest(self) -> float:
+        """Seconds for test pictures through two files, bundle and report."""
+        trials = self.searches[0].trials
+        val, test = len(trials.data.val), len(trials.data.test)
+        answering = 2 * trials.durations.of("answers") * test / max(val, 1)
+        return _ENDING + _SLACK * (answering + self.begun - self.started)
 
     def _found(self, stopped: str, chosen: Point | None, tested: Tested | None) -> Found:
         history, measured = tuple(self.history.values()), points(self.history)
@@ -284,23 +288,34 @@ def prepared(recipe: Recipe, asked: Asked, wishes: Wishes) -> Recipe:
         raise RecipeError(
             "--max-drop: give the points that may be lost; the recipe's gates have no max_drop either"
         )
-    fp32 = recipe.variants[BASE]
-    while (
-        fp32.source in recipe.variants
-    ):  # one chain from where it starts: the search has no other variant to keep
-        before = recipe.variants[fp32.source]
-        fp32 = before.model_copy(update={"steps": (*before.steps, *fp32.steps), "provider": fp32.provider})
-    whole = fp32.model_copy(update={"steps": tuple(step for step in fp32.steps if not step.ends)})
+    whole = _whole(recipe)
+    recipe = recipe.model_copy(update={"variants": {**recipe.variants, BASE: whole}})
     return recipe.model_copy(
         update={
             "name": _name(recipe.name),
-            "variants": {**recipe.variants, "fp32": whole},
             "measure": Measure.model_validate(measure),
             "gates": gates,
             "networks": {**recipe.networks, **_networks(recipe, asked.backbones)},
             "device": wishes.device or recipe.device,
         }
     )
+
+
+def _whole(recipe: Recipe) -> Variant:
+    """fp32 as one chain from where it starts, since the search keeps no other variant; what ends it is left out.
+
+    Raises RecipeError for steps behind an adopted file.
+    """
+    fp32 = recipe.variants[BASE]
+    while (source := fp32.source) in recipe.variants:
+        before = recipe.variants[str(source)]
+        if before.adopt is not None:
+            raise RecipeError(
+                f"variants.fp32: is made by steps from the adopted file '{source}'; a search starts from an adopted file "
+                "as it is: give 'adopt' to fp32 itself"
+            )
+        fp32 = before.model_copy(update={"steps": (*before.steps, *fp32.steps), "provider": fp32.provider})
+    return fp32.model_copy(update={"steps": tuple(step for step in fp32.steps if not step.ends)})
 
 
 def _require_names(names: Sequence[str]) -> None:

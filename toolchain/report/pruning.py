@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what a report is made from needs recipes and torch; drawing
 
 SHOWN = 32
 TONES = ("c1", "c2", "c3")
+_SAME = 60.0  # dB: what is drawn no further
 _WIDTH, _ROW, _LEFT, _TOP = 1000.0, 20.0, 210.0, 30.0
 
 
@@ -55,18 +56,21 @@ def drawing(found: PruningSensitivity) -> Markup:
     """A line a part, with a dot for each share of its channels; the further left, the more the answers change."""
     shown = found.parts[:SHOWN]
     frame = svg.Frame(_LEFT, _TOP, _WIDTH - 90, _TOP + _ROW * len(shown))
-    values = [value for part in shown for value in part.sqnr]
+    values = [min(value, _SAME) for part in shown for value in part.sqnr]
     x = svg.Scale(min(0.0, *values), max(10.0, *values), frame.left, frame.right)
-    title = "left of the logits' signal over noise when this part alone is pruned, dB (left is worse)"
+    title = f"signal over noise of the logits with this part alone pruned, dB (less is worse; {_SAME:g} and more: none lost)"
     drawn = [_legend(shown), frame.x_axis(x, [(v, f"{v:.3g}") for v in x.ticks(8)], title)]
     for number, part in enumerate(shown):
         middle = frame.top + _ROW * (number + 0.5)
         drawn.append(svg.label(_LEFT - 10, middle + 4, short(part.name, 30), "tick", "end"))
-        drawn.append(svg.path([(x(min(part.sqnr)), middle), (x(max(part.sqnr)), middle)], "curve s7"))
-        for tone, share, sqnr, agreement in zip(TONES, part.shares, part.sqnr, part.agreement, strict=False):
+        at = [x(min(value, _SAME)) for value in part.sqnr]
+        drawn.append(svg.path([(min(at), middle), (max(at), middle)], "curve s7"))
+        for tone, share, sqnr, agreement, cx in zip(
+            TONES, part.shares, part.sqnr, part.agreement, at, strict=False
+        ):
             words = f"{part.name}: {text.percent(share, 0)} pruned, {sqnr:.1f} dB, {text.percent(agreement)} agree"
             drawn.append(
-                svg.element("circle", svg.hint(words), cx=x(sqnr), cy=middle, r=4.0, class_=f"disc {tone}")
+                svg.element("circle", svg.hint(words), cx=cx, cy=middle, r=4.0, class_=f"disc {tone}")
             )
         drawn.append(svg.label(frame.right + 12, middle + 4, text.percent(part.agreement[-1]), "tick"))
     return svg.drawing(_WIDTH, frame.bottom + 46, f"sensitivity of {found.artifact} to pruning", drawn)

@@ -123,6 +123,8 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     notes: list[str] = []
     used = [usable_provider(name, asked, notes) for name in asked.providers]
     settings = [(p, t, b) for p in dict.fromkeys(used) for t in asked.threads for b in asked.batches]
+    # A provider that cannot be used as asked is an error: those that may be one come before what takes time for nothing.
+    settings.sort(key=lambda one: one[0] == "cpu")
     cases: list[Case] = []
     for done, (provider, threads, batch) in enumerate(settings):
         words = f"{provider}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
@@ -137,6 +139,7 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
             notes.append(f"{words} is {LACKING}{e}")
     if hashes(found.path) != found.hashes:
         raise ModelError(f"{found.path}: was replaced while it was timed; nothing is recorded, start again")
+    cases.sort(key=lambda case: used.index(case.condition.provider))
     version = host.distribution_version("toolchain") or "unknown"
     return BenchRecord(found.model, machine, started, version, tuple(cases), tuple(notes))
 
@@ -224,14 +227,15 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
         prepared.kind,
         prepared.input,
     )
-    timed = _timed(session, prepared, condition, sampling)
-    del session
+    session.run(prepared.feed)  # a model that cannot be run at all is told as that
     traced = trace.Trace((), ())
     try:
         traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
-    except (HostError, ModelError) as e:  # what was timed before is worth keeping
+    except (HostError, ModelError) as e:  # what is timed is worth having without
         notes.append(f"placement is {LACKING}{e}")
     _require_placement(traced, setup, model)
+    timed = _timed(session, prepared, condition, sampling)
+    del session
     cold: ColdStart | None = None
     memory: Memory | None = None
     if sampling.cold_starts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,7 +17,7 @@ from toolchain.backbones.sensitivity import SHARES, alone
 from toolchain.calibration.pictures import choose
 from toolchain.calibration.sensitivity import fidelity
 from toolchain.data.dataset import PictureSet
-from toolchain.data.preprocess import Preprocessing
+from toolchain.data.preprocess import Preprocess, Preprocessing
 from toolchain.errors import BackboneError
 from toolchain.progress import Progress
 from toolchain.record import JSON, Measurement
@@ -75,12 +75,9 @@ class Prune(Pruning, Step):
             raise BackboneError(
                 "prune.probe: sensitivity is measured on training pictures, and there are none"
             )
-        preprocessing, size = Preprocessing(network.preprocess), self.batch_size
-        batches = [
-            _tensors(train, chosen[start : start + size], preprocessing).to(context.device.torch)
-            for start in range(0, len(chosen), size)
-        ]
-        return list(sensitivity(model, network, self, batches, context.progress))
+        device = context.device.torch
+        given = [batch.to(device) for batch in batches(train, chosen, network.preprocess, self.batch_size)]
+        return list(sensitivity(model, network, self, given, context.progress))
 
     def _gradients(self, network: Network, context: Context) -> Gradients:
         """Gradients of the mean cross-entropy over some training pictures, batch statistics untouched."""
@@ -103,25 +100,25 @@ class Prune(Pruning, Step):
     def _batches(self, network: Network, context: Context) -> Iterator[tuple[Tensor, Tensor]]:
         """Prepared pictures [n, 3, h, w] and their labels [n], on the device."""
         train, device, chosen = context.data.train, context.device.torch, self._chosen(context)
-        preprocessing = Preprocessing(network.preprocess)
-        for start in range(0, len(chosen), self.batch_size):
-            batch = chosen[start : start + self.batch_size]
-            pictures = _tensors(train, batch, preprocessing).to(device)
-            yield pictures, torch.from_numpy(train.labels[batch]).to(device)
+        labels, done = torch.from_numpy(train.labels[chosen]).to(device), 0
+        for pictures in batches(train, chosen, network.preprocess, self.batch_size):
+            yield pictures.to(device), labels[done : done + len(pictures)]
+            done += len(pictures)
 
 
 def sensitivity(
-    model: nn.Module, network: Network, pruning: Pruning, batches: Sequence[Tensor], progress: Progress
+    model: nn.Module, network: Network, pruning: Pruning, given: Iterable[Tensor], progress: Progress
 ) -> Iterator[Measurement]:
     """What the logits lose when each part alone gives up SHARES of its channels, against the whole network's.
 
+    given: batches of prepared pictures [n, 3, h, w], on the model's device.
     importance "taylor" needs gradients: magnitudes order the channels here. Raises BackboneError as pruning does.
     """
     if pruning.importance == "taylor":
         pruning = pruning.model_copy(update={"importance": "l2"})
     found = readers(model, network, pruning)
     with progress.task("sensitivity to pruning", len(found) * len(SHARES)) as task:
-        answers = alone(model, found, batches)
+        answers = alone(model, found, list(given))
         whole = next(answers).logits
         for one in answers:
             lost = fidelity(whole, one.logits)
@@ -157,10 +154,14 @@ def measure_statistics(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]
     model.eval().cpu()
 
 
-def _tensors(pictures: PictureSet, indices: list[int], preprocessing: Preprocessing) -> Tensor:
-    """Prepared pictures, [n, 3, h, w]."""
-    ready = [preprocessing(torch.from_numpy(pictures.picture(i))[None]) for i in indices]
-    return torch.cat(ready)
+def batches(
+    pictures: PictureSet, indices: Sequence[int], preprocess: Preprocess, size: int
+) -> Iterator[Tensor]:
+    """These pictures as the network takes them, [n, 3, h, w], at most `size` at a time."""
+    preprocessing = Preprocessing(preprocess)
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        yield torch.cat([preprocessing(torch.from_numpy(pictures.picture(i))[None]) for i in chosen])
 
 
 def _measurements(before: Cost, after: Cost) -> tuple[Measurement, ...]:
