@@ -196,6 +196,41 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     assert not missed["met"]
 
 
+def test_what_is_within_a_point_goes_by_the_recipes_metric() -> None:
+    """Three wrong of the ten of a rare class are 0.75 points of top-1 and 15 of balanced accuracy."""
+    labels = np.where(np.arange(400) < 10, 1, 0)
+
+    def answering(tool: str, setting: str, lost: int, ns: int) -> record.Scored:
+        answered = np.where(np.arange(400) < lost, 0, labels)
+        blocks = np.random.default_rng(lost).normal(ns, ns / 50, (20, 25)).astype(np.int64)
+        return record.Scored(
+            Entrant(tool, setting, "", "", "", Path("none"), "s"), np.eye(2)[answered], blocks, blocks[0]
+        )
+
+    files = [
+        answering("toolchain", "fp32", 0, 1000), answering("toolchain", "int8", 0, 500),
+        answering("toolchain", "lossy", 3, 100), answering("rival", "best", 0, 1000),
+    ]  # fmt: skip
+    scored, truth = {each.entrant.name: each for each in files}, record.Truth(labels, None)
+    plain, balanced = (record.verdict(scored, truth, (1.5, 1.5), metric) for metric in ("top1", "balanced"))
+    assert plain is not None
+    assert balanced is not None
+    assert (plain["ours"], balanced["ours"]) == ("lossy", "int8")
+    assert set(record.METRICS) == set(record.BARS) == set(record.WHAT)
+
+
+def test_without_a_speed_over_fp32_ours_may_not_be_worse_than_the_rival() -> None:
+    files = [
+        side("toolchain", "fp32", 4, 1000), side("toolchain", "int8", 8, 500), side("rival", "best", 0, 1000),
+    ]  # fmt: skip
+    scored = {each.entrant.name: each for each in files}
+    truth = record.Truth(np.zeros(400, np.int64), None)
+    worse = record.verdict(scored, truth, (1.5, None))
+    assert worse is not None
+    assert worse["points lost to the best rival ci95"][0] > 0
+    assert not worse["met"]
+
+
 @pytest.mark.parametrize(
     ("log", "last"),
     [

@@ -30,8 +30,9 @@ from toolchain.artifact import Artifact
 from toolchain.calibration.pictures import choose, prepared
 from toolchain.data.dataset import Data, PictureSet
 from toolchain.progress import Silent
-from toolchain.recipe import load
+from toolchain.recipe import Recipe, load
 from toolchain.step import Step
+from toolchain.steps import FallBack, Qat, Quantize
 from toolchain.workflow import Wishes, open_pipeline
 
 CALIBRATION = 256
@@ -109,7 +110,15 @@ def of_recipe(case: str, _data: Path, store: Path) -> None:
         ours.append(
             Ours(name, f"{RECIPES[case]}.yaml: {steps}", needs, seconds, made[name].folder / graph.PLAIN)
         )
-    keep(case, given, made["fp32"].folder, ours)
+    keep(case, given, made["fp32"].folder, ours, calibrating(recipe))
+
+
+def calibrating(recipe: Recipe) -> int:
+    """How many training pictures calibrate: as many for everybody as the most that one of our files takes."""
+    steps = [step for variant in recipe.variants.values() for step in variant.steps]
+    own = [step for step in steps if isinstance(step, Quantize)]
+    own += [step.quantize for step in steps if isinstance(step, FallBack | Qat)]
+    return max(CALIBRATION, *(step.pictures for step in own))
 
 
 def lineage(made: Mapping[str, Artifact], last: Artifact) -> list[str]:
@@ -123,7 +132,7 @@ def lineage(made: Mapping[str, Artifact], last: Artifact) -> list[str]:
     return chain[::-1]
 
 
-def keep(case: str, data: Data, fp32: Path, ours: Sequence[Ours]) -> None:
+def keep(case: str, data: Data, fp32: Path, ours: Sequence[Ours], calibration: int = CALIBRATION) -> None:
     """Lay the inputs out as files, `case.json` last."""
     folder = case_folder(case)
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +140,7 @@ def keep(case: str, data: Data, fp32: Path, ours: Sequence[Ours]) -> None:
     shutil.copyfile(fp32 / graph.PLAIN, folder / "fp32.onnx")
     for index, own in enumerate(ours):
         shutil.copyfile(own.file, folder / f"ours{index}.onnx")
-    chosen = choose(data.train, CALIBRATION)
+    chosen = choose(data.train, calibration)
     tensors(fp32 / graph.PREPROCESS, data.train, chosen, folder / "calibration.npy")
     tensors(fp32 / graph.PREPROCESS, data.test, list(range(len(data.test))), folder / "held_back.npy")
     np.save(folder / "labels.npy", data.test.labels)

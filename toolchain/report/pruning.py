@@ -58,7 +58,8 @@ def drawing(found: PruningSensitivity) -> Markup:
     frame = svg.Frame(_LEFT, _TOP, _WIDTH - 90, _TOP + _ROW * len(shown))
     values = [min(value, _SAME) for part in shown for value in part.sqnr]
     x = svg.Scale(min(0.0, *values), max(10.0, *values), frame.left, frame.right)
-    title = f"signal over noise of the logits with this part alone pruned, dB (less is worse; {_SAME:g} and more: none lost)"
+    clipped = f"; {_SAME:g} and more: nothing lost" if max(values) >= _SAME else ""
+    title = f"signal over noise of the logits with this part alone pruned, dB (less is worse{clipped})"
     drawn = [_legend(shown), frame.x_axis(x, [(v, f"{v:.3g}") for v in x.ticks(8)], title)]
     for number, part in enumerate(shown):
         middle = frame.top + _ROW * (number + 0.5)
