@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from tiny import command
 from benchmarks.bench.planted import gated, network, quantized
 from toolchain.loadgen import settings as loadgen_settings
 from toolchain.runtime import bench as benching
-from toolchain.runtime import fresh, providers
+from toolchain.runtime import fresh, providers, whole
 from toolchain.runtime.bench_record import parse, read
 from toolchain.stats import percentile_interval
 
@@ -276,3 +277,31 @@ def test_two_providers_in_one_call(tmp_path: Path) -> None:
     ways = [(c.condition.provider, c.copies) for c in read(tmp_path / "r.json").cases]
     assert ways == [("cpu", None), ("cuda", "included"), ("cuda", "excluded")]
     assert np.all([c.blocks.min() > 0 for c in read(tmp_path / "r.json").cases])
+
+
+def test_a_record_goes_into_a_pipe_and_takes_no_devices_place(tmp_path: Path) -> None:
+    model, pipe, target = plain(tmp_path), tmp_path / "pipe", tmp_path / "target.json"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.json"
+    link.symlink_to(target)
+    short = ("--calls", 3, "--blocks", 2, "--cold-starts", 0)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    assert command("bench", model, *short, "--json", pipe).code == 0
+    assert json.loads(reader.communicate(timeout=60)[0])["kind"] == "bench"
+    assert pipe.is_fifo()
+    assert command("bench", model, *short, "--json", link).code == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["kind"] == "bench"
+
+
+def test_one_place_that_fails_costs_not_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(whole, "write_out", full)
+    short = ("--calls", 3, "--blocks", 2, "--cold-starts", 0)
+    told = command(
+        "bench", plain(tmp_path), *short, "--json", tmp_path / "a.json", "--records", tmp_path / "kept"
+    )
+    assert told.code == 1
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 1

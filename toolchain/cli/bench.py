@@ -186,8 +186,8 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
         record = with_intervals(toolchain.bench_on(remote, model, asked))
     else:
         record = toolchain.bench(model, asked, _told)
-    click.echo(render_bench(record))
-    _keep(record.as_json(), given)
+    kept = _keep(record.as_json(), given)  # before anything is printed: who reads may have gone
+    click.echo("\n".join(filter(None, (render_bench(record), kept))))
     if given["explain"]:
         _explain(model, asked, record)
     lacking = any(LACKING in note for note in record.notes)
@@ -209,8 +209,8 @@ def _loadgen(model: Path, asked: Asked, given: _Given) -> int:
     load = _load(given)
     out = given["logs"] / folder_name(model, load)
     record = toolchain.run_loadgen(model, asked, load, out)
-    click.echo(f"{render_loadgen(record)}\n  logs and record: {out}")
-    _keep(record.as_json(), given)
+    kept = _keep(record.as_json(), given)
+    click.echo("\n".join(filter(None, (render_loadgen(record), f"  logs and record: {out}", kept))))
     return 0 if record.valid else 3
 
 
@@ -245,14 +245,30 @@ def _require_writable(given: _Given) -> None:
             tempfile.NamedTemporaryFile(prefix=".writing-", dir=folder).close()
 
 
-def _keep(raw: dict[str, Any], given: _Given) -> None:
-    if given["as_json"] is not None:
-        from toolchain.runtime.whole import write_whole
-        from toolchain.store import host_faults
+def _keep(raw: dict[str, Any], given: _Given) -> str:
+    """Write the record wherever it was asked for, each place whatever becomes of the other; returns what to say of it.
 
-        with host_faults(given["as_json"]):
-            write_whole(given["as_json"], f"{json.dumps(raw)}\n".encode())
-    if given["records"] is not None:
-        from toolchain.history import add
+    Raises HostError for the first place that failed.
+    """
+    from toolchain.errors import HostError
 
-        click.echo(f"  kept as {add(given['records'], raw)}")
+    said, failed = "", []
+    try:
+        if given["as_json"] is not None:
+            from toolchain.runtime.whole import write_out
+            from toolchain.store import host_faults
+
+            with host_faults(given["as_json"]):
+                write_out(given["as_json"], f"{json.dumps(raw)}\n".encode())
+    except HostError as error:
+        failed.append(error)
+    try:
+        if given["records"] is not None:
+            from toolchain.history import add
+
+            said = f"  kept as {add(given['records'], raw)}"
+    except HostError as error:
+        failed.append(error)
+    if failed:
+        raise failed[0]
+    return said

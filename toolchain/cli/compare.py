@@ -162,13 +162,10 @@ def _question(base: Path, candidate: Path, given: _Given) -> Question:
 
 def _write(path: Path, content: str) -> HostError | None:
     """Write one form, whole or not at all, or say why not: the others shall be written all the same."""
-    from toolchain.runtime.whole import write_whole
+    from toolchain.runtime.whole import write_out
 
     try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_text(content, encoding="utf-8")  # /dev/stdout, a pipe: nothing to put in their place
-        else:
-            write_whole(path, content.encode())
+        write_out(path, content.encode())
     except OSError as error:
         return HostError(f"{path}: cannot be written ({error.strerror}); mend that and start again")
     return None

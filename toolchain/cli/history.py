@@ -42,14 +42,14 @@ def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     from toolchain.history import read
     from toolchain.history.page import render
     from toolchain.history.trends import history as trends
-    from toolchain.runtime.whole import write_whole
+    from toolchain.runtime.whole import write_out
     from toolchain.store import host_faults
 
     found = trends(read(folder))
     with host_faults(out):
-        write_whole(out, render(found, folder.resolve().name).encode())
+        write_out(out, render(found, folder.resolve().name).encode())
         if as_json is not None:
-            write_whole(as_json, (json.dumps(found.as_json(), indent=1) + "\n").encode())
+            write_out(as_json, (json.dumps(found.as_json(), indent=1) + "\n").encode())
     click.echo(f"Wrote {out}: {len(found.trends)} trends of {found.records} records")
     for line in found.damaged:
         click.echo(f"  left out: {line}", err=True)

@@ -34,7 +34,8 @@ class Paired:
     """Answers of both sides, probabilities [n, C], to the same pictures, with the labels' indices [n].
 
     classes: names [C]; groups: of pictures that belong together [n], or None; sure: whether these are
-    probabilities, or only the classes that were answered; source: where they come from, in words.
+    probabilities, or only the classes that were answered; source: where they come from, in words. farthest: the largest
+    absolute difference between the raw outputs, where they were asked for; NaN when one is not finite.
     """
 
     base: Probabilities
@@ -44,6 +45,7 @@ class Paired:
     source: str
     groups: tuple[str, ...] | None = None
     sure: bool = True
+    farthest: float | None = None
 
 
 def ask(base: Side, candidate: Side, pictures: Path, setup: Setup, progress: Progress) -> Paired:
@@ -73,7 +75,14 @@ def ask(base: Side, candidate: Side, pictures: Path, setup: Setup, progress: Pro
     first, second = finite(rows[0], str(base.path)), _absent(rows[1][:, columns])
     labels = np.array([classes.index(one.label) for one in chosen], np.int64)
     padded = np.hstack([first, np.zeros((len(first), 1))])
-    return Paired(padded, second, labels, (*classes, NO_ANSWER), f"{pictures.name}, {len(chosen)} pictures")
+    source = f"{pictures.name}, {len(chosen)} pictures"
+    apart = farthest(rows[0], rows[1][:, columns])
+    return Paired(padded, second, labels, (*classes, NO_ANSWER), source, farthest=apart)
+
+
+def farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    """The largest absolute difference of two outputs, 0 of nothing; NaN when one of `right` is not finite."""
+    return float(np.abs(left - right).max(initial=0.0)) if np.isfinite(right).all() else float("nan")
 
 
 @dataclass(frozen=True)

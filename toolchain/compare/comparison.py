@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import toolchain
 from toolchain.compare import accuracy, answers, judge, live, records, sides, unjudged
@@ -26,6 +25,7 @@ from toolchain.runtime.bench_input import Wish, load_pictures
 from toolchain.runtime.bench_record import BenchRecord, Condition, ModelFile
 from toolchain.runtime.session import Session
 
+_DIFFERENCE = "largest difference"
 _NO_PROBABILITIES = "the saved answers are classes without probabilities; an .npz can hold them"
 _RECORDS = {
     "typical": "records are not turns; compare the models themselves",
@@ -86,7 +86,8 @@ def _models(question: Question, progress: Progress) -> Finding:
     outputs = _outputs((base, ours), (candidate, theirs), gates)
     condition = _condition(question, base)
     del ours, theirs
-    scored = _answers(question, base, candidate, progress)
+    scored, apart = _answers(question, base, candidate, progress)
+    outputs = [_over_pictures(check, apart, scored) for check in outputs]
     series = live.run(base, candidate, question.timing, _watch(gates), progress)
     checks = [
         *judge.turn_checks(series.turns, gates), judge.size_check(base.found.model, candidate.found.model, gates),
@@ -138,16 +139,26 @@ def _reasons(same_input: bool) -> dict[str, str]:
     }
 
 
-def _answers(question: Question, base: Side, candidate: Side, progress: Progress) -> Answers | None:
+def _answers(
+    question: Question, base: Side, candidate: Side, progress: Progress
+) -> tuple[Answers | None, float | None]:
+    """What both answered, scored, and how far their outputs are apart over all pictures, where pictures were given."""
     if question.saved:
         paired = answers.read(question.saved)
     elif question.pictures:
         paired = answers.ask(base, candidate, question.pictures, question.timing.setup, progress)
     else:
-        return None
+        return None, None
     scored = accuracy.score(paired, question.gates)
     _require_known_classes(question.gates, scored)
-    return scored
+    return scored, paired.farthest
+
+
+def _over_pictures(check: Check, apart: float | None, scored: Answers | None) -> Check:
+    """The largest difference of the timed input, or of all pictures that were asked for."""
+    if check.name != _DIFFERENCE or apart is None or scored is None:
+        return check
+    return judge.exact(_DIFFERENCE, apart, check.bound, f"absolute, over {scored.source}")
 
 
 def _require_known_classes(gates: Gates, scored: Answers | None) -> None:
@@ -181,7 +192,7 @@ def _outputs(base: tuple[Side, Session], candidate: tuple[Side, Session], gates:
         return found
     bound = gates.difference
     note = f"absolute, for the input that was timed ({ours.prepared.input.source})"
-    return [*found, judge.exact("largest difference", _farthest(left, right), bound, note)]
+    return [*found, judge.exact(_DIFFERENCE, answers.farthest(left, right), bound, note)]
 
 
 def _same_input(base: Side, candidate: Side) -> bool:
@@ -190,11 +201,6 @@ def _same_input(base: Side, candidate: Side) -> bool:
         return True
     ours, theirs = (list(side.prepared.feed.values()) for side in (base, candidate))
     return len(ours) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def _farthest(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
-    """The largest absolute difference, 0 of nothing; NaN when one is not finite."""
-    return float(np.abs(left - right).max(initial=0.0)) if np.isfinite(right).all() else float("nan")
 
 
 def _watch(gates: Gates) -> live.Done:

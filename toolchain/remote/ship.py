@@ -177,11 +177,13 @@ def _record(remote: Remote, code: int, output: str, errors: str) -> BenchRecord:
     if code - SIGNALLED in set(signal.Signals):
         name = signal.Signals(code - SIGNALLED).name
         raise HostError(f"{where}: the bench there was ended by {name}; it may have run out of memory")
-    if code:
+    records = [one for one in told if "kind" in one]
+    if code and not (
+        code == HostError.exit_code and records
+    ):  # with a record: some of it could not be measured
         kinds = {2: ToolchainError, 3: VerificationError}
         left = "".join(f" ({line})" for line in _kept(errors))
         raise kinds.get(code, HostError)(f"{where}: {last.removeprefix('Error: ')}{left}")
-    records = [one for one in told if "kind" in one]
     if not records:
         raise HostError(f"{where}: sent no record home ({last})")
     return parse(records[-1], where)

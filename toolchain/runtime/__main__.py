@@ -94,11 +94,11 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from toolchain.runtime import bench_arguments
-    from toolchain.runtime.bench import bench
+    from toolchain.runtime.bench import LACKING, bench
 
     record = bench(arguments.model, bench_arguments.asked(arguments))
     print(json.dumps(record.as_json()))
-    return 0
+    return int(any(LACKING in note for note in record.notes))
 
 
 def _serve(arguments: argparse.Namespace) -> int:

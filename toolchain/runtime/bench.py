@@ -122,7 +122,7 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     wish = Wish(shapes=asked.shapes, pictures=pictures_for(asked, found))
     notes: list[str] = []
     used = [usable_provider(name, asked, notes) for name in asked.providers]
-    settings = [(p, t, b) for p in dict.fromkeys(used) for t in asked.threads for b in asked.batches]
+    settings = [*dict.fromkeys((p, t, b) for p in used for t in asked.threads for b in asked.batches)]
     # A provider that cannot be used as asked is an error: those that may be one come before what takes time for nothing.
     settings.sort(key=lambda one: one[0] == "cpu")
     cases: list[Case] = []

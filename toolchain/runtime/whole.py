@@ -38,6 +38,15 @@ def write_whole(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_out(path: Path, content: bytes) -> None:
+    """Write what a person asked for by this name: whole or not at all where it is a file, or nothing yet; into a pipe, a
+    device or what a link leads to otherwise, which nothing shall take the place of. Raises OSError."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(content)
+    else:
+        write_whole(path, content)
+
+
 def sync_folder(folder: Path) -> None:
     """fsync a folder, so that a rename in it is on the disk."""
     handle = os.open(folder, os.O_RDONLY)
