@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx_helpers import mobile
 from PIL import Image
 from runtime_helpers import fused_model, make_bundle
+from tiny import command
 
 from toolchain.compare import accuracy, answers, sides
 from toolchain.compare.answers import NO_ANSWER, Paired
@@ -256,3 +258,21 @@ def test_an_onnx_file_without_names_takes_the_folders_in_order(tmp_path: Path) -
         (folder / old).rename(folder / new)
     found = ask(tmp_path / "fused.onnx", tmp_path / "fused.onnx", folder)
     assert accuracy.score(found, Gates()).base == 100.0
+
+
+def test_the_largest_difference_is_that_of_all_pictures(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "tiles")
+    base = make_bundle(tmp_path / "base")
+    given = ask(base, base, folder)
+    assert given.farthest == 0
+    rows = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert answers.farthest(rows, rows + [[0.0, 0.5], [-0.25, 0.0]]) == 0.5
+    assert np.isnan(answers.farthest(rows, np.array([[1.0, np.nan], [3.0, 4.0]])))
+    asked = command(
+        "compare", base, base, "--max-seconds", "0.1", "--set", "difference=0", "--pictures", folder,
+        "--json", tmp_path / "c.json",
+    )  # fmt: skip
+    assert asked.code in (0, 4), asked.err
+    checks = json.loads((tmp_path / "c.json").read_text())["checks"]
+    (one,) = [check for check in checks if check["name"] == "largest difference"]
+    assert (one["verdict"], one["note"]) == ("pass", "absolute, over tiles, 12 pictures")

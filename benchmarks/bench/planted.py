@@ -12,10 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from toolchain.explain import Explanation
 from toolchain.explain.file import explain_file
+from toolchain.explain.view import DEQUANTIZE
 from toolchain.runtime.bench_input import Wish
 from toolchain.runtime.fresh import Setup
 
@@ -92,13 +99,42 @@ def network(path: Path, activation: Activation, *, residual: bool = True, side: 
     return path
 
 
-def quantized(model: Path, *, signed: bool = False, leave_out: Sequence[str] = ()) -> Path:
-    """onnxruntime's own static quantization to QDQ, per channel: u8s8, or s8s8."""
+def quantized(
+    model: Path, *, signed: bool = False, leave_out: Sequence[str] = (), wide: bool = False
+) -> Path:
+    """onnxruntime's own static quantization to QDQ, per channel: u8s8, s8s8, or with activations of 16 bits (`wide`)."""
     out = model.with_suffix(".int8.onnx")
+    activation = QuantType.QUInt16 if wide else QuantType.QInt8 if signed else QuantType.QUInt8
     quantize_static(
         model, out, _Noise(model), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
-        activation_type=QuantType.QInt8 if signed else QuantType.QUInt8, nodes_to_exclude=list(leave_out),
+        activation_type=activation, nodes_to_exclude=list(leave_out),
     )  # fmt: skip
+    return out
+
+
+def dynamic(model: Path) -> Path:
+    """onnxruntime's own dynamic quantization, without arguments but the weights' type (it has no kernel for s8)."""
+    out = model.with_suffix(".int8.onnx")
+    quantize_dynamic(model, out, weight_type=QuantType.QUInt8)
+    return out
+
+
+def weights_alone(model: Path) -> Path:
+    """Weights of convolutions in 8 bits with a DequantizeLinear before their layers, and nothing else."""
+    net = onnx.load(model)
+    graph, known = net.graph, {tensor.name: tensor for tensor in net.graph.initializer}
+    for layer in [node for node in graph.node if node.op_type == "Conv"]:
+        name = layer.input[1]
+        value = numpy_helper.to_array(known[name])
+        step = np.float32(np.abs(value).max() / 127)
+        graph.initializer.remove(known[name])
+        graph.initializer.extend([
+            numpy_helper.from_array(np.rint(value / step).astype(np.int8), f"{name}.q"),
+            numpy_helper.from_array(step, f"{name}.s"), numpy_helper.from_array(np.int8(0), f"{name}.z"),
+        ])  # fmt: skip
+        graph.node.insert(0, node(DEQUANTIZE, [f"{name}.q", f"{name}.s", f"{name}.z"], name))
+    out = model.with_suffix(".weights.onnx")
+    onnx.save(net, out)
     return out
 
 
@@ -160,6 +196,11 @@ BY_HAND: Mapping[str, Case] = {
     "Softplus not fused": Case(lambda p: network(p, one("Softplus")), "unfused_activation", "Softplus"),
     "signed activations": Case(
         lambda p: quantized(network(p, one("Relu")), signed=True), "signed_activations", "s8s8", x86=True
+    ),
+    "dynamic int8": Case(lambda p: dynamic(network(p, one("Relu"))), "dynamic_convolution", "ConvInteger"),
+    "weights alone": Case(lambda p: weights_alone(network(p, one("Relu"), side=4)), "float_weights", "only weights"),
+    "activations of 16 bits": Case(
+        lambda p: quantized(network(p, one("Relu")), wide=True), "wide_activations", "16 bits"
     ),
     "healthy fp32": Case(lambda p: network(p, one("Relu"), side=HEALTHY_SIDE)),
     "healthy u8s8": Case(lambda p: quantized(network(p, one("Relu"), side=HEALTHY_SIDE))),

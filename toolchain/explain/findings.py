@@ -7,7 +7,7 @@ from typing import Literal
 
 Kind = Literal[
     "signed_activations", "split_activation", "no_int8_kernel", "float_island", "unfused_activation",
-    "layout_conversion", "fallback", "copies",
+    "layout_conversion", "fallback", "copies", "dynamic_convolution", "float_weights", "wide_activations",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from onnx import ModelProto, TensorProto
 
+from toolchain.explain import forms
 from toolchain.explain.findings import Explanation, Finding, Kind, Machine
 from toolchain.explain.islands import Island, islands
 from toolchain.explain.view import DEQUANTIZE, QUANTIZE, Node, View
@@ -51,6 +52,7 @@ def explain(original: ModelProto, optimized: ModelProto, trace: Trace, machine: 
     found: list[Finding] = []
     rules: tuple[Callable[[], Iterator[_Claim]], ...] = (
         lambda: _signed(view, original, machine),
+        lambda: _forms(view),
         lambda: _split(view),
         lambda: _islands(view, claimed),
         lambda: _unfused(view),
@@ -75,6 +77,26 @@ class _Claim:
     ) -> None:
         self.kind, self.what, self.remedy, self.always = kind, what, remedy, always
         self.nodes = tuple(nodes)
+
+
+def _forms(view: View) -> Iterator[_Claim]:
+    """Forms of quantizing without a kernel to gain by."""
+    yield _Claim(
+        "dynamic_convolution", forms.dynamic_convolutions(view),
+        "convolutions are quantized dynamically (ConvInteger): slow kernels, and passes that find ranges and scale back",
+        "quantize convolutions statically, on calibration pictures; with this toolchain that is 'quantize'. Dynamic "
+        "int8 is for products (transformers)",
+    )  # fmt: skip
+    yield _Claim(
+        "float_weights", forms.weights_alone(view),
+        "only weights are quantized: every run turns them into floats again, and the layers run in float",
+        "quantize activations as well ('quantize'), or keep such weights for large products only ('weight_only')",
+    )  # fmt: skip
+    yield _Claim(
+        "wide_activations", forms.wide(view),
+        "activations are quantized to 16 bits, for which there is no integer kernel: layers run in float between them",
+        "quantize activations to 8 bits (uint8), and leave in float what does not bear it",
+    )  # fmt: skip
 
 
 def _signed(view: View, original: ModelProto, machine: Machine) -> Iterator[_Claim]:
