@@ -266,7 +266,7 @@ def test_the_largest_difference_is_that_of_all_pictures(tmp_path: Path) -> None:
     given = ask(base, base, folder)
     assert given.farthest == 0
     rows = np.array([[1.0, 2.0], [3.0, 4.0]])
-    assert answers.farthest(rows, rows + [[0.0, 0.5], [-0.25, 0.0]]) == 0.5
+    assert answers.farthest(rows, rows + np.array([[0.0, 0.5], [-0.25, 0.0]])) == 0.5
     assert np.isnan(answers.farthest(rows, np.array([[1.0, np.nan], [3.0, 4.0]])))
     asked = command(
         "compare", base, base, "--max-seconds", "0.1", "--set", "difference=0", "--pictures", folder,
