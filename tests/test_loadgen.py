@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
 from server_helpers import wait_for
+from tiny import command
 
 from toolchain.errors import HostError, ModelError, PictureError, RecordError, ToolchainError
 from toolchain.loadgen import Load, run_loadgen
@@ -81,6 +82,12 @@ def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path) -> None:
     record = run_loadgen(fused(tmp_path), Asked(pictures=flat), load, tmp_path / "more")
     assert record.accuracy is None
     assert "lie in no folders by class" in record.notes[0]
+    told = command(
+        "bench", tmp_path / "bundle", "--loadgen", "offline", "--loadgen-mode", "accuracy", "--pictures", flat,
+        "--logs", tmp_path / "told",
+    )  # fmt: skip
+    assert told.code == 1
+    assert "lie in no folders by class" in told.out
 
 
 def test_what_is_logged_is_what_the_session_answers(tmp_path: Path) -> None:

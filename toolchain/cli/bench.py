@@ -211,6 +211,8 @@ def _loadgen(model: Path, asked: Asked, given: _Given) -> int:
     record = toolchain.run_loadgen(model, asked, load, out)
     kept = _keep(record.as_json(), given)
     click.echo("\n".join(filter(None, (render_loadgen(record), f"  logs and record: {out}", kept))))
+    if load.mode == "accuracy" and record.accuracy is None:
+        return 1  # what was asked for is not there; a note says why
     return 0 if record.valid else 3
 
 
