@@ -23,7 +23,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Change one bound, e.g. latency=2."),
     click.option("--max-seconds", type=click.FloatRange(0, 1e6, min_open=True), default=120.0, show_default=True,
                  help="When to stop timing without a verdict."),
-    click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: compares accuracy of files that take them."),
+    click.option("--pictures", type=_FOLDER, help="Test pictures, a folder a class: accuracy of files that take them."),
     click.option("--answers", type=_FILE, help="Saved answers of both (.npz or .csv) instead of pictures."),
     click.option("--file", type=click.Choice(["fused", "plain"]), default="fused", show_default=True,
                  help="Which file of a bundle."),
