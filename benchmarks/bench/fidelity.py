@@ -8,10 +8,10 @@ one half second to the next, so what is compared shares it: a bare loop of ten l
 VALID or INVALID is kept). A round does both for `seconds` a side with new sessions, whose place in memory alone decides 3 %
 of a small network's time. *of bare loop* is the median over rounds of the bench's p50 over the bare loop's; *of LoadGen*
 that of this ratio over the one of LoadGen's own p50; *of profile* is our loop's p50 under profiling over that of `model_run`
-in onnxruntime's profile of the same runs. 95 % intervals draw
-rounds. Each round is a line of build/bench/fidelity.MODEL.SECONDSs.jsonl: started again, it goes on after the last (take the
-logs away for new figures). Writes benchmarks/results/fidelity.ISA.json. Pass: every interval lies within 2 % of 1, and
-LoadGen says VALID each time. Exit 1 when an interval lies beyond or a test is INVALID, 4 when one reaches across.
+in onnxruntime's profile of the same runs. 95 % intervals draw rounds. Each round is a line of
+build/bench/fidelity.MODEL.SECONDSs.jsonl: started again, it goes on after the last (take the logs away for new figures).
+Writes benchmarks/results/fidelity.ISA.json. Pass: every interval lies within 2 % of 1, and LoadGen says VALID each time.
+Exit 1 when an interval lies beyond or a test is INVALID, 4 when one reaches across.
 """
 
 from __future__ import annotations

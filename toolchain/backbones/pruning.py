@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch_pruning as tp
@@ -56,6 +56,7 @@ class Pruning(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    later: ClassVar[frozenset[str]] = frozenset({"ratios"})
     importance: Importance = "l2"
     scope: Literal["uniform", "global"] = "uniform"
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.3
@@ -76,11 +77,9 @@ class Pruning(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, JSON]:
-        """Without `ratios` where there are none: what was pruned before they existed keeps its key."""
+        """Without what came later and is not used: what was pruned before keeps its key."""
         found: dict[str, JSON] = plain(self)
-        if not self.ratios:
-            found.pop("ratios", None)
-        return found
+        return {name: value for name, value in found.items() if value or name not in self.later}
 
 
 @dataclass(frozen=True)

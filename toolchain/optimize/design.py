@@ -109,9 +109,8 @@ class Template:
         self.prune = _first(recipe, Prune) or Prune()
         self.most = self.prune.max_ratio if "max_ratio" in self.prune.model_fields_set else TOP
         given = {"ratios": bool(self.prune.ratios), "scope": self.prune.scope != "uniform"}
-        self.chooses = [
-            name for name, told in given.items() if told and self.trainable
-        ]  # not as the recipe says
+        # What the recipe says of pruning and the search decides instead.
+        self.chooses = [name for name, told in given.items() if told and self.trainable]
         self.prune = _changed(self.prune, probe=0)  # once a search is enough, see Trials.sensitivity
         self.recover = _first(recipe, Recover) or _recover(recipe)
         # One for some layers only (a stem) is no way to make the network smaller.
@@ -139,8 +138,8 @@ class Template:
         if design.relu:
             yield Activations(timed=False)
         if design.ratio:
-            ratios = dict(widths(design)) if design.shape == "table" else {}
-            changes: dict[str, JSON] = {"ratio": design.ratio, "scope": "uniform", "ratios": dict(ratios)}
+            ratios: dict[str, JSON] = dict(widths(design)) if design.shape == "table" else {}
+            changes: dict[str, JSON] = {"ratio": design.ratio, "scope": "uniform", "ratios": ratios}
             if design.importance:
                 changes["importance"] = design.importance
             # What the latency table is measured on is smaller still than what may be proposed.

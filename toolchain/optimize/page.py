@@ -65,7 +65,7 @@ def render_json(found: Found) -> str:
         ],
         "widths": dict(found.widths), "threads": {str(n): ms for n, ms in found.threads.items()},
         "layers": [asdict(layer) for layer in found.costs.table.layers] if found.costs else [],
-        "sensitivity": {name: one.model_dump(mode="json") for name, one, _ in _sensitive(found)},
+        "sensitivity": {name: one.model_dump(mode="json") for name, one in _sensitive(found).items()},
         "host": dict(found.host),
     }  # fmt: skip
     return json.dumps(told_, indent=1) + "\n"
@@ -142,23 +142,22 @@ def render_page(found: Found) -> str:
         rows=[_row(found, point) for point in sorted(found.points, key=lambda p: p.share)],
         failed=[(o.design.name, o.why) for o in found.outcomes if isinstance(o, Failure)],
         probed=[(o.design.name, f"{o.latency_ms:.3f} ms") for o in found.outcomes if isinstance(o, Probe)],
-        sensitive=[(words, drawn) for words, _, drawn in _sensitive(found)],
+        sensitive=[(words, _drawn(one)) for words, one in _sensitive(found).items()],
         layers=_layers(found), threads=threads(found) if found.threads else "",
         facts=[(name, str(value)) for name, value in found.host.items()],
     )  # fmt: skip
 
 
-def _sensitive(found: Found) -> list[tuple[str, Sensitivity | PruningSensitivity, Markup]]:
-    """What was measured of the parts' sensitivity: to what, the figures, the picture."""
-    measured = found.sensitive
-    if measured is None:
-        return []
-    rows: list[tuple[str, Sensitivity | PruningSensitivity, Markup]] = []
-    if (pruned := measured.pruned) is not None:
-        rows.append(("pruning", pruned, pruning.drawing(pruned)))
-    if (quantized := measured.quantized) is not None:
-        rows.append(("int8", quantized, sensitivity.drawing(quantized)))
-    return rows
+def _sensitive(found: Found) -> dict[str, Sensitivity | PruningSensitivity]:
+    """What was measured of the parts' sensitivity, by what to."""
+    if found.sensitive is None:
+        return {}
+    measured = {"pruning": found.sensitive.pruned, "int8": found.sensitive.quantized}
+    return {name: one for name, one in measured.items() if one is not None}
+
+
+def _drawn(one: Sensitivity | PruningSensitivity) -> Markup:
+    return pruning.drawing(one) if isinstance(one, PruningSensitivity) else sensitivity.drawing(one)
 
 
 def _row(found: Found, point: Point) -> Row:

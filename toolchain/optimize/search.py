@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import floor
 
 from toolchain.device import memory_ran_out
 from toolchain.errors import HostError
@@ -221,7 +220,7 @@ class Search:
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
         sides = sizes_below(self.trials.recipe_side)
-        top = min(TOP, floor(self.trials.template.most / GRID + 1e-9) * GRID)
+        top = min(TOP, math.floor(self.trials.template.most / GRID + 1e-9) * GRID)
         uniform = Arm("uniform", backbone=self.trials.backbone, top=round(top, 2))
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from toolchain.data.dataset import PictureSet
 from toolchain.data.preprocess import Preprocess, Preprocessing
 from toolchain.errors import BackboneError
 from toolchain.progress import Progress
-from toolchain.record import JSON, Measurement
+from toolchain.record import Measurement
 from toolchain.step import Context, Step
 
 
@@ -40,16 +40,11 @@ class Prune(Pruning, Step):
     gives: ClassVar[Form] = Form.TORCH
     uses: ClassVar[frozenset[str]] = frozenset({"train", "seed", "device"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "timm", "torch-pruning")
+    later: ClassVar[frozenset[str]] = Pruning.later | {"probe"}
     norm_statistics: Literal["kept", "measured"] = "kept"
     pictures: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 32
     probe: Annotated[int, Field(ge=0)] = 0
-
-    @model_serializer(mode="wrap")
-    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, JSON]:
-        """Without what is not used: what was pruned before these settings existed keeps its key."""
-        found: dict[str, JSON] = plain(self)
-        return {name: value for name, value in found.items() if name not in ("ratios", "probe") or value}
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Prune the network in inputs["model"]; returns its cost before and after, and what share is left."""
