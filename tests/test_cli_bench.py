@@ -23,7 +23,7 @@ from tiny import command
 from benchmarks.bench.planted import gated, network, quantized
 from toolchain.loadgen import settings as loadgen_settings
 from toolchain.runtime import bench as benching
-from toolchain.runtime import fresh, providers, whole
+from toolchain.runtime import bench_asked, fresh, providers, timing, whole
 from toolchain.runtime.bench_record import parse, read
 from toolchain.stats import percentile_interval
 
@@ -80,6 +80,9 @@ def test_loadgen_from_the_command_line(tmp_path: Path) -> None:
                     "--target-latency-ms", 0.000001)  # fmt: skip
     assert bound.code == 3
     assert "INVALID (not satisfied: Performance constraints" in bound.out
+    assert re.search(r"asked [\d.e+]+ queries a second, p99 to be within ", bound.out)
+    assert "LoadGen's advice: Reduce target QPS" in bound.out
+    assert "(--target-qps; or allow more with --target-latency-ms)" in bound.out
 
 
 @pytest.mark.parametrize("scenario", [(), ("--loadgen", "single-stream", "--seconds", 0.2)])
@@ -141,7 +144,7 @@ def unreadable(folder: Path, patch: pytest.MonkeyPatch) -> list[object]:
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    patch.setattr(benching, "sha256_of", refused)
+    patch.setattr(bench_asked, "sha256_of", refused)
     return [plain(folder)]
 
 
@@ -171,14 +174,14 @@ def text_input(folder: Path) -> Path:
 
 # fmt: off
 FAULTS = [
-    Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced while it was timed; nothing is recorded, start again",
+    Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced, cut short or deleted while it was timed; nothing is",
           replaced),
     Fault("killed fresh process", 1, r"cold start and memory are not measured: .*SIGKILL", killed, kept=True),
     Fault("a disk that is full for the trace", 1, "placement is not measured: .*No space", full, kept=True),
     Fault("no permission to read", 2, r"plain\.onnx: cannot be read \(Permission denied\)", unreadable),
-    Fault("no permission to write the record", 1, r"/sys/.*: (Operation not|Permission|Read-only)",
+    Fault("no permission to write the record", 1, r"/sys/.*record\.json: cannot be written \((Oper|Perm|Read)",
           lambda f, p: [plain(f), "--json", "/sys/bench/record.json"]),
-    Fault("no permission to write the history", 1, r"/sys/bench: (Operation not|Permission|Read-only)",
+    Fault("no permission to write the history", 1, r"/sys/bench: cannot be written \((Operation not|Permission|Read-only)",
           lambda f, p: [plain(f), "--records", "/sys/bench"]),
     Fault("NaN outputs", 2, r"output 0 has values that are not finite .*mend the model",
           lambda f, p: [saved(not_a_number(), f / "nan.onnx")]),
@@ -205,6 +208,8 @@ FAULTS = [
           lambda f, p: [plain(f), "--option", "cuda.device_id=0"]),
     Fault("LoadGen's accuracy of noise", 2, r"--loadgen-mode accuracy needs --pictures",
           lambda f, p: [plain(f), "--loadgen", "offline", "--loadgen-mode", "accuracy"]),
+    Fault("LoadGen's accuracy of pictures without classes", 2, r"pictures: pictures lie in no folder of a class",
+          lambda f, p: [plain(f), "--loadgen", "offline", "--loadgen-mode", "accuracy", "--pictures", with_pictures(f)]),
     Fault("LoadGen missing", 2, r"LoadGen is not installed: pip install", no_loadgen),
     Fault("--json for two", 2, r"--json takes the record of one model", lambda f, p: [plain(f), plain(f), "--json", "x"]),
     Fault("--explain elsewhere", 2, r"--explain works on this machine",
@@ -292,6 +297,27 @@ def test_a_record_goes_into_a_pipe_and_takes_no_devices_place(tmp_path: Path) ->
     assert command("bench", model, *short, "--json", link).code == 0
     assert link.is_symlink()
     assert json.loads(target.read_text())["kind"] == "bench"
+
+
+def test_ctrl_c_keeps_what_was_timed_and_times_no_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = timing.repeat, []
+
+    def repeat(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(timing, "repeat", repeat)
+    models = (plain(tmp_path), saved(identity(), tmp_path / "i.onnx"))
+    told = command("bench", *models, *SHORT, "--threads", 1, "--threads", 2, "--records", tmp_path / "kept")
+    assert told.code == 130
+    assert "2 threads, batch 1 is not measured: stopped by hand" in told.out
+    (path,) = (tmp_path / "kept").iterdir()
+    assert [case.condition.threads for case in read(path).cases] == [1]
+    assert len(calls) == 2
 
 
 def test_one_place_that_fails_costs_not_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

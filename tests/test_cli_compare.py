@@ -17,8 +17,9 @@ from runtime_helpers import fused_model, make_bundle
 from test_compare_forms import record
 from tiny import Answer, command
 
+from toolchain.compare import comparison
 from toolchain.compare.workers import WorkerProcess
-from toolchain.runtime import providers
+from toolchain.runtime import providers, whole
 
 QUICK = ("--max-seconds", "0.1")  # one turn: nothing is decided by it
 LOOSE = ("--set", "latency=null", "--set", "cold_start=null", "--set", "memory=null")
@@ -127,7 +128,9 @@ def test_saved_records_are_compared(tmp_path: Path) -> None:
     answer = command("compare", tmp_path / "a.json", tmp_path / "b.json")
     assert answer.code == 3
     assert "REGRESSION in memory" in answer.out
-    assert "one process a side" in answer.out, "a slower record is no regression yet"
+    assert "what the machine did meanwhile can be that much" in answer.out, (
+        "a slower record is no regression yet"
+    )
     assert "were not interleaved" in answer.out
 
 
@@ -310,7 +313,30 @@ def test_a_model_replaced_meanwhile_loses_nothing(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(WorkerProcess, "finish", replacing)
     answer = command("compare", base, candidate, "--max-seconds", 60, "--json", tmp_path / "c.json")
-    ends(answer, 2, "b.onnx: was replaced while it was being compared")
+    ends(answer, 2, "b.onnx: was replaced, cut short or deleted while it was being compared")
+    assert len(json.loads((tmp_path / "c.json").read_text())["turns"]) == 1
+
+
+@pytest.mark.parametrize("way", ["another input", "cut short", "deleted"])
+def test_a_model_that_can_no_longer_be_asked_is_said_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The worker's own sentence (sizes that do not fit, a file that is none) came instead."""
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx")
+    finish = WorkerProcess.finish
+
+    def breaking(self: WorkerProcess) -> None:
+        finish(self)
+        if way == "another input":
+            saved(candidate, mobile(side=16))
+        elif way == "cut short":
+            candidate.write_bytes(b"8")
+        else:
+            candidate.unlink(missing_ok=True)
+
+    monkeypatch.setattr(WorkerProcess, "finish", breaking)
+    answer = command("compare", base, candidate, "--max-seconds", 60, "--json", tmp_path / "c.json")
+    ends(answer, 2, "b.onnx: was replaced, cut short or deleted while it was being compared")
     assert len(json.loads((tmp_path / "c.json").read_text())["turns"]) == 1
 
 
@@ -343,17 +369,50 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "h").iterdir())) == 1
 
 
-def test_a_form_that_cannot_be_written_is_told_after_the_figures(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    base = saved(tmp_path / "a.onnx")
+@pytest.mark.parametrize("loss", [0, 1])
+def test_a_form_that_cannot_be_written_is_told_after_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: int
+) -> None:
+    """And takes no red away: what was found for certain counts more than a file."""
+    base, candidate = saved(tmp_path / "a.onnx"), saved(tmp_path / "b.onnx", mobile(classes=3 + loss))
+    real = whole.write_out
+
+    def write_out(path: Path, content: bytes) -> None:
+        if path.name == "c.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(whole, "write_out", write_out)
     answer = command(
-        "compare", base, base, *QUICK, *LOOSE, "--json", tmp_path / "file" / "c.json",
+        "compare", base, candidate, *QUICK, *LOOSE, "--json", tmp_path / "c.json",
         "--markdown", tmp_path / "c.md", "--record", tmp_path / "records",
     )  # fmt: skip
-    ends(answer, 1, "c.json: cannot be written (")
-    assert "against a: pass" in answer.out
-    assert (tmp_path / "c.md").read_text().startswith("### ✓")
+    ends(answer, 3 if loss else 1, "c.json: cannot be written (")
+    assert f"b against a: {'REGRESSION' if loss else 'pass'}" in answer.out
+    assert (tmp_path / "c.md").exists()
     assert len(list((tmp_path / "records").iterdir())) == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown", "--record"])
+def test_what_cannot_be_written_is_told_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    base = saved(tmp_path / "a.onnx")
+    monkeypatch.delattr(comparison.live, "run")
+    answer = command("compare", base, base, *QUICK, option, tmp_path / "file" / "c")
+    ends(answer, 1, f"{tmp_path / 'file' / 'c'}: cannot be written (Not a directory); mend that")
+
+
+def test_a_file_against_itself_is_called_so(tmp_path: Path) -> None:
+    base = saved(tmp_path / "a.onnx")
+    assert "a against itself: pass" in command("compare", base, base, *QUICK, *LOOSE).out
+
+
+def test_a_session_entry_that_is_not_known_is_told(tmp_path: Path) -> None:
+    base = saved(tmp_path / "a.onnx")
+    told = command("compare", base, base, *QUICK, *LOOSE, "--option", "session.foo=1").out
+    assert "seems to know no option session.foo" in told
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
@@ -367,7 +426,7 @@ def test_what_may_not_be_read_or_written_is_told(tmp_path: Path) -> None:
     ends(
         command("compare", base, base, *QUICK, *LOOSE, "--record", tmp_path / "records"),
         1,
-        "Permission denied",
+        "records: cannot be written (Permission denied)",
     )
 
 

@@ -179,7 +179,9 @@ def test_a_model_that_is_replaced_ends_the_series_and_loses_no_turn(pair: tuple[
     series = run(pair, replace_it)
     assert len(series.turns) == 1
     assert isinstance(series.failure, ModelError)
-    assert "candidate.onnx: was replaced while it was being compared" in str(series.failure)
+    assert "candidate.onnx: was replaced, cut short or deleted while it was being compared" in str(
+        series.failure
+    )
 
 
 def test_a_worker_that_is_killed_ends_the_series_and_loses_no_turn(

@@ -17,14 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
 from server_helpers import wait_for
-from tiny import command
 
-from toolchain.errors import HostError, ModelError, PictureError, RecordError, ToolchainError
+from toolchain.errors import DataError, HostError, ModelError, PictureError, RecordError, ToolchainError
 from toolchain.loadgen import Load, run_loadgen
+from toolchain.loadgen import run as run_module
 from toolchain.loadgen import settings as settings_module
 from toolchain.loadgen.summary import SUMMARY, read_answers, read_summary
 from toolchain.report.loadgen import render_loadgen
 from toolchain.runtime.bench import Asked
+from toolchain.runtime.bench_input import Wish, prepare
+from toolchain.runtime.pictures import decode, find_pictures
 from toolchain.runtime.session import Session
 
 SHORT = 0.2
@@ -63,7 +65,7 @@ def test_mlperf_sizes_are_mlperfs_own() -> None:
     assert Load("offline", mlperf=True).size == "mlperf"
 
 
-def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path) -> None:
+def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = tmp_path / "pictures"
     for label, picture in zip(LABELS, GOLDEN, strict=True):
         (pictures / label).mkdir(parents=True)
@@ -79,26 +81,29 @@ def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     Image.fromarray(GOLDEN[0]).save(flat / "a.png")
-    record = run_loadgen(fused(tmp_path), Asked(pictures=flat), load, tmp_path / "more")
-    assert record.accuracy is None
-    assert "lie in no folders by class" in record.notes[0]
-    told = command(
-        "bench", tmp_path / "bundle", "--loadgen", "offline", "--loadgen-mode", "accuracy", "--pictures", flat,
-        "--logs", tmp_path / "told",
-    )  # fmt: skip
-    assert told.code == 1
-    assert "lie in no folders by class" in told.out
+    odd = tmp_path / "odd"
+    (odd / "something").mkdir(parents=True)
+    Image.fromarray(GOLDEN[0]).save(odd / "something" / "a.png")
+    monkeypatch.setattr(run_module, "_run", None)  # what has no accuracy is told before the test
+    for given, said in (
+        (flat, "lie in no folder of a class"), (None, "none were given"), (odd, "1 folders do not match the model's 3"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            run_loadgen(tmp_path / "bundle", Asked(pictures=given), load, tmp_path / "more")
+    assert not (tmp_path / "more").exists()
 
 
 def test_what_is_logged_is_what_the_session_answers(tmp_path: Path) -> None:
-    model = saved(plain_model(), tmp_path / "m.onnx")
-    run_loadgen(model, Asked(shapes={}), Load("single-stream", "accuracy"), tmp_path / "logs")
-    logged = read_answers(tmp_path / "logs" / "mlperf_log_accuracy.json", 64, 3)
-    from toolchain.runtime.bench_input import Wish, prepare
-
+    model, pictures = saved(plain_model(), tmp_path / "m.onnx"), tmp_path / "pictures"
+    for label, picture in zip(LABELS, GOLDEN, strict=True):
+        (pictures / label).mkdir(parents=True)
+        Image.fromarray(picture).save(pictures / label / "a.png")
+    run_loadgen(model, Asked(pictures=pictures), Load("single-stream", "accuracy"), tmp_path / "logs")
+    logged = read_answers(tmp_path / "logs" / "mlperf_log_accuracy.json", 3, 3)
     session = Session(model)
-    feed = prepare(session.inputs, {}, Wish(), "m").feed
-    np.testing.assert_array_equal(logged, np.repeat(session.run(feed)[0], 64, axis=0))
+    for row, path in zip(logged, find_pictures([pictures]), strict=True):
+        feed = prepare(session.inputs, {}, Wish(pictures=(decode(path),)), "m").feed
+        np.testing.assert_array_equal(row, session.run(feed)[0][0])
 
 
 def test_a_failing_model_is_told_after_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

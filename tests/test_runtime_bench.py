@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tiny import command
 
 from toolchain.report.bench import render_bench
 from toolchain.runtime import bench as benching
-from toolchain.runtime import bench_arguments, fresh, providers, timing, trace
+from toolchain.runtime import bench_arguments, bench_asked, fresh, providers, timing, trace
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bench_record import canonical, keep, parse, read
 from toolchain.runtime.errors import (
@@ -135,7 +136,7 @@ def test_files_that_are_all_called_model_have_their_folders_names(tmp_path: Path
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         saved(identity(), tmp_path / name / "model.onnx")
-        found = benching.find(tmp_path / name / "model.onnx", "fused")
+        found = bench_asked.find(tmp_path / name / "model.onnx", "fused")
         assert (found.model.name, found.model.path) == (f"{name}/model", "model.onnx")
 
 
@@ -150,13 +151,15 @@ def test_the_batch_is_no_shape(tmp_path: Path) -> None:
 
 def test_dimensions_that_do_not_fit_are_told(tmp_path: Path) -> None:
     model = plain(tmp_path)
-    with pytest.raises(ModelError, match=r"has no open dimension H; its open dimensions are N, input\.0"):
+    with pytest.raises(ModelError, match=r"has no open dimension H; it leaves none open but the batch"):
         bench(model, quick(shapes={"H": 3}))
     unnamed = saved(elementwise("Relu", [1, 3, None, 8]), tmp_path / "unnamed.onnx")
     with pytest.raises(ModelError, match=r"float32 \[1, 3, \?, 8\] leaves sizes open; give --shape x\.2=…"):
         bench(unnamed, quick())
     with pytest.raises(ModelError, match=r"takes batches of 1 only; give --batch 1"):
         bench(unnamed, quick(shapes={"x.2": 8}, batches=(4,)))
+    with pytest.raises(ModelError, match=r"has no open dimension Q; its open dimensions are x\.2"):
+        bench(unnamed, quick(shapes={"Q": 8}))
     assert bench(unnamed, quick(shapes={"x.2": 8})).cases[0].condition.input.shape == (1, 3, 8, 8)
 
 
@@ -199,9 +202,85 @@ def test_a_model_replaced_while_it_is_timed(tmp_path: Path) -> None:
         saved(identity(), model)
 
     with pytest.raises(
-        ModelError, match=r"plain\.onnx: was replaced while it was timed; nothing is recorded"
+        ModelError,
+        match=r"plain\.onnx: was replaced, cut short or deleted while it was timed; nothing is recorded",
     ):
         bench(model, quick(), replace)
+
+
+@pytest.mark.parametrize("way", ["replaced by another input", "cut short", "deleted"])
+def test_a_model_gone_under_a_later_condition_is_said_to_be_and_loses_no_case(
+    tmp_path: Path, way: str
+) -> None:
+    model = plain(tmp_path)
+
+    def break_it(_: str, done: int, __: int) -> None:
+        if done == 1 and way == "deleted":
+            model.unlink()
+        elif done == 1 and way == "cut short":
+            model.write_bytes(model.read_bytes()[:50])
+        elif done == 1:
+            saved(elementwise("Relu", [1, 7]), model)
+
+    record = bench(model, quick(batches=(1, 2)), break_it)
+    assert [case.condition.batch for case in record.cases] == [1]
+    (note,) = record.notes
+    assert note.startswith("cpu, 1 thread, batch 2 is not measured: ")
+    assert "was replaced, cut short or deleted while it was timed" in note
+
+
+@pytest.mark.parametrize("where", ["timed", "fresh"])
+def test_ctrl_c_keeps_every_case_that_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if where == "fresh":
+        monkeypatch.setattr(fresh.subprocess, "run", interrupted)
+    else:
+        real, calls = timing.repeat, []
+        monkeypatch.setattr(
+            timing, "repeat", lambda *a: interrupted() if calls else (calls.append(1), real(*a))[1]
+        )
+    record = bench(plain(tmp_path), quick(batches=(1, 2, 3), sampling={"cold_starts": int(where == "fresh")}))
+    assert [case.condition.batch for case in record.cases] == [1]
+    assert benching.was_stopped(record.notes)
+    (note,) = record.notes
+    what = "cold start and memory are" if where == "fresh" else "cpu, 1 thread, batch 2 is"
+    assert note == f"{what} not measured: stopped by hand"
+    monkeypatch.setattr(timing, "repeat", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench(plain(tmp_path), quick())
+
+
+def test_what_is_asked_for_in_vain_is_told_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed batch as the second condition was told after the first one had been timed."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("something was timed")
+
+    monkeypatch.setattr(timing, "repeat", never)
+    model = saved(identity(), tmp_path / "i.onnx")
+    with pytest.raises(ModelError, match="takes batches of 1 only; give --batch 1"):
+        bench(model, quick(batches=(1, 3)))
+    told = command("bench", plain(tmp_path), model, "--batch", 3)
+    assert told.code == 2
+    assert "i.onnx: input 'x' float32 [1] takes batches of 1 only" in told.err
+
+
+def test_an_entry_that_onnxruntime_does_not_know_is_told(tmp_path: Path) -> None:
+    known = {"session.intra_op.allow_spinning": "1", "optimization.enable_gelu_approximation": "1"}
+    entries = known | {"session.foo": "1", "session.intra_op.allow_spining": "1"}
+    notes = bench(plain(tmp_path), quick(options={"": entries})).notes
+    assert [note.split(" no option ")[1].split(",")[0] for note in notes] == [
+        "session.foo",
+        "session.intra_op.allow_spining",
+    ]
+    ours = [NO_CPU, "session.record_ep_graph_assignment_info", "session.load_model_format"]
+    assert providers.unknown_entries(ours) == []
 
 
 def test_answers_that_are_no_numbers(tmp_path: Path) -> None:
@@ -270,7 +349,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refused(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(benching, "sha256_of", refused)
+    monkeypatch.setattr(bench_asked, "sha256_of", refused)
     with pytest.raises(ModelError, match=r"plain\.onnx: cannot be read \(Permission denied\)"):
         bench(model, quick())
     with pytest.raises(ModelError, match="no such file"):
@@ -282,26 +361,51 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_fresh_processes_tell_start_and_memory(tmp_path: Path) -> None:
     model = plain(tmp_path)
-    cold, memory = fresh.measure(model, Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
-    assert len(cold.session) == len(cold.first_answer) == 2
+    starts = fresh.measure(model, Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
+    cold, memory = starts.cold, starts.memory
+    assert len(cold.session) == len(cold.first_answer) == len(cold.call) == 2
     assert all(0 < s < f for s, f in zip(cold.session, cold.first_answer, strict=True))
+    assert all(0 < c < s for c, s in zip(cold.call, cold.session, strict=True))
     assert 1e6 < memory.steady_bytes <= memory.peak_bytes
-    with pytest.raises(HostError, match=r"could not answer \(.*cannot run on input float32 \(9,\)"):
-        fresh.measure(model, Setup(), {"input": np.ones(9, np.float32)}, 1)
+    assert starts.failure is None
+    bad = fresh.measure(model, Setup(), {"input": np.ones(9, np.float32)}, 1)
+    assert (bad.cold, bad.memory) == (None, None)
+    assert isinstance(bad.failure, HostError)
+    assert re.search(r"could not answer \(.*cannot run on input float32 \(9,\)", str(bad.failure))
+
+
+def test_a_fresh_process_that_is_killed_costs_none_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, done = subprocess.run, []
+
+    def run(command: list[str], **given: object) -> object:
+        done.append(1)
+        if len(done) == 3:
+            return subprocess.CompletedProcess(command, -signal.SIGKILL, "", "")
+        return real(command, **given)
+
+    monkeypatch.setattr(fresh.subprocess, "run", run)
+    record = bench(plain(tmp_path), quick(sampling={"cold_starts": 4}))
+    (case,) = record.cases
+    assert len(case.cold_start_ns.first_answer) == 2
+    assert case.memory is not None
+    assert record.notes[0].startswith("2 of 4 fresh processes are not measured: ")
+    assert "typical calls" in render_bench(record)
 
 
 def test_a_kernel_that_tells_no_memory_costs_only_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"session_ns": 1, "first_answer_ns": 2, "peak_bytes": 0, "steady_bytes": 0}
+    one = {"session_ns": 1, "first_answer_ns": 2, "call_ns": 3, "peak_bytes": 0, "steady_bytes": 0}
     monkeypatch.setattr(fresh, "_one", lambda *_: one)
-    cold, memory = fresh.measure(plain(tmp_path), Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
-    assert (cold.first_answer, memory) == ((2, 2), None)
+    starts = fresh.measure(plain(tmp_path), Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
+    assert (starts.cold.first_answer, starts.cold.call, starts.memory) == ((2, 2), (3, 3), None)
 
 
 def test_memory_is_not_that_of_the_process_that_starts(tmp_path: Path) -> None:
     """getrusage's maximum survives fork and exec; the figure must not grow with the parent."""
     model, feed = plain(tmp_path), {"input": np.ones((1, 3, 4, 4), np.float32)}
     ballast = np.ones(500_000_000, np.uint8)
-    _, memory = fresh.measure(model, Setup(), feed, 1)
+    memory = fresh.measure(model, Setup(), feed, 1).memory
     assert memory.peak_bytes < ballast.nbytes
 
 
@@ -398,8 +502,10 @@ def test_a_warm_up_outlasts_a_slow_start_and_ends_at_its_limit(monkeypatch: pyte
     fake([900 * ms] + [ms] * 1000)
     warm = warm_up(lambda: None, until)
     assert (warm.calls, warm.steady) == (2 + 4 * 50, True), "the cold first call does not size the windows"
-    fake([ms // 100] * 1000)
-    assert warm_up(lambda: None, until).calls == 2 + 4 * 100, "at most 100 calls a window"
+    fake([ms // 100] * 50_000)
+    assert warm_up(lambda: None, until).calls == 2 + 4 * 5000, "50 ms of quick calls, too"
+    fake([ms // 1000] * 50_000)
+    assert warm_up(lambda: None, until).calls == 2 + 4 * 10_000, "at most 10,000 calls a window"
 
 
 def test_blocks_are_timed_while_more_is_wanted() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -12,11 +11,14 @@ import click
 from click.core import ParameterSource
 
 from toolchain.cli.bundles import require_bundle
+from toolchain.cli.outputs import require_writable
+from toolchain.errors import StoppedError
 
 if TYPE_CHECKING:
     from toolchain.loadgen import Load
     from toolchain.remote import Remote
-    from toolchain.runtime.bench import Asked, BenchRecord
+    from toolchain.runtime.bench import BenchRecord
+    from toolchain.runtime.bench_asked import Asked
 
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -40,7 +42,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--calls", type=click.IntRange(1), default=50, show_default=True, help="Calls of a block."),
     click.option("--seconds", type=click.FloatRange(0, min_open=True),
                  help="Time blocks until these are over, instead of --blocks; a LoadGen test's least duration."),
-    click.option("--cold-starts", type=click.IntRange(0), default=5, show_default=True,
+    click.option("--cold-starts", type=click.IntRange(0), default=6, show_default=True,
                  help="Fresh processes for cold start and memory."),
     click.option("--allow-fallback", is_flag=True, help="Let nodes or all of it run on the CPU, and say so."),
     click.option("--explain", is_flag=True, help="Say which known pitfalls take the time, and a remedy for each."),
@@ -118,7 +120,8 @@ def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
     """Time ONNX classifiers or bundles: percentiles with intervals, throughput, cold start, memory, placement.
 
     Every combination of providers, threads and batches is a case. Exit code 1 when a later case, a fresh
-    process or the traced run failed (the record is kept), 3 when LoadGen calls its test INVALID.
+    process or the traced run failed (the record is kept), 3 when LoadGen calls its test INVALID, 130 after Ctrl-C
+    (the cases that were finished are kept).
 
     \b
     Example:
@@ -127,11 +130,24 @@ def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
       toolchain bench model.onnx --loadgen single-stream
       toolchain bench runs/quickstart/bundle --on ssh://me@device --records history
     """
+    from toolchain.runtime.bench_asked import examine
+
     _check(models, given)
     asked = _asked(given)
-    _require_writable(given)
+    logs = None if given["scenario"] is None else given["logs"]
+    require_writable([given["as_json"]], [given["records"], logs])
+    if (
+        given["address"] is None and len(models) > 1
+    ):  # the last one's mistake is told before the first one is timed
+        for model in models:
+            examine(model, asked)
     one = _bench if given["scenario"] is None else _loadgen
-    return max(one(model, asked, given) for model in models)
+    codes = []
+    for model in models:
+        codes.append(one(model, asked, given))
+        if codes[-1] == StoppedError.exit_code:
+            break
+    return max(codes)
 
 
 def _check(models: tuple[Path, ...], given: _Given) -> None:
@@ -163,8 +179,8 @@ def _check(models: tuple[Path, ...], given: _Given) -> None:
 
 
 def _asked(given: _Given) -> Asked:
-    from toolchain.runtime.bench import Asked, Sampling
     from toolchain.runtime.bench_arguments import parse_options, parse_shapes
+    from toolchain.runtime.bench_asked import Asked, Sampling
 
     sampling = Sampling(given["blocks"], given["calls"], given["seconds"], given["cold_starts"])
     return Asked(
@@ -179,7 +195,7 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
     import toolchain
     from toolchain.measure.bench import with_intervals
     from toolchain.report.bench import render_bench
-    from toolchain.runtime.bench import LACKING
+    from toolchain.runtime.bench import LACKING, was_stopped
 
     remote = _remote(given)
     if remote is not None:
@@ -188,6 +204,8 @@ def _bench(model: Path, asked: Asked, given: _Given) -> int:
         record = toolchain.bench(model, asked, _told)
     kept = _keep(record.as_json(), given)  # before anything is printed: who reads may have gone
     click.echo("\n".join(filter(None, (render_bench(record), kept))))
+    if was_stopped(record.notes):
+        return StoppedError.exit_code
     if given["explain"]:
         _explain(model, asked, record)
     lacking = any(LACKING in note for note in record.notes)
@@ -211,8 +229,6 @@ def _loadgen(model: Path, asked: Asked, given: _Given) -> int:
     record = toolchain.run_loadgen(model, asked, load, out)
     kept = _keep(record.as_json(), given)
     click.echo("\n".join(filter(None, (render_loadgen(record), f"  logs and record: {out}", kept))))
-    if load.mode == "accuracy" and record.accuracy is None:
-        return 1  # what was asked for is not there; a note says why
     return 0 if record.valid else 3
 
 
@@ -236,15 +252,6 @@ def _remote(given: _Given) -> Remote | None:
 
 def _told(condition: str, done: int, of: int) -> None:
     click.echo(f"  {done + 1} of {of}: {condition}", err=True)
-
-
-def _require_writable(given: _Given) -> None:
-    """Find out before anything is measured whether the record can be kept in the end."""
-    json_folder = None if given["as_json"] is None else given["as_json"].parent
-    for folder in (json_folder, given["records"]):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.NamedTemporaryFile(prefix=".writing-", dir=folder).close()
 
 
 def _keep(raw: dict[str, Any], given: _Given) -> str:

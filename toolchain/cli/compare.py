@@ -10,11 +10,13 @@ import click
 from click.core import ParameterSource
 
 from toolchain.cli.bundles import require_bundle
+from toolchain.cli.outputs import require_writable
 from toolchain.errors import HostError
 
 if TYPE_CHECKING:
     from toolchain.compare.comparison import Question
 
+_REGRESSION = 3
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -95,6 +97,8 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     from toolchain.compare import forms
     from toolchain.compare.comparison import compare as compared
 
+    outputs = (given["as_json"], given["junit"], given["markdown"])
+    require_writable(outputs, [given["record"]])
     finding = compared(_question(base, candidate, given), Bars())
     found = finding.comparison
     click.echo(forms.terminal(found))
@@ -110,7 +114,9 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
         except HostError as error:
             refused.append(error)
     for failure in filter(None, (finding.failure, *refused)):
-        raise failure  # the first; whatever could be written is written
+        if finding.exit_code != _REGRESSION:
+            raise failure  # the first; whatever could be written is written
+        click.echo(f"Error: {failure}", err=True)  # what was found for certain counts more than a file
     return finding.exit_code
 
 

@@ -21,6 +21,7 @@ from toolchain.errors import ModelError, RecordError, ToolchainError
 from toolchain.progress import Progress
 from toolchain.report import text
 from toolchain.runtime import bench_record, host
+from toolchain.runtime.bench_asked import unknown_entries
 from toolchain.runtime.bench_input import Wish, load_pictures
 from toolchain.runtime.bench_record import BenchRecord, Condition, ModelFile
 from toolchain.runtime.session import Session
@@ -237,6 +238,7 @@ def _notes(question: Question, base: Side, candidate: Side) -> tuple[str, ...]:
         found.append("timed with noise; speed of some models depends on their input")
     if not _same_input(base, candidate):
         found.append("the inputs differ in shape or type, so outputs were not compared")
+    found += unknown_entries(question.timing.setup.options)
     return tuple(found)
 
 

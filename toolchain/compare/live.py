@@ -146,10 +146,14 @@ def run(base: Side, candidate: Side, timing: Timing, done: Done, progress: Progr
                 shown = min(now, timing.max_seconds)
                 if figures is None:
                     break
-        except (ToolchainError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
             if not turns:
                 raise
-            failure = error if isinstance(error, ToolchainError) else StoppedError(_STOPPED)
+            failure = StoppedError(_STOPPED)
+        except ToolchainError as error:  # whatever else came of it, a model that was replaced is said to be
+            failure = _replaced(sides) or error
+            if not turns:
+                raise failure from error
         failure = failure or _replaced(sides)
     return Series(tuple(turns), time.monotonic() - started, blocks.calls if blocks else 0, failure)
 

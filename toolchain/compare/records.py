@@ -1,15 +1,23 @@
 """Two bench records against each other, where the models themselves are no longer at hand.
 
-They were not interleaved: what the machine did differently between the two measurements is in the ratio, and
-no interval from inside one process can show it. So the figure says so, only one machine's may be compared, and a latency
-beyond its bound is no regression yet, but a reason to compare the models.
+They were not interleaved: what the machine did differently between the two measurements is in the ratio, and no
+interval can show it. So the figure says so, only one machine's may be compared, and a latency beyond its bound is no
+regression yet, but a reason to compare the models. What one process measures is also its luck with memory, so latency
+is judged by what each record's fresh processes say of their calls, one figure a process, and cold start likewise.
+
+The interval is Hodges and Lehmann's for a shift, of logarithms: the differences of all pairs of processes in order, of
+which the Mann-Whitney test leaves out so many at each end (Hodges & Lehmann 1963; Hollander, Wolfe & Chicken 2014,
+section 4.3). It needs no distribution, and is exact for few.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import accumulate
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +31,12 @@ from toolchain.errors import RecordError
 from toolchain.runtime import host
 from toolchain.runtime.bench_record import BenchRecord, Case
 
-FEWEST = 6  # figures a side (blocks, cold starts) for an interval
-_DRAWS = 4000
-_SEED = 20150715
-ONE_PROCESS = (
-    "one process a side, whose luck with memory alone can be that much: compare the models themselves"
-)
+FEWEST = 6  # fresh processes a side for an interval
+_EXACT = 30  # figures a side up to which the test's distribution is counted; above it is nearly normal
+UNSURE = "not interleaved, so what the machine did meanwhile can be that much: compare the models themselves"
 NOT_INTERLEAVED = (
     "saved records were not interleaved: what the machine did differently between the two is in the ratio, "
-    "and the interval, from unpaired blocks, cannot show it"
+    "and the interval, from unpaired processes, cannot show it"
 )
 
 
@@ -114,25 +119,42 @@ def _reason(figure: str, counts: Sequence[int]) -> str:
         names = [name for name, count in zip(("base", "candidate"), counts, strict=True) if not count]
         return f"not in the record of the {' and the '.join(names)}"
     if min(counts) < FEWEST:
-        return f"only {min(counts)} a side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
+        return f"only {_needed(min(counts))}"
     return ""
 
 
+def _needed(count: int) -> str:
+    return f"{count} fresh processes a side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
+
+
 def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Check]:
-    blocks = [np.median(case.blocks, axis=1) for case in (base, candidate)]
-    few = min(map(len, blocks)) < FEWEST
-    note = f"not interleaved{f'; fewer than {FEWEST} blocks' if few else ''}"
-    medians = [float(np.median(case.blocks)) for case in (base, candidate)]
-    seen = Seen(unpaired(*blocks), gates.latency, medians[0], medians[1], "ns")
     held = _held(base, candidate)
-    latency = ratio_check(f"latency{suffix}", seen, note)
-    if latency.verdict == "regression":
-        latency = latency.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {ONE_PROCESS}"})
     return [
-        latency,
+        _latency(base, candidate, gates, suffix),
         *_optional(COLD_START, _cold_start(base, candidate, gates, suffix), held, gates, suffix),
         *_optional(MEMORY, _memory(base, candidate, gates, suffix), held, gates, suffix),
     ]
+
+
+def _latency(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check:
+    """By fresh processes where both records have enough; otherwise one process's calls a side, which decide nothing."""
+    calls = [_figures(case.cold_start_ns.call if case.cold_start_ns else ()) for case in (base, candidate)]
+    few = min(map(len, calls))
+    if few < FEWEST:
+        calls = [np.median(case.blocks, axis=1) for case in (base, candidate)]
+        middles = [float(np.median(case.blocks)) for case in (base, candidate)]
+        estimate = Estimate(middles[1] / middles[0], UNKNOWN.low, UNKNOWN.high)
+        note = f"one process a side, whose luck with memory is in it; {_needed(few)}"
+        return ratio_check(
+            f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note
+        )
+    middles = [float(np.median(one)) for one in calls]
+    seen = Seen(unpaired(*calls), gates.latency, middles[0], middles[1], "ns")
+    note = f"medians of {' and '.join(str(len(one)) for one in calls)} fresh processes"
+    check = ratio_check(f"latency{suffix}", seen, f"not interleaved; {note}")
+    if check.verdict != "regression":
+        return check
+    return check.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {UNSURE}"})
 
 
 def _optional(
@@ -152,9 +174,7 @@ def _optional(
 def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | None:
     if not (base.cold_start_ns and candidate.cold_start_ns):
         return None
-    starts = [
-        np.array(case.first_answer, np.float64) for case in (base.cold_start_ns, candidate.cold_start_ns)
-    ]
+    starts = [_figures(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
     return ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
@@ -168,19 +188,35 @@ def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | N
     return ratio_check(f"{MEMORY}{suffix}", Seen(exact, gates.memory, ours, theirs, "bytes"), "peak")
 
 
-def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estimate:
-    """median(candidate) / median(base) of figures [B] and [B'], with a bootstrap's interval of each side apart.
+def _figures(values: Sequence[int]) -> NDArray[np.float64]:
+    return np.array(values, np.float64)
 
-    At the same level as the intervals from turns (1 - 2 ALPHA). Fewer than six figures a side have no interval.
+
+def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estimate:
+    """The candidate's figures [m] over the base's [n], all above 0: Hodges and Lehmann's estimate and interval of their
+    ratio, at the same level as the intervals from turns (1 - 2 ALPHA). Fewer than six figures a side have no interval.
     """
-    ratio = float(np.median(candidate) / np.median(base))
+    differences = np.sort(np.log(candidate[:, None] / base[None]), axis=None)
+    ratio = float(np.exp(np.median(differences)))
     if min(len(base), len(candidate)) < FEWEST:
         return Estimate(ratio, UNKNOWN.low, UNKNOWN.high)
-    generator = np.random.default_rng(_SEED)
-
-    def drawn(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.median(generator.choice(values, (_DRAWS, len(values))), axis=1)
-        return found
-
-    low, high = np.quantile(drawn(candidate) / drawn(base), (ALPHA, 1 - ALPHA))
+    skipped = left_out_each_end(len(base), len(candidate), ALPHA)
+    low, high = np.exp(differences[[skipped, len(differences) - 1 - skipped]])
     return Estimate(ratio, min(float(low), ratio), max(float(high), ratio))
+
+
+def left_out_each_end(first: int, second: int, alpha: float) -> int:
+    """The largest k with P(U < k) <= alpha, U being Mann and Whitney's of samples of these sizes from one distribution."""
+    if max(first, second) > _EXACT:
+        middle, spread = first * second / 2, math.sqrt(first * second * (first + second + 1) / 12)
+        return max(0, math.floor(middle - NormalDist().inv_cdf(1 - alpha) * spread))
+    ways = [1] + [0] * (
+        first * second
+    )  # how many orders have U = 0, 1, …: Gauss's binomial coefficient, factor by factor
+    for size in range(1, second + 1):
+        for u in range(len(ways) - 1, first + size - 1, -1):
+            ways[u] -= ways[u - first - size]
+        for u in range(size, len(ways)):
+            ways[u] += ways[u - size]
+    most = alpha * math.comb(first + second, first)
+    return sum(total <= most for total in accumulate(ways))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolchain.errors import ModelError
-from toolchain.runtime import bench, worker
+from toolchain.runtime import bench_asked, worker
 from toolchain.runtime.bench_input import Prepared, Wish, prepare
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
@@ -21,7 +21,7 @@ class Side:
     system says of it; prepared: the input that it is timed with."""
 
     path: Path
-    found: bench.Found
+    found: bench_asked.Found
     state: tuple[int, ...]
     prepared: Prepared
 
@@ -36,12 +36,10 @@ class Side:
         return self.path if self.path.is_dir() else None
 
     def require_unchanged(self, now: tuple[int, ...] | None = None) -> None:
-        """Raise ModelError when the file is not what it was: by `now`, a `worker.state`, else by its content."""
-        exists = now is None and self.file.is_file()
-        same = now == self.state or (exists and bench.hashes(self.file) == self.found.hashes)
-        if not same:
+        """Raise ModelError when the file is not what it was: by `now`, a `worker.state`, or else by its content."""
+        if now != self.state and not self.found.is_unchanged():
             raise ModelError(
-                f"{self.file}: was replaced while it was being compared; start the comparison again"
+                f"{self.file}: was replaced, cut short or deleted while it was being compared; start the comparison again"
             )
 
 
@@ -53,7 +51,7 @@ def find(
     wish: batch, sizes of open dimensions, pictures; without pictures, both get the golden ones of a bundle
     among them, else the same noise. Raises ModelError, BundleError, VerificationError and ProviderError.
     """
-    found = [bench.find(path, kind) for path in (base, candidate)]
+    found = [bench_asked.find(path, kind) for path in (base, candidate)]
     pictures = wish.pictures or found[0].pictures or found[1].pictures
     given = replace(wish, pictures=pictures)
     first, second = (
@@ -62,7 +60,7 @@ def find(
     return first, second
 
 
-def _side(path: Path, found: bench.Found, setup: Setup, wish: Wish) -> tuple[Side, Session]:
+def _side(path: Path, found: bench_asked.Found, setup: Setup, wish: Wish) -> tuple[Side, Session]:
     at_first = tuple(worker.state(found.path))
     session = setup.session(found.path)
     prepared = prepare(session.inputs, session.metadata, wish, session.label)

@@ -94,7 +94,8 @@ def names(found: Comparison) -> tuple[str, str]:
 def headline(found: Comparison) -> str:
     """The outcome in one sentence."""
     base, candidate = names(found)
-    both = f"{candidate} against {base}"
+    same = (base, found.base.sha256) == (candidate, found.candidate.sha256)
+    both = f"{candidate} against {'itself' if same else base}"
     bad = [check.name for check in found.checks if check.verdict == "regression"]
     if bad:
         return f"{both}: REGRESSION in {', '.join(bad)}"

@@ -10,7 +10,7 @@ import onnx
 from toolchain.explain.findings import Explanation, Machine
 from toolchain.explain.rules import explain
 from toolchain.runtime import host
-from toolchain.runtime.bench import Asked, find, pictures_for
+from toolchain.runtime.bench_asked import Asked, find, pictures_for
 from toolchain.runtime.bench_input import Wish, prepare
 from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup

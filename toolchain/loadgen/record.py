@@ -27,8 +27,7 @@ class Accuracy:
 class LoadgenRecord:
     """settings: LoadGen's own that this test ran with; size: "mlperf" or "shortened"; logs: the files beside it.
 
-    summary is None in accuracy mode, which LoadGen does not judge; accuracy in performance mode, and where
-    labels are missing (a note says so).
+    summary is None in accuracy mode, which LoadGen does not judge; accuracy in performance mode.
     """
 
     model: ModelFile

@@ -22,7 +22,8 @@ from toolchain.loadgen.settings import Load, library, own_settings
 from toolchain.loadgen.summary import ACCURACY, SUMMARY, read_answers, read_summary
 from toolchain.loadgen.system import System
 from toolchain.runtime import host, timing
-from toolchain.runtime.bench import Asked, find, finite, hashes, options_for, usable_provider
+from toolchain.runtime.bench import finite
+from toolchain.runtime.bench_asked import Asked, Found, find, options_for, unknown_entries, usable_provider
 from toolchain.runtime.bench_record import Condition
 from toolchain.runtime.fresh import Setup
 from toolchain.runtime.session import Session
@@ -46,12 +47,13 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
     """
     loadgen = library()
     found = find(model, asked.file)
-    told: list[str] = []
+    told = unknown_entries(asked.options.get("", {}))
     provider = usable_provider(asked.providers[0], asked, told)
     setup = Setup(provider, asked.threads[0], asked.spinning, options_for(provider, asked))
     session = setup.session(found.path)
     batch = asked.batches[0]
     samples = Samples(session, found, asked)
+    labels = _labels(session, samples, asked, found) if load.mode == "accuracy" else None
     probe_ns = _probe(session, samples, batch)
     settings = own_settings(load, probe_ns, batch)
     started, machine = datetime.now(UTC).isoformat(timespec="seconds"), host.facts()
@@ -63,13 +65,11 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         samples,
         out,
     )
-    if hashes(found.path) != found.hashes:
-        raise ModelError(f"{found.path}: was replaced while it was timed; nothing is recorded, start again")
-    accuracy, notes = (
-        _accuracy(session, samples, (asked.pictures, found.labels), out)
-        if load.mode == "accuracy"
-        else (None, ())
-    )
+    if not found.is_unchanged():
+        raise ModelError(
+            f"{found.path}: was replaced, cut short or deleted while it was timed; nothing is recorded, start again"
+        )
+    accuracy = None if labels is None else _accuracy(session, labels, out)
     prepared = samples.first
     condition = Condition(
         setup.provider, dict(setup.options), setup.threads, batch, setup.spinning, prepared.kind, prepared.input
@@ -78,7 +78,7 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
         found.model, machine, started, __version__, host.distribution_version("mlcommons-loadgen") or "unknown",
         condition, load, {name: getattr(settings, name) for name in _SHOWN},
         read_summary(out / SUMMARY) if load.mode == "performance" else None, accuracy,
-        tuple(sorted(path.name for path in out.iterdir())), (*told, *notes),
+        tuple(sorted(path.name for path in out.iterdir())), tuple(told),
     )  # fmt: skip
     try:
         write_whole(out / RECORD, f"{json.dumps(record.as_json(), indent=1)}\n".encode())
@@ -148,21 +148,22 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _accuracy(
-    session: Session, samples: Samples, known: tuple[Path | None, tuple[str, ...]], out: Path
-) -> tuple[Accuracy | None, tuple[str, ...]]:
-    """Top-1 of what LoadGen logged, or a note that says why there is none."""
+def _labels(session: Session, samples: Samples, asked: Asked, found: Found) -> Labels:
+    """The class of every picture. Raises ToolchainError for an output that is no row of classes a picture, and for
+    pictures whose classes cannot be known: there would be no accuracy in the end."""
     answer = session.outputs[0]
     classes = answer.shape[-1] if answer.shape else None
     if answer.dtype != "float32" or not isinstance(classes, int) or len(answer.shape) != 2:
         raise ToolchainError(
             f"{session.label}: output {answer.name!r} is no float32 [N, classes], so it has no top-1"
         )
-    labels = samples.labels(known[0], known[1] or label_names(session.metadata), classes)
-    if not isinstance(labels, Labels):
-        return None, (labels,)
-    answers = read_answers(out / ACCURACY, samples.total, classes)
+    return samples.labels(asked.pictures, found.labels or label_names(session.metadata), classes)
+
+
+def _accuracy(session: Session, labels: Labels, out: Path) -> Accuracy:
+    """Top-1 of what LoadGen logged."""
+    answers = read_answers(out / ACCURACY, len(labels.indices), labels.classes)
     finite(session.label, [answers])
     right = stats.hits(answers, labels.indices)
     interval = stats.wilson(int(right.sum()), len(right))
-    return Accuracy(interval.value, interval.ci95, len(right), labels.how), ()
+    return Accuracy(interval.value, interval.ci95, len(right), labels.how)

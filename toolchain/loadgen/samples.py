@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import PictureError
-from toolchain.runtime.bench import Asked, Found
+from toolchain.errors import DataError, PictureError
+from toolchain.runtime.bench_asked import Asked, Found
 from toolchain.runtime.bench_input import Feed, Prepared, Wish, prepare
 from toolchain.runtime.pictures import decode, find_pictures
 from toolchain.runtime.session import Session
@@ -23,10 +23,11 @@ _NOISES = 64
 
 @dataclass(frozen=True)
 class Labels:
-    """The class index of every picture [n], and how folder names became indices."""
+    """The class index of every picture [n], how folder names became indices, and how many classes there are."""
 
     indices: NDArray[np.int64]
     how: str
+    classes: int
 
 
 class Samples:
@@ -68,24 +69,31 @@ class Samples:
                 groups.append(([position], [feed]))
         return [(places, feeds[0] if len(feeds) == 1 else _stack(feeds)) for places, feeds in groups]
 
-    def labels(self, folder: Path | None, names: Sequence[str] | None, classes: int) -> Labels | str:
-        """Every picture's class from the folder it lies in, or a sentence that says why there is none."""
+    def labels(self, folder: Path | None, names: Sequence[str] | None, classes: int) -> Labels:
+        """Every picture's class from the folder it lies in. Raises DataError saying why there is none."""
         if folder is None:
-            return "no pictures were given, so there is no accuracy"
+            raise DataError("an accuracy needs pictures in folders by class, and none were given")
         given = [
             path.relative_to(folder).parts[0] if len(path.relative_to(folder).parts) > 1 else ""
             for path in self.paths
         ]
         known = sorted(set(given))
         if "" in known:
-            return "the pictures lie in no folders by class, so there is no accuracy"
+            raise DataError(
+                f"{folder}: pictures lie in no folder of a class, and an accuracy needs every picture's"
+            )
         if names is not None and set(known) <= set(names):
-            return Labels(np.array([names.index(name) for name in given]), "by the model's own labels")
+            return Labels(
+                np.array([names.index(name) for name in given]), "by the model's own labels", classes
+            )
         if len(known) == classes:
             return Labels(
-                np.array([known.index(name) for name in given]), "by the sorted names of the folders"
+                np.array([known.index(name) for name in given]), "by the sorted names of the folders", classes
             )
-        return f"{len(known)} folders do not match the model's {classes} classes, so there is no accuracy"
+        raise DataError(
+            f"{folder}: {len(known)} folders do not match the model's {classes} classes; name the folders by its labels, or "
+            f"give one a class"
+        )
 
     def _prepared(self, index: int) -> Prepared:
         pictures: tuple[NDArray[np.uint8], ...] = ()

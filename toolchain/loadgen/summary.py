@@ -16,13 +16,15 @@ from toolchain.errors import ModelError, RecordError
 SUMMARY, DETAIL, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json"
 _FIELD = re.compile(r"^\s*(?P<name>[^:*]+?)\s*:\s*(?P<value>\S.*)$")
 _PERCENTILE = re.compile(r"^(?P<q>[\d.]+) percentile latency \(ns\)$")
+_ADVICE = re.compile(r"^Recommendations:\n(?P<lines>(?: \* .*\n)+)", re.MULTILINE)
 _ESTIMATE = re.compile(r"Early stopping (?P<q>[\d.]+)th percentile estimate: (?P<ns>\d+)")
 
 
 @dataclass(frozen=True)
 class Summary:
     """verdict: "VALID" or "INVALID"; satisfied: LoadGen's own conditions; result: the scenario's metric by LoadGen's
-    name of it; percentiles_ns: by "p50"; early_stopping_ns: LoadGen's conservative estimates, by "p90"."""
+    name of it; percentiles_ns: by "p50"; early_stopping_ns: LoadGen's conservative estimates, by "p90"; advice: what
+    LoadGen recommends after a test that it calls INVALID."""
 
     verdict: str
     result: tuple[str, float]
@@ -30,6 +32,7 @@ class Summary:
     percentiles_ns: Mapping[str, float]
     early_stopping_ns: Mapping[str, float]
     warnings: str
+    advice: str = ""
 
 
 def read_summary(path: Path) -> Summary:
@@ -47,8 +50,10 @@ def read_summary(path: Path) -> Summary:
     percentiles = {_short(m["q"]): float(v) for n, v in fields.items() if (m := _PERCENTILE.match(n))}
     estimates = {_short(m["q"]): float(m["ns"]) for m in _ESTIMATE.finditer(text)}
     told = [line for line in text.splitlines() if "encountered" in line]
+    found = _ADVICE.search(text)
+    advice = " ".join(line.removeprefix(" * ") for line in found["lines"].splitlines()) if found else ""
     return Summary(
-        fields["Result is"], _result(fields, path), satisfied, percentiles, estimates, " ".join(told)
+        fields["Result is"], _result(fields, path), satisfied, percentiles, estimates, " ".join(told), advice
     )
 
 

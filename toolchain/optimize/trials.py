@@ -275,7 +275,10 @@ class Trials:
         def measure(out: Path) -> None:
             feed = {"pictures": np.ascontiguousarray(latency.typical(self.data.val)[None])}
             setup = fresh.Setup(provider=self.asked.provider, threads=self.asked.threads)
-            _, found = fresh.measure(file.folder / latency.FILES["fused"], setup, feed, _STARTS)
+            told = fresh.measure(file.folder / latency.FILES["fused"], setup, feed, _STARTS)
+            if told.failure is not None:
+                raise told.failure
+            found = told.memory
             if found is None:
                 raise HostError(
                     "this kernel does not tell the memory of a process, so memory can be no bound or goal here"

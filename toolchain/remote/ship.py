@@ -20,7 +20,7 @@ from toolchain import __version__
 from toolchain.errors import HostError, ToolchainError, VerificationError
 from toolchain.remote.driver import LACKING, LEAST, SIGNALLED
 from toolchain.runtime import bench_arguments, manifest
-from toolchain.runtime.bench import Asked, find
+from toolchain.runtime.bench_asked import Asked, find
 from toolchain.runtime.bench_record import BenchRecord, parse
 
 _SSH_FAILED = 255

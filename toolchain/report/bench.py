@@ -85,10 +85,15 @@ def _about(case: Case) -> list[str]:
 
 def _cold(cold: ColdStart, memory: Memory) -> str:
     first, session = median(cold.first_answer), median(cold.session)
+    calls = ""
+    if cold.call:
+        calls = (
+            f"; typical calls {text.duration(min(cold.call))} to {text.duration(max(cold.call))} by process"
+        )
     return (
         f"fresh process: first answer after {text.duration(first)}, session alone {text.duration(session)} "
         f"(medians of {len(cold.session)}); memory {text.size(memory.peak_bytes)} at most, "
-        f"{text.size(memory.steady_bytes)} then"
+        f"{text.size(memory.steady_bytes)} then{calls}"
     )
 
 

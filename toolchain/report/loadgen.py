@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from toolchain.loadgen.record import LoadgenRecord
 from toolchain.loadgen.summary import Summary
 from toolchain.report import text
@@ -16,6 +18,9 @@ def render_loadgen(record: LoadgenRecord) -> str:
         f"  {condition.provider}, {text.plural(condition.threads, 'thread')}, batches of at most {condition.batch}, "
         f"{condition.input.kind} {'x'.join(map(str, condition.input.shape))} {condition.input.source}",
     ]
+    if load.scenario == "server":
+        asked, bound = record.settings["server_target_qps"], record.settings["server_target_latency_ns"]
+        lines.append(f"  asked {asked:.4g} queries a second, p99 to be within {text.duration(bound)}")
     if record.summary is not None:
         lines += _verdict(record.summary)
     if record.accuracy is not None:
@@ -36,4 +41,13 @@ def _verdict(summary: Summary) -> list[str]:
     if summary.early_stopping_ns:
         early = ", ".join(f"{q} {text.duration(ns)}" for q, ns in summary.early_stopping_ns.items())
         lines.append(f"  early-stopping estimate: {early}")
+    if summary.advice:
+        lines.append(f"  LoadGen's advice: {summary.advice}{_how(failed)}")
     return lines
+
+
+def _how(failed: Sequence[str]) -> str:
+    """Which options of ours change what LoadGen advises to change."""
+    if "Performance constraints" not in failed:
+        return ""
+    return " (--target-qps; or allow more with --target-latency-ms)"

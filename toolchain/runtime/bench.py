@@ -7,8 +7,8 @@ traced run for placement. Comparing two models is another matter: see `timing.in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,94 +18,50 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.runtime import external, fresh, host, providers, timing, trace
-from toolchain.runtime.bench_input import Picture, Prepared, Wish, load_pictures, prepare
+from toolchain.runtime import fresh, host, providers, timing, trace
+from toolchain.runtime.bench_asked import (
+    Asked,
+    Found,
+    Sampling,
+    examine,
+    options_for,
+    pictures_for,
+    unknown_entries,
+    usable_provider,
+)
+from toolchain.runtime.bench_input import Prepared, Wish, prepare
 from toolchain.runtime.bench_record import (
     PERCENTILES,
     BenchRecord,
     Case,
     ColdStart,
     Condition,
-    Memory,
-    ModelFile,
     Percentile,
 )
-from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.errors import HostError, ModelError, ProviderError
 from toolchain.runtime.fresh import Setup
-from toolchain.runtime.manifest import MODEL, PLAIN_MODEL
 from toolchain.runtime.percentiles import percentile
 from toolchain.runtime.session import NO_CPU, Session
-from toolchain.runtime.verification import check_file, read_golden, sha256_of
-from toolchain.runtime.warm_up import Steadiness, warm_up
+from toolchain.runtime.warm_up import warm_up
 
 __all__ = [
+    "LACKING",
+    "STOPPED",
     "Asked",
     "BenchRecord",
     "Sampling",
     "bench",
-    "find",
     "finite",
-    "hashes",
-    "options_for",
     "percentiles",
-    "pictures_for",
+    "was_stopped",
 ]
 
 Copies = Literal["included", "excluded"]
 Told = Callable[[str, int, int], None]
 LACKING = "not measured: "
+STOPPED = "stopped by hand"
 _NAMED = 5
 _WAYS: tuple[Copies, ...] = ("included", "excluded")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How much is timed: `blocks` of `calls`, or blocks until `seconds` are over (a condition).
-
-    cold_starts: fresh processes a condition; 0 leaves cold start and memory out. traced: profiled runs.
-    """
-
-    blocks: int = 20
-    calls: int = 50
-    seconds: float | None = None
-    cold_starts: int = 5
-    traced: int = 10
-    warm_up: Steadiness = field(default_factory=Steadiness)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Every combination of providers, threads and batches is timed.
-
-    options: {provider: {name: value}} for that provider, and under "" session entries for all. pictures: a
-    folder to take the input from; shapes: sizes of dimensions that the model leaves open. file: which one of
-    a bundle. allow_fallback: nodes may run on the CPU although another provider was asked for, and a provider
-    that cannot be used is replaced by the CPU, which the record says.
-    """
-
-    providers: tuple[str, ...] = ("cpu",)
-    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    threads: tuple[int, ...] = (1,)
-    batches: tuple[int, ...] = (1,)
-    spinning: bool = False
-    pictures: Path | None = None
-    shapes: Mapping[str, int] = field(default_factory=dict)
-    file: Literal["fused", "plain"] = "fused"
-    allow_fallback: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True)
-class Found:
-    """The file to bench, what it is, the hashes of its parts by name; of a bundle also its golden pictures and
-    its labels."""
-
-    path: Path
-    model: ModelFile
-    hashes: Mapping[str, str]
-    pictures: tuple[Picture, ...] = ()
-    labels: tuple[str, ...] = ()
 
 
 def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
@@ -114,9 +70,9 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     `told(condition, done, of)` is called before each condition. Raises ProviderError, ModelError, PictureError
     and BundleError: for what cannot be used as asked, answers that are not finite, a model whose file changed
     meanwhile. A fresh process or a trace that fails, and a model that does so under a later condition, costs its own
-    figures only: the record's notes say why, with the word `LACKING`.
+    figures only, as Ctrl-C does: the record's notes say why, with the words `LACKING` and `STOPPED`.
     """
-    found = find(model, asked.file)
+    found = examine(model, asked)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = host.facts()
     wish = Wish(shapes=asked.shapes, pictures=pictures_for(asked, found))
@@ -132,52 +88,22 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
             told(words, done, len(settings))
         setup = Setup(provider, threads, asked.spinning, options_for(provider, asked))
         try:
-            cases += _measured(found.path, setup, replace(wish, batch=batch), asked.sampling, notes)
-        except ModelError as e:  # what was timed before is worth keeping
+            cases += _measured(found, setup, replace(wish, batch=batch), asked.sampling, notes)
+        except (ModelError, KeyboardInterrupt) as e:  # what was timed before is worth keeping
             if not cases:
                 raise
-            notes.append(f"{words} is {LACKING}{e}")
-    if hashes(found.path) != found.hashes:
-        raise ModelError(f"{found.path}: was replaced while it was timed; nothing is recorded, start again")
+            notes.append(f"{words} is {LACKING}{e if isinstance(e, ModelError) else STOPPED}")
+        if was_stopped(notes):
+            break
+    notes += unknown_entries(asked.options.get("", {}))
     cases.sort(key=lambda case: used.index(case.condition.provider))
     version = host.distribution_version("toolchain") or "unknown"
     return BenchRecord(found.model, machine, started, version, tuple(cases), tuple(notes))
 
 
-def find(model: Path, file: Literal["fused", "plain"]) -> Found:
-    """The ONNX file that `model` names: itself, or a bundle's `file`, checked against its manifest's hash.
-
-    Raises ModelError for no such file, BundleError and VerificationError for a bundle that is none, or changed.
-    """
-    if not model.is_dir():
-        parts = hashes(model)
-        return Found(model, _model_file(model, _called(model), "onnx", parts), parts)
-    bundle = Bundle.load(model)
-    path = model / (MODEL if file == "fused" else PLAIN_MODEL)
-    parts = hashes(path)
-    for name in parts:
-        check_file(model, name, bundle.manifest)
-    check_file(model, bundle.manifest.golden, bundle.manifest)
-    golden = read_golden(model / bundle.manifest.golden)
-    name = f"{bundle.manifest.name}/{bundle.manifest.variant}"
-    return Found(
-        path, _model_file(path, name, "bundle", parts), parts, golden.pictures, bundle.manifest.labels
-    )
-
-
-def _called(file: Path) -> str:
-    """A file's name without suffix; "model" says nothing, as most exporters call it so: its folder's name goes before."""
-    return f"{file.resolve().parent.name}/{file.stem}" if file.stem == "model" else file.stem
-
-
-def hashes(model: Path) -> dict[str, str]:
-    """sha256 of the ONNX file and of its external weights, by their names in its folder."""
-    try:
-        external.check(model)
-        names = (model.name, *sorted(set(external.locations(model))))
-        return {name: sha256_of(model.parent / name) for name in names}
-    except OSError as e:
-        raise ModelError(f"{model}: cannot be read ({e.strerror})") from e
+def was_stopped(notes: Sequence[str]) -> bool:
+    """Whether a record's notes say that Ctrl-C ended it."""
+    return any(note.endswith(LACKING + STOPPED) for note in notes)
 
 
 def percentiles(samples: NDArray[np.int64]) -> dict[str, Percentile | None]:
@@ -186,36 +112,27 @@ def percentiles(samples: NDArray[np.int64]) -> dict[str, Percentile | None]:
     return {name: None if value is None else Percentile(value) for name, value in values.items()}
 
 
-def _model_file(
-    path: Path, name: str, form: Literal["bundle", "onnx"], parts: Mapping[str, str]
-) -> ModelFile:
-    size = sum((path.parent / part).stat().st_size for part in parts)
-    return ModelFile(name, path.name, parts[path.name], size, form)
+def _measured(found: Found, setup: Setup, wish: Wish, sampling: Sampling, notes: list[str]) -> list[Case]:
+    """The case of one condition; on a provider with its own memory two, with copies and without.
+
+    Raises ModelError saying so when the file was replaced meanwhile, whatever else came of that.
+    """
+    try:
+        cases = _cases(found.path, setup, wish, sampling, notes)
+    except ModelError as e:
+        raise (e if found.is_unchanged() else _replaced(found)) from e
+    if not found.is_unchanged():
+        raise _replaced(found)
+    return cases
 
 
-def pictures_for(asked: Asked, found: Found) -> tuple[Picture, ...]:
-    """The pictures that the input is made from: the folder's, else a bundle's own, else none."""
-    if asked.pictures is not None:
-        return load_pictures(asked.pictures)
-    return found.pictures
+def _replaced(found: Found) -> ModelError:
+    return ModelError(
+        f"{found.path}: was replaced, cut short or deleted while it was timed; nothing is recorded of it, start again"
+    )
 
 
-def usable_provider(name: str, asked: Asked, notes: list[str]) -> str:
-    """The provider to use for `name`. Raises ProviderError unless `allow_fallback`, which leaves a note."""
-    if not asked.allow_fallback or name not in providers.NAMES or providers.usable()[name] is None:
-        return providers.require(name)
-    notes.append(f"provider {name!r} was asked for; 'cpu' was timed, because {providers.usable()[name]}")
-    return "cpu"
-
-
-def options_for(provider: str, asked: Asked) -> dict[str, str]:
-    """Session's options on this provider."""
-    fallback = {NO_CPU: "0"} if asked.allow_fallback and provider != "cpu" else {}
-    return {**fallback, **asked.options.get("", {}), **asked.options.get(provider, {})}
-
-
-def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: list[str]) -> list[Case]:
-    """The case of one condition; on a provider with its own memory two, with copies and without."""
+def _cases(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: list[str]) -> list[Case]:
     session = setup.session(model)
     prepared = prepare(session.inputs, session.metadata, wish, session.label)
     condition = Condition(
@@ -236,20 +153,38 @@ def _measured(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: 
     _require_placement(traced, setup, model)
     timed = _timed(session, prepared, condition, sampling)
     del session
-    cold: ColdStart | None = None
-    memory: Memory | None = None
-    if sampling.cold_starts:
-        try:
-            cold, memory = fresh.measure(model, setup, prepared.feed, sampling.cold_starts)
-        except HostError as e:
-            notes.append(f"cold start and memory are {LACKING}{e}")
+    starts = _starts(model, setup, prepared, sampling.cold_starts, notes)
     return [
         replace(
             case, placement=traced.placement, operators=traced.operators, copies_between=traced.copies_between,
-            elsewhere=traced.elsewhere(setup.provider), memory=memory, cold_start_ns=cold,
+            elsewhere=traced.elsewhere(setup.provider), memory=starts.memory, cold_start_ns=_of_case(starts, case),
         )
         for case in timed
     ]  # fmt: skip
+
+
+def _starts(model: Path, setup: Setup, prepared: Prepared, count: int, notes: list[str]) -> fresh.Starts:
+    """Fresh processes, and a note where there are fewer than were asked for."""
+    if not count:
+        return fresh.Starts(None, None)
+    what = "cold start and memory are"
+    try:
+        starts = fresh.measure(model, setup, prepared.feed, count)
+    except KeyboardInterrupt:  # what was timed is whole
+        notes.append(f"{what} {LACKING}{STOPPED}")
+        return fresh.Starts(None, None)
+    if starts.failure is not None:
+        had = len(starts.cold.session) if starts.cold else 0
+        some = f"{count - had} of {count} fresh processes are " if had else f"{what} "
+        notes.append(f"{some}{LACKING}{starts.failure}")
+    return starts
+
+
+def _of_case(starts: fresh.Starts, case: Case) -> ColdStart | None:
+    """What fresh processes say of a case: their calls copy, so they say nothing of one that leaves copies out."""
+    if starts.cold is None or case.copies != "excluded":
+        return starts.cold
+    return replace(starts.cold, call=())
 
 
 def _require_placement(traced: trace.Trace, setup: Setup, model: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from toolchain.runtime import providers
-from toolchain.runtime.bench import Asked, Sampling
+from toolchain.runtime.bench_asked import Asked, Sampling
 from toolchain.runtime.errors import ToolchainError
 from toolchain.runtime.warm_up import Steadiness
 

@@ -117,10 +117,16 @@ def _known(inputs: Iterable[Tensor], asked: Mapping[str, int], label: str) -> No
         for name in (size, f"{tensor.name}.{at}")
         if name
     }
+    batches = {name for tensor in inputs for name in (*tensor.shape[:1], f"{tensor.name}.0")}
     if unknown := sorted(set(asked) - known):
+        open_ones = sorted(known - batches)  # --batch sets the others
         has = (
-            f"its open dimensions are {', '.join(sorted(known))}" if known else "all its dimensions are fixed"
+            f"its open dimensions are {', '.join(open_ones)}"
+            if open_ones
+            else "it leaves none open but the batch"
         )
+        if not known:
+            has = "all its dimensions are fixed"
         raise ModelError(f"{label}: has no open dimension {', '.join(unknown)}; {has}")
 
 

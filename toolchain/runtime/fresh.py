@@ -2,7 +2,9 @@
 
 `measure` starts this file as a program again and again; each process makes one session, answers, and says
 on its standard output when, and with how much memory. Processes of their own, because a process that has run
-a model before has libraries, weights and memory at hand that a device after a start has not.
+a model before has libraries, weights and memory at hand that a device after a start has not. Each also says how long
+its calls take once it is warm: where code and data of a process happen to lie makes it faster or slower for all of its
+life, so what several processes agree on is a figure of the model, and what one says may be luck.
 """
 
 from __future__ import annotations
@@ -13,21 +15,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import environ, pathsep
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolchain.runtime import providers
 from toolchain.runtime.bench_record import ColdStart, Memory
 from toolchain.runtime.errors import HostError, ToolchainError
 from toolchain.runtime.session import Session
+from toolchain.runtime.timing import quiet, time_calls
+from toolchain.runtime.warm_up import Steadiness, warm_up
 
 _STATUS = Path("/proc/self/status")
-_CALLS = 20
+_CALLS = 20  # at least, and _SECONDS; the warm-up goes before
+_SECONDS = 0.3
+_WARM_UP = Steadiness(windows=2, window_seconds=0.03, seconds=1.0)
 _PATIENCE = 600.0  # seconds that one process may take
 
 
@@ -51,27 +60,43 @@ class Setup:
         return asdict(self)
 
 
-def measure(
-    model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats: int
-) -> tuple[ColdStart, Memory | None]:
+@dataclass(frozen=True)
+class Starts:
+    """What fresh processes told, None where none did; `failure` ended them early."""
+
+    cold: ColdStart | None
+    memory: Memory | None
+    failure: HostError | None = None
+
+
+def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats: int) -> Starts:
     """Start `repeats` (>= 1) processes one after the other, each of which loads the model and answers `feed`.
 
     first_answer spans from before the process is started to its first answer, imports and session included;
     the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory; None
-    where the kernel does not tell it.
-    Raises HostError when a process ends without its figures, or cannot be started.
+    where the kernel does not tell it. A process that ends without its figures, or cannot be started, ends them: those
+    before it are kept.
     """
+    told: list[dict[str, int]] = []
+    failure = None
     try:
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder, "feed.npz")
             write_feed(inputs, feed)
-            told = [_one(model, setup, inputs) for _ in range(repeats)]
+            for _ in range(repeats):
+                told.append(_one(model, setup, inputs))
     except OSError as e:
-        raise HostError(f"{model}: no fresh process could be started ({e.strerror or e})") from e
-    cold = ColdStart(tuple(one["session_ns"] for one in told), tuple(one["first_answer_ns"] for one in told))
-    if not all(one["peak_bytes"] for one in told):
-        return cold, None
-    return cold, Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
+        failure = HostError(f"{model}: no fresh process could be started ({e.strerror or e})")
+    except HostError as e:
+        failure = e
+    if not told:
+        return Starts(None, None, failure)
+    session, first, calls = (
+        tuple(one[f"{name}_ns"] for one in told) for name in ("session", "first_answer", "call")
+    )
+    memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
+    known = all(one["peak_bytes"] for one in told)
+    return Starts(ColdStart(session, first, calls), memory if known else None, failure)
 
 
 def write_feed(path: Path, feed: Mapping[str, NDArray[Any]]) -> None:
@@ -118,13 +143,14 @@ def main(arguments: list[str]) -> int:
     before = time.monotonic_ns()
     feed = read_feed(job["inputs"])
     loading = time.monotonic_ns()
+    setup = Setup(**job["setup"])
     try:
-        session = Setup(**job["setup"]).session(Path(job["model"]))
+        session = setup.session(Path(job["model"]))
         loaded = time.monotonic_ns()
         session.run(feed)
         answered = time.monotonic_ns()
-        for _ in range(_CALLS):
-            session.run(feed)
+        bound = session.bind(feed, copies=True).call if providers.has_own_memory(setup.provider) else None
+        call_ns = _typical(bound or partial(session.run, feed))
     except ToolchainError as e:
         print(e, file=sys.stderr)
         return e.exit_code
@@ -132,11 +158,22 @@ def main(arguments: list[str]) -> int:
     figures = {
         "session_ns": loaded - loading,
         "first_answer_ns": answered - started - (loading - before),
+        "call_ns": call_ns,
         "peak_bytes": held.get("VmHWM", 0),
         "steady_bytes": held.get("VmRSS", 0),
     }
     print(json.dumps(figures))
     return 0
+
+
+def _typical(call: Callable[[], object]) -> int:
+    """The median of the calls of about `_SECONDS`, in ns."""
+    samples: list[int] = []
+    with quiet():
+        warm_up(call, _WARM_UP)
+        while len(samples) < _CALLS or sum(samples) < 1e9 * _SECONDS:
+            samples += time_calls(call, _CALLS)
+    return int(median(samples))
 
 
 def memory() -> dict[str, int]:

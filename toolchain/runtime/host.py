@@ -93,7 +93,8 @@ def fingerprint(given: Mapping[str, Any]) -> str:
             raise RecordError(f"host.{name} must be a list, not {given[name]!r}")
     memory = round(size / 2**30)
     features = "".join(sorted(map(str, given.get("features") or ())))
-    kind = hashlib.sha256(f"{features}\0{sorted(map(str, given.get('gpus') or ()))}".encode()).hexdigest()
+    told = f"{features}\0{sorted(map(str, given.get('gpus') or ()))}"
+    kind = hashlib.sha256(told.encode(errors="surrogatepass")).hexdigest()
     return f"{given.get('cpu')}, {given.get('isa')}, {given.get('cores')} cores, {memory} GiB, {kind[:8]}"
 
 

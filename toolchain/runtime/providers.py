@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 # `toolchain.runtime` has switched telemetry off by the time this file is read.
 import onnxruntime
@@ -81,6 +82,18 @@ def ort_options(name: str, options: Mapping[str, str]) -> list[tuple[str, dict[s
     if name == "cuda":
         _load_cuda_libraries()
     return [(_ORT_NAMES[name], dict(options))]
+
+
+def unknown_entries(names: Iterable[str]) -> list[str]:
+    """The session entries among `names` ("session.…", "optimization.…") that onnxruntime seems not to know.
+
+    It takes any, and ignores what it does not know. Each one that it knows is a text in its library, which is searched.
+    """
+    entries = [name for name in names if name.startswith(("session.", "optimization."))]
+    if not entries or state.__file__ is None:
+        return []
+    library = Path(state.__file__).read_bytes()
+    return [name for name in entries if name.encode() + b"\0" not in library]
 
 
 def device(name: str, options: Mapping[str, str]) -> tuple[str, int]:

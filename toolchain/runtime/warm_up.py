@@ -18,12 +18,14 @@ from time import perf_counter_ns
 from toolchain.runtime.bench_record import WarmUp
 from toolchain.runtime.timing import Side, time_calls
 
+_MOST = 10_000  # calls a window
+
 
 @dataclass(frozen=True)
 class Steadiness:
     """Steady: the medians of the last `windows` windows differ by at most `tolerance` of the smallest.
 
-    A window is as many calls as last `window_seconds`, 3 to 100 of them, by the time of the second call (the
+    A window is as many calls as last `window_seconds`, 3 to 10,000 of them, by the time of the second call (the
     first one pays for what is made once). seconds: the wait's limit.
     """
 
@@ -37,7 +39,7 @@ def warm_up(side: Side, until: Steadiness) -> WarmUp:
     """Call `side` until it is steady or the time is up; at least one window is called."""
     start = perf_counter_ns()
     _, second = time_calls(side, 2)
-    size = min(100, max(3, math.ceil(until.window_seconds * 1e9 / max(second, 1))))
+    size = min(_MOST, max(3, math.ceil(until.window_seconds * 1e9 / max(second, 1))))
     medians: list[float] = []
     calls = 2
     while True:

@@ -23,7 +23,15 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut. Raises OSError."""
+    """Write a file so that it is there whole or not at all, also after a power cut. Raises OSError naming it."""
+    try:
+        _write(path, content)
+    except OSError as error:
+        error.filename = str(path)  # not that of the scratch file
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
