@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,46 @@ def test_verdicts_come_from_the_whole_interval(ratio: float, verdict: str) -> No
 
 
 def test_the_record_of_this_kind_of_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record, slow = tmp_path / "own.json", {"a": rounds(1.3, 1), "new": [1.0]}
-    assert own.judged(slow, record, 15.0) == 0
-    assert "no record of this kind of machine" in capsys.readouterr().out
-    kept = {"toolchain": "0.9", "seconds": {"a": rounds(1.0, 2)}, "host": host.facts()}
-    record.write_text(json.dumps(kept | {"host": host.facts() | {"cores": 999}}))
-    assert own.judged(slow, record, 15.0) == 0
-    assert "no record of this kind of machine" in capsys.readouterr().out
-    record.write_text(json.dumps(kept))
-    assert own.judged(slow, record, 15.0) == own.REGRESSION
+    places, slow = (tmp_path / "own.json", tmp_path / "local.json"), {"a": rounds(1.3, 1), "new": [1.0]}
+    facts = host.facts()
+    kept = {"toolchain": "0.9", "seconds": {"a": rounds(1.0, 2)}, "host": facts}
+    assert own.kept_for(facts, places) is None
+    places[0].write_text(json.dumps(kept | {"host": facts | {"cores": 999}}))
+    assert own.kept_for(facts, places) is None
+    places[1].write_text(json.dumps(kept | {"toolchain": "local"}))
+    assert own.kept_for(facts, places) == kept | {"toolchain": "local"}
+    places[0].write_text(json.dumps(kept))
+    assert own.kept_for(facts, places) == kept, "a committed one comes first"
+    assert own.judged(slow, kept, 15.0) == own.REGRESSION
     said = capsys.readouterr().out
     assert "regression   a: 1.3" in said
     assert "of 0.9" in said
     assert "not compared new: only one of the two has it" in said
-    assert own.judged({"a": rounds(1.0, 3)}, record, 15.0) == 0
+    assert own.judged({"a": rounds(1.0, 3)}, kept, 15.0) == 0
+    assert own.judged({"a": rounds(1.15, 3)}, kept, 15.0) == own.INCONCLUSIVE
+
+
+def test_what_is_open_is_measured_on(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {"toolchain": "0.9", "seconds": {"a": rounds(1.0, 2)}}
+    for ratio, count, code in ((1.0, 9, 0), (1.15, 25, own.INCONCLUSIVE), (1.4, 9, own.REGRESSION)):
+        times = iter([*rounds(ratio, 3), *rounds(ratio, 4), *rounds(ratio, 5), ratio])
+        taken: list[float] = []
+
+        def once(times: Iterator[float] = times, taken: list[float] = taken) -> float:
+            taken.append(next(times))
+            return taken[-1]
+
+        assert own.compared({"a": once}, 8, kept, 15.0) == code
+        assert len(taken) == count  # one of them warms up
+    assert "inconclusive a: 1.1" in capsys.readouterr().out
+
+
+def test_a_record_of_ones_own_is_kept_and_read(tmp_path: Path) -> None:
+    place = own.record_of(host.facts(), tmp_path / "build")
+    own.keep({"a": [1.0, 2.0]}, place)
+    found = own.kept_for(host.facts(), (tmp_path / "none", place))
+    assert found is not None
+    assert found["seconds"] == {"a": [1.0, 2.0]}
 
 
 def test_a_round_has_every_part_once_and_the_first_does_not_count() -> None:

@@ -1,15 +1,17 @@
 """How fast this toolchain itself is, against the record of an earlier version on the same kind of machine.
 
-    python -m benchmarks.bench.own [--rounds 12] [--bound 15]    # measures, compares; writes nothing
+    python -m benchmarks.bench.own [--rounds 12] [--bound 15]    # measures, compares
     python -m benchmarks.bench.own --write                       # keeps benchmarks/results/own.ISA-KIND.json instead
 
 Each round does every part once, in random order, on one thread: training a small network for two epochs on digits, its
 export, its quantization, loading the plain file, a call (the median of 200), and the start of the command line in a
 process of its own. A round before warms up. Compared are medians; the 95 % interval of their ratio draws rounds of both
-records. Regression: the whole interval lies above the bound (in %); pass: it lies below; else inconclusive. Two runs at
-different times also differ by what the machine did meanwhile, so the bound is wide: `toolchain compare` is for less.
-Each kind of machine (`host.fingerprint`) has a record of its own, and is compared with no other. Where there is a bundle to
-serve (`--bundle`), a request to the server that asks no model is a part as well. Exit 3: a regression.
+records. Regression: the whole interval lies above the bound (in %); pass: it lies below; else inconclusive, and as many
+rounds more are measured, twice at most. Two runs at different times also differ by what the machine did meanwhile, so the
+bound is wide: `toolchain compare` is for less. Each kind of machine (`host.fingerprint`) has a record of its own, and is
+compared with no other; where none is committed, the first run keeps one below build/bench, for the next to be compared with.
+Where there is a bundle to serve (`--bundle`), a request to the server that asks no model is a part as well.
+Exit 3: a regression; 4: it cannot be told.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -47,12 +49,15 @@ from toolchain.progress import Silent
 from toolchain.record import Record
 from toolchain.runtime import host, timing
 from toolchain.runtime.session import Session
+from toolchain.runtime.whole import write_whole
 from toolchain.step import Context, Step
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-REGRESSION = 3
+KEPT = Path("build/bench")  # where a kind of machine without a committed record has its own
+REGRESSION, INCONCLUSIVE = 3, 4
+_TURNS = 3
 _CALLS = 200
 _BACKBONE = Backbone(
     timm="resnet10t", weights="random", kwargs={"channels": [16, 32, 64, 128]},
@@ -139,11 +144,11 @@ def _seconds(work: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def measure(parts: Parts, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each part by round."""
+def measure(parts: Parts, rounds: int, before: Seconds | None = None) -> dict[str, list[float]]:
+    """Seconds of each part by round, after those of `before`."""
     chance = random.Random(0)
-    taken: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(-1, rounds):  # round -1 warms up
+    taken: dict[str, list[float]] = {name: list(before[name]) if before else [] for name in parts}
+    for number in range(0 if before else -1, rounds):  # round -1 warms up
         for name in chance.sample(list(parts), len(parts)):
             seconds = parts[name]()
             if number >= 0:
@@ -190,18 +195,23 @@ def _medians(taken: list[float], seed: int) -> NDArray[np.float64]:
     return medians
 
 
-def record_of(facts: Mapping[str, Any]) -> Path:
+def record_of(facts: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Where the record of a kind of machine lies."""
     kind = hashlib.sha256(host.fingerprint(facts).encode()).hexdigest()[:6]
-    return RESULTS / f"own.{facts['isa']}-{kind}.json"
+    return folder / f"own.{facts['isa']}-{kind}.json"
 
 
-def judged(now: Seconds, record: Path, bound: float) -> int:
-    """Print the comparison with a committed record, or why there is none; the exit code."""
-    kept = json.loads(record.read_text()) if record.exists() else None
-    if kept is None or host.fingerprint(kept["host"]) != host.fingerprint(host.facts()):
-        print(f"{record.name}: no record of this kind of machine, so nothing is compared; --write keeps one")
-        return 0
+def kept_for(facts: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any] | None:
+    """The first of these records that is there and of this kind of machine."""
+    for place in places:
+        kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+        if kept and host.fingerprint(kept["host"]) == host.fingerprint(facts):
+            return kept
+    return None
+
+
+def judged(now: Seconds, kept: Mapping[str, Any], bound: float) -> int:
+    """Print the comparison with a record; the exit code."""
     compared = against(now, kept["seconds"], bound)
     for row in compared:
         low, high = row["ci95"]
@@ -210,7 +220,32 @@ def judged(now: Seconds, record: Path, bound: float) -> int:
         )
     for name in sorted(set(now) ^ set(kept["seconds"])):
         print(f"{'not compared':12} {name}: only one of the two has it")
-    return REGRESSION if any(row["verdict"] == "regression" for row in compared) else 0
+    verdicts = {row["verdict"] for row in compared}
+    return REGRESSION if "regression" in verdicts else INCONCLUSIVE if "inconclusive" in verdicts else 0
+
+
+def compared(parts: Parts, rounds: int, kept: Mapping[str, Any], bound: float) -> int:
+    """Measure until each part's verdict is known, `_TURNS` times the rounds at most; print, and return the exit code."""
+    now: dict[str, list[float]] | None = None
+    for _ in range(_TURNS):
+        now = measure(parts, rounds, now)
+        if all(row["verdict"] != "inconclusive" for row in against(now, kept["seconds"], bound)):
+            break
+    show(now or {})
+    return judged(now or {}, kept, bound)
+
+
+def show(now: Seconds) -> None:
+    """Print the medians."""
+    for row in rows(now):
+        print(f"{row['median, ms']:10} ms  {row['part']}")
+
+
+def keep(now: Seconds, place: Path) -> None:
+    """Write the record of this machine."""
+    what = "This toolchain's own work, one thread: what `make bench` compares a new version with"
+    record = {"what": what, "toolchain": __version__, "rows": rows(now), "seconds": now, "host": host.facts()}
+    write_whole(place, f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def main() -> int:
@@ -225,15 +260,19 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.rounds < 2:
         parser.error("--rounds must be at least 2: an interval is drawn from them")
+    facts = host.facts()
+    committed, local = record_of(facts), record_of(facts, KEPT)
+    kept = None if asked.write else kept_for(facts, (committed, local))
     with tempfile.TemporaryDirectory() as folder, Bench(Path(folder)).served(asked.bundle) as parts:
+        if kept is not None:
+            return compared(parts, asked.rounds, kept, asked.bound)
         now = measure(parts, asked.rounds)
-    for row in rows(now):
-        print(f"{row['median, ms']:10} ms  {row['part']}")
+    show(now)
+    keep(now, committed if asked.write else local)
     if not asked.write:
-        return judged(now, record_of(host.facts()), asked.bound)
-    what = "This toolchain's own work, one thread: what `make bench` compares a new version with"
-    record = {"what": what, "toolchain": __version__, "rows": rows(now), "seconds": now, "host": host.facts()}
-    record_of(record["host"]).write_text(json.dumps(record, indent=1) + "\n")
+        print(
+            f"no record of this kind of machine, so nothing was compared; {local} is what the next run is compared with"
+        )
     return 0
 
 
