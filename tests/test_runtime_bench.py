@@ -363,7 +363,8 @@ def test_fresh_processes_tell_start_and_memory(tmp_path: Path) -> None:
     model = plain(tmp_path)
     starts = fresh.measure(model, Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
     cold, memory = starts.cold, starts.memory
-    assert len(cold.session) == len(cold.first_answer) == len(cold.call) == 2
+    assert len(cold.session) == len(cold.first_answer) == len(cold.call) == len(cold.relative) == 2
+    assert min(cold.relative) > 0
     assert all(0 < s < f for s, f in zip(cold.session, cold.first_answer, strict=True))
     assert all(0 < c < s for c, s in zip(cold.call, cold.session, strict=True))
     assert 1e6 < memory.steady_bytes <= memory.peak_bytes
@@ -395,7 +396,14 @@ def test_a_fresh_process_that_is_killed_costs_none_before_it(
 
 
 def test_a_kernel_that_tells_no_memory_costs_only_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"session_ns": 1, "first_answer_ns": 2, "call_ns": 3, "peak_bytes": 0, "steady_bytes": 0}
+    one = {
+        "session_ns": 1,
+        "first_answer_ns": 2,
+        "call_ns": 3,
+        "relative": 0.5,
+        "peak_bytes": 0,
+        "steady_bytes": 0,
+    }
     monkeypatch.setattr(fresh, "_one", lambda *_: one)
     starts = fresh.measure(plain(tmp_path), Setup(), {"input": np.ones((1, 3, 4, 4), np.float32)}, 2)
     assert (starts.cold.first_answer, starts.cold.call, starts.memory) == ((2, 2), (3, 3), None)

@@ -1,9 +1,10 @@
 """Two bench records against each other, where the models themselves are no longer at hand.
 
-They were not interleaved: what the machine did differently between the two measurements is in the ratio, and no
-interval can show it. So the figure says so, only one machine's may be compared, and a latency beyond its bound is no
-regression yet, but a reason to compare the models. What one process measures is also its luck with memory, so latency
-is judged by what each record's fresh processes say of their calls, one figure a process, and cold start likewise.
+They were not interleaved: the machine may have been twice as slow at one time as at the other. So each record's fresh
+processes let a reference take turns with the model (runtime/reference.py), and latency is judged in its units, one figure a
+process, because what a single process measures is also its luck with memory. What slows the two down unalike is still in
+the ratio, and no interval can show it: only one machine's records may be compared, and a latency beyond its bound is no
+regression yet, but a reason to compare the models.
 
 The interval is Hodges and Lehmann's for a shift, of logarithms: the differences of all pairs of processes in order, of
 which the Mann-Whitney test leaves out so many at each end (Hodges & Lehmann 1963; Hollander, Wolfe & Chicken 2014,
@@ -29,14 +30,15 @@ from toolchain.compare.sequential import ALPHA, Estimate
 from toolchain.compare.unjudged import is_set, open_check
 from toolchain.errors import RecordError
 from toolchain.runtime import host
-from toolchain.runtime.bench_record import BenchRecord, Case
+from toolchain.runtime.bench_record import BenchRecord, Case, ColdStart
 
 FEWEST = 6  # fresh processes a side for an interval
+_NONE = ColdStart((), ())
 _EXACT = 30  # figures a side up to which the test's distribution is counted; above it is nearly normal
-UNSURE = "not interleaved, so what the machine did meanwhile can be that much: compare the models themselves"
+UNSURE = "not interleaved, so this alone is no regression: compare the models themselves"
 NOT_INTERLEAVED = (
-    "saved records were not interleaved: what the machine did differently between the two is in the ratio, "
-    "and the interval, from unpaired processes, cannot show it"
+    "saved records were not interleaved: times are compared by a reference that each record timed as well, and what slowed "
+    "it down otherwise than the model is in the ratio"
 )
 
 
@@ -137,21 +139,25 @@ def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Chec
 
 
 def _latency(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check:
-    """By fresh processes where both records have enough; otherwise one process's calls a side, which decide nothing."""
-    calls = [_figures(case.cold_start_ns.call if case.cold_start_ns else ()) for case in (base, candidate)]
-    few = min(map(len, calls))
+    """In units of the reference, by fresh processes, where both records have enough of them; otherwise one process's calls
+    a side, which decide nothing."""
+    starts = [case.cold_start_ns or _NONE for case in (base, candidate)]
+    few = min(len(one.relative) for one in starts)
     if few < FEWEST:
-        calls = [np.median(case.blocks, axis=1) for case in (base, candidate)]
         middles = [float(np.median(case.blocks)) for case in (base, candidate)]
         estimate = Estimate(middles[1] / middles[0], UNKNOWN.low, UNKNOWN.high)
         note = f"one process a side, whose luck with memory is in it; {_needed(few)}"
-        return ratio_check(
-            f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note
-        )
-    middles = [float(np.median(one)) for one in calls]
-    seen = Seen(unpaired(*calls), gates.latency, middles[0], middles[1], "ns")
-    note = f"medians of {' and '.join(str(len(one)) for one in calls)} fresh processes"
-    check = ratio_check(f"latency{suffix}", seen, f"not interleaved; {note}")
+    else:
+        middles = [float(np.median(one.call)) for one in starts]
+        estimate = unpaired(*(np.array(one.relative) for one in starts))
+        counts = " and ".join(str(len(one.relative)) for one in starts)
+        note = f"of {counts} fresh processes, in units of a reference that took turns with the model"
+    return _open(f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note)
+
+
+def _open(name: str, seen: Seen, note: str) -> Check:
+    """A check whose red is none yet."""
+    check = ratio_check(name, seen, note)
     if check.verdict != "regression":
         return check
     return check.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {UNSURE}"})
@@ -177,7 +183,7 @@ def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check
     starts = [_figures(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
-    return ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
+    return _open(f"{COLD_START}{suffix}", seen, "not interleaved, in wall time")
 
 
 def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | None:

@@ -184,7 +184,7 @@ def _of_case(starts: fresh.Starts, case: Case) -> ColdStart | None:
     """What fresh processes say of a case: their calls copy, so they say nothing of one that leaves copies out."""
     if starts.cold is None or case.copies != "excluded":
         return starts.cold
-    return replace(starts.cold, call=())
+    return replace(starts.cold, call=(), relative=())
 
 
 def _require_placement(traced: trace.Trace, setup: Setup, model: Path) -> None:

@@ -42,6 +42,7 @@ _ABOVE_0 = frozenset(
         "session",
         "first_answer",
         "call",
+        "relative",
     }
 )
 _MOST = 2**63
@@ -128,13 +129,14 @@ class Memory:
 class ColdStart:
     """Of fresh processes: making the session alone, and from starting the process to its first answer.
 
-    call: the median of each one's calls once warm, copies included; older records, and cases that leave copies out,
-    have none.
+    call: the median of each one's calls once warm, copies included; relative: their mean in units of the reference's that
+    took turns with them (`runtime.reference`). Older records, and cases that leave copies out, have neither.
     """
 
     session: tuple[int, ...]
     first_answer: tuple[int, ...]
     call: tuple[int, ...] = ()
+    relative: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 on its standard output when, and with how much memory. Processes of their own, because a process that has run
 a model before has libraries, weights and memory at hand that a device after a start has not. Each also says how long
 its calls take once it is warm: where code and data of a process happen to lie makes it faster or slower for all of its
-life, so what several processes agree on is a figure of the model, and what one says may be luck.
+life, so what several processes agree on is a figure of the model, and what one says may be luck. A reference takes turns
+with them (reference.py), so that figures of different hours can be compared.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from os import environ, pathsep
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,9 @@ from toolchain.runtime import providers
 from toolchain.runtime.bench_record import ColdStart, Memory
 from toolchain.runtime.errors import HostError, ToolchainError
 from toolchain.runtime.session import Session
-from toolchain.runtime.timing import quiet, time_calls
-from toolchain.runtime.warm_up import Steadiness, warm_up
 
 _STATUS = Path("/proc/self/status")
-_CALLS = 20  # at least, and _SECONDS; the warm-up goes before
-_SECONDS = 0.3
-_WARM_UP = Steadiness(windows=2, window_seconds=0.03, seconds=1.0)
+_CALLS = 20  # before memory is read
 _PATIENCE = 600.0  # seconds that one process may take
 
 
@@ -49,7 +45,7 @@ class Setup:
     spinning: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
-    def session(self, model: Path) -> Session:
+    def session(self, model: Path | bytes) -> Session:
         """Load the model so. Raises as Session does."""
         return Session(
             model, provider=self.provider, threads=self.threads, spinning=self.spinning, options=self.options
@@ -77,7 +73,7 @@ def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats
     where the kernel does not tell it. A process that ends without its figures, or cannot be started, ends them: those
     before it are kept.
     """
-    told: list[dict[str, int]] = []
+    told: list[dict[str, Any]] = []
     failure = None
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +92,8 @@ def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats
     )
     memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
     known = all(one["peak_bytes"] for one in told)
-    return Starts(ColdStart(session, first, calls), memory if known else None, failure)
+    cold = ColdStart(session, first, calls, tuple(one["relative"] for one in told))
+    return Starts(cold, memory if known else None, failure)
 
 
 def write_feed(path: Path, feed: Mapping[str, NDArray[Any]]) -> None:
@@ -110,7 +107,7 @@ def read_feed(path: Path | str) -> dict[str, NDArray[Any]]:
         return {str(name): arrays[f"arr_{number}"] for number, name in enumerate(arrays["arr_0"], 1)}
 
 
-def _one(model: Path, setup: Setup, inputs: Path) -> dict[str, int]:
+def _one(model: Path, setup: Setup, inputs: Path) -> dict[str, Any]:
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [environ.get("PYTHONPATH")])]
     job = {"model": str(model.resolve()), "inputs": str(inputs), "setup": setup.as_json()}
@@ -125,7 +122,7 @@ def _one(model: Path, setup: Setup, inputs: Path) -> dict[str, int]:
         raise HostError(f"{model}: a fresh process did not answer within {_PATIENCE:.0f} s") from e
     if done.returncode:
         raise HostError(f"{model}: a fresh process {_ending(done.returncode, done.stderr)}")
-    told: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
@@ -150,15 +147,19 @@ def main(arguments: list[str]) -> int:
         session.run(feed)
         answered = time.monotonic_ns()
         bound = session.bind(feed, copies=True).call if providers.has_own_memory(setup.provider) else None
-        call_ns = _typical(bound or partial(session.run, feed))
+        call = bound or partial(session.run, feed)
+        for _ in range(_CALLS):
+            call()
+        held = memory()  # before the reference has any
+        call_ns, relative = _pace(setup, call)
     except ToolchainError as e:
         print(e, file=sys.stderr)
         return e.exit_code
-    held = memory()
     figures = {
         "session_ns": loaded - loading,
         "first_answer_ns": answered - started - (loading - before),
         "call_ns": call_ns,
+        "relative": relative,
         "peak_bytes": held.get("VmHWM", 0),
         "steady_bytes": held.get("VmRSS", 0),
     }
@@ -166,14 +167,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _typical(call: Callable[[], object]) -> int:
-    """The median of the calls of about `_SECONDS`, in ns."""
-    samples: list[int] = []
-    with quiet():
-        warm_up(call, _WARM_UP)
-        while len(samples) < _CALLS or sum(samples) < 1e9 * _SECONDS:
-            samples += time_calls(call, _CALLS)
-    return int(median(samples))
+def _pace(setup: Setup, call: Callable[[], object]) -> tuple[int, float]:
+    """See `reference.paced`; imported here, so that a start does not wait for it."""
+    from toolchain.runtime.reference import paced, reference
+
+    own = {name: value for name, value in setup.options.items() if "." not in name}  # entries are the model's
+    return paced(call, reference(replace(setup, options=own).session))
 
 
 def memory() -> dict[str, int]:
