@@ -30,8 +30,8 @@ import click
 def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     """Draw the records in FOLDER: a trend for each model, condition and kind of machine, changes marked.
 
-    Records come from `toolchain bench --records` and `toolchain compare --record`. One that is damaged is named
-    and left out.
+    Records come from `toolchain bench --records`, of LoadGen's tests too, and `toolchain compare --record`. One that
+    is damaged is named and left out; of others that are not drawn, like LoadGen's INVALID tests, it says how many.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     """  # fmt: skip
     from toolchain.errors import RecordError
     from toolchain.history import read
-    from toolchain.history.page import render
+    from toolchain.history.page import not_drawn, render
     from toolchain.history.trends import history as trends
     from toolchain.runtime.whole import write_out
     from toolchain.store import host_faults
@@ -53,4 +53,6 @@ def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
     click.echo(f"Wrote {out}: {len(found.trends)} trends of {found.records} records")
     for line in found.damaged:
         click.echo(f"  left out: {line}", err=True)
+    for line in not_drawn(found):
+        click.echo(f"  {line}", err=True)
     return RecordError.exit_code if strict and found.damaged else 0

@@ -74,10 +74,15 @@ def _headline(found: History) -> str:
 
 
 def _cautions(found: History) -> list[str]:
-    others = [
-        f"{text.plural(n, 'record')} of kind {kind} not drawn" for kind, n in sorted(found.left_out.items())
+    return [*(str(text.printable(line)) for line in found.damaged), *not_drawn(found)]
+
+
+def not_drawn(found: History) -> list[str]:
+    """A sentence for each kind of record that is sound and not drawn."""
+    counted = sorted(found.left_out.items())
+    return [
+        str(text.printable(f"{text.plural(n, 'record')} of kind {kind} not drawn")) for kind, n in counted
     ]
-    return [str(text.printable(line)) for line in (*found.damaged, *others)]
 
 
 def _machines(found: History) -> list[Machine]:
@@ -99,19 +104,21 @@ def _section(trend: Trend) -> Section:
 
 def _mark(change: Change, trend: Trend) -> Mark:
     at = trend.points[change.index]
-    worse = change.after > change.before
-    percent = f"{'+' if worse else text.MINUS}{100 * abs(change.ratio - 1):.1f} %"
+    more = change.after > change.before
+    percent = f"{'+' if more else text.MINUS}{100 * abs(change.ratio - 1):.1f} %"
     words = (
         f"from {value(change.before, trend.unit)} to {value(change.after, trend.unit)} with the record of "
         f"{_day(at)}: {at.about}"
     )
-    return Mark("failed" if worse else "ok", percent, str(text.printable(words)))
+    return Mark("ok" if more == trend.more_is_better else "failed", percent, str(text.printable(words)))
 
 
 def value(figure: float, unit: str) -> str:
     """A figure in its unit."""
     if unit == "ns":
         return text.duration(figure)
+    if unit == "per_s":
+        return f"{figure:.4g}/s" if figure < 1000 else f"{figure:.1f}/s"
     return text.size(round(figure)) if unit == "bytes" else f"{figure:.3f}"
 
 

@@ -16,9 +16,17 @@ from toolchain.record import JSON
 from toolchain.runtime import bench_record, host
 from toolchain.runtime.bench_record import BenchRecord, Case
 
-Unit = Literal["ns", "bytes", "ratio"]
+Unit = Literal["ns", "bytes", "ratio", "per_s"]
 LATENCY, RATIO, COLD_START, MEMORY = "median latency", "candidate / base", "cold start", "peak memory"
-_ORDER = (LATENCY, RATIO, COLD_START, MEMORY)
+TOP1 = "top-1"
+RELATIVE = "latency in units of the reference"  # what else the machine did is not in it
+_ORDER = (
+    LATENCY,
+    RELATIVE,
+    RATIO,
+    COLD_START,
+    MEMORY,
+)  # LoadGen's figures, by its own names, come after these
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,16 @@ class Trend:
     points: tuple[Point, ...]
     changes: tuple[Change, ...]
 
+    @property
+    def more_is_better(self) -> bool:
+        """Whether a higher figure is the better one: an accuracy, or samples a second."""
+        return self.unit == "per_s" or self.figure == TOP1
+
 
 @dataclass(frozen=True)
 class History:
-    """All trends; damaged: a sentence for each file that could not be read; left_out: records of other kinds."""
+    """All trends; damaged: a sentence for each file that could not be read; left_out: how many sound records
+    are not drawn, by kind, with the reason where others of the kind are: "loadgen (INVALID)"."""
 
     trends: tuple[Trend, ...]
     records: int
@@ -62,6 +76,11 @@ class History:
 
 
 _Key = tuple[str, str, str, str, Unit]
+_UNREADABLE = (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError)
+
+
+class _NoFigureError(Exception):
+    """A sound record has nothing to draw; the kind, and why."""
 
 
 def history(folder: Folder) -> History:
@@ -73,19 +92,23 @@ def history(folder: Folder) -> History:
     damaged, other, used = list(folder.damaged), dict[str, int](), 0
     for kept in folder.records:
         kind = str(kept.raw["kind"])
-        if kind not in _READERS:
-            other[kind] = other.get(kind, 0) + 1
-            continue
         try:
-            found = [(key, _drawable(point)) for key, point in _READERS[kind](kept)]
+            found = [(key, _drawable(point)) for key, point in _READERS.get(kind, _other)(kept)]
+        except _NoFigureError as reason:
+            other[str(reason)] = other.get(str(reason), 0) + 1
+            continue
         except RecordError as error:
             damaged.append(str(error))
             continue
         used += 1
         for key, point in found:
             series.setdefault(key, []).append(point)
-    ordered = sorted(series, key=lambda key: (*key[:3], _ORDER.index(key[3])))
+    ordered = sorted(series, key=lambda key: (*key[:3], *_place(key[3]), key[4]))
     return History(tuple(_trend(key, series[key]) for key in ordered), used, tuple(damaged), other)
+
+
+def _place(figure: str) -> tuple[int, str]:
+    return (_ORDER.index(figure) if figure in _ORDER else len(_ORDER), figure)
 
 
 def _drawable(point: Point) -> Point:
@@ -118,6 +141,8 @@ def _figures(case: Case) -> Iterator[tuple[str, Unit, float, float | None, float
     p50 = case.percentiles.get("p50")
     low, high = p50.ci95 if p50 and p50.ci95 else (None, None)
     yield LATENCY, "ns", p50.ns if p50 else float(np.median(case.blocks)), low, high
+    if case.cold_start_ns and case.cold_start_ns.relative:
+        yield RELATIVE, "ratio", float(np.median(case.cold_start_ns.relative)), None, None
     if case.cold_start_ns and case.cold_start_ns.first_answer:
         yield COLD_START, "ns", float(np.median(case.cold_start_ns.first_answer)), None, None
     if case.memory and case.memory.peak_bytes > 0:
@@ -140,7 +165,7 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
     raw, name = kept.raw, kept.path.name
     try:
         if raw["method"] != "interleaved":
-            return
+            raise _NoFigureError("compare (not interleaved)")
         condition = bench_record.parse_condition(raw["condition"], name)
         base, candidate = raw["base"]["name"], raw["candidate"]
         latency = next((c for c in raw["checks"] if c["name"] == "latency"), None)
@@ -155,11 +180,78 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
             f"{candidate['path']} {candidate['sha256'][:8]}, toolchain {raw['toolchain']}, {raw['verdict']}"
         )
         if latency is None or latency["value"] is None:
-            return
+            raise _NoFigureError("compare (no latency)")
         low, high = (None if latency[end] is None else float(latency[end]) for end in ("low", "high"))
         yield key, Point(str(raw["started"]), float(latency["value"]), low, high, name, about)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise RecordError(f"{name}: no readable comparison ({type(error).__name__}: {error})") from error
+
+
+def _loadgen(kept: Kept) -> Iterator[tuple[_Key, Point]]:
+    """LoadGen's own result, when it calls it VALID, or the top-1 of an accuracy test."""
+    raw, name = kept.raw, kept.path.name
+    try:
+        if raw["schema"] != 1 or raw["size"] not in ("mlperf", "shortened"):
+            raise ValueError("schema must be 1, size mlperf or shortened")
+        condition = bench_record.parse_condition(raw["condition"], name)
+        model, summary = raw["model"], raw["summary"]
+        where = (
+            _machine(raw["host"], name),
+            _text(model["name"]),
+            f"{condition.words}, LoadGen {_text(raw['load']['scenario'])}, {raw['size']}",
+        )
+        figure, unit, value, low, high = _top1(raw["accuracy"]) if summary is None else _result(summary)
+        verdict = "accuracy" if summary is None else "VALID"
+        about = (
+            f"{_text(model['path'])} {_text(model['sha256'])[:8]}, toolchain {_text(raw['toolchain'])}, "
+            f"LoadGen {_text(raw['loadgen'])}, {verdict}"
+        )
+        yield (*where, figure, unit), Point(_text(raw["started"]), value, low, high, name, about)
+    except _UNREADABLE as error:
+        raise RecordError(f"{name}: no readable LoadGen test ({type(error).__name__}: {error})") from error
+
+
+_Figure = tuple[str, Unit, float, float | None, float | None]
+
+
+def _result(summary: Mapping[str, JSON]) -> _Figure:
+    """The scenario's metric by LoadGen's name. Raises _NoFigureError where LoadGen calls it INVALID."""
+    if summary["verdict"] == "INVALID":
+        raise _NoFigureError("loadgen (INVALID)")
+    if summary["verdict"] != "VALID":
+        raise ValueError(f"verdict must be VALID or INVALID, not {summary['verdict']!r}")
+    name, value = summary["result"]
+    unit: Unit = "ns" if _text(name).endswith("(ns)") else "per_s"
+    return name.removesuffix("(ns)").rstrip(), unit, _number(value), None, None
+
+
+def _top1(accuracy: Mapping[str, JSON] | None) -> _Figure:
+    """Top-1 (0..1) with its interval. Raises _NoFigureError where none was scored, and for 0: it has no logarithm."""
+    if accuracy is None:
+        raise _NoFigureError("loadgen (no accuracy)")
+    low, high = map(_number, accuracy["ci95"])
+    top1 = _number(accuracy["top1"])
+    if not 0 <= top1 <= 1:
+        raise ValueError(f"top1 must be from 0 to 1, not {top1}")
+    if top1 == 0:
+        raise _NoFigureError("loadgen (top-1 of 0)")
+    return TOP1, "ratio", top1, low, high
+
+
+def _text(value: JSON) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"must be a text, not {value!r}")
+    return value
+
+
+def _number(value: JSON) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"must be a number, not {value!r}")
+    return float(value)
+
+
+def _other(kept: Kept) -> Iterator[tuple[_Key, Point]]:
+    raise _NoFigureError(str(kept.raw["kind"]))
 
 
 def _machine(facts: Mapping[str, JSON], name: str) -> str:
@@ -169,4 +261,4 @@ def _machine(facts: Mapping[str, JSON], name: str) -> str:
         raise RecordError(f"{name}: {error}") from error
 
 
-_READERS = {"bench": _bench, "compare": _compare}
+_READERS = {"bench": _bench, "compare": _compare, "loadgen": _loadgen}
