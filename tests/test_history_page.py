@@ -305,13 +305,18 @@ def test_a_change_is_a_ratio() -> None:
     assert Change(3, 100.0, 110.0).ratio == pytest.approx(1.1)
 
 
-def test_a_lone_surrogate_in_a_record_is_drawn_like_any_text(tmp_path: Path) -> None:
-    """Half a character, as a file name may have it, ended the command with a traceback."""
-    odd = record(features=["avx2\ud800"], cpu="A\udfff").as_json()
-    text = json.dumps(odd)
-    (tmp_path / "odd.json").write_text(text)
-    out = tmp_path / "h.html"
-    told = command("history", tmp_path, "--out", out, "--json", tmp_path / "h.json")
+@pytest.mark.parametrize("host", [{"features": ["avx2\ud800"]}, {"cpu": "A\udfff"}])
+def test_a_record_with_half_a_character_is_damaged(tmp_path: Path, host: dict[str, Any]) -> None:
+    """It ended `history` and `compare` with a traceback."""
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(record(**host).as_json()))
+    told = command("history", tmp_path, "--out", tmp_path / "h.html", "--json", tmp_path / "h.json")
     assert told.code == 0, told
-    assert "median latency" in out.read_text()
-    assert "Traceback" not in told.err
+    assert "odd.json: has half a character" in told.err
+    assert command("compare", path, path).code == 2
+    kept = interleaved().record()
+    kept["host"] = kept["host"] | host
+    path.write_text(json.dumps(kept))
+    told = command("history", tmp_path, "--out", tmp_path / "h.html", "--json", tmp_path / "h.json")
+    assert told.code == 0, told
+    assert "Wrote" in told.out

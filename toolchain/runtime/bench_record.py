@@ -204,6 +204,10 @@ def parse(raw: JSON, where: str) -> BenchRecord:
         raise RecordError(
             f"{where}: is a record of schema {raw.get('schema')!r}; this toolchain reads {SCHEMA}"
         )
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise RecordError(f"{where}: has half a character (a lone surrogate), which nothing can print") from e
     record: BenchRecord = _read(BenchRecord, raw, where, "")
     try:
         host.fingerprint(record.host)
