@@ -151,7 +151,7 @@ bench-harness: setup
 bench-explain: setup
 	$(BIN)/python -m benchmarks.bench.explain_cases
 
-.PHONY: bench-aa bench-ab bench-accuracy
+.PHONY: bench-aa bench-ab bench-accuracy bench-saved
 bench-aa: setup
 	$(BIN)/python benchmarks/compare/aa.py
 
@@ -160,6 +160,9 @@ bench-ab: setup
 
 bench-accuracy: setup
 	$(BIN)/python benchmarks/compare/accuracy.py
+
+bench-saved: setup
+	$(BIN)/python benchmarks/compare/saved.py
 
 # What packages are made from: wheels for devices, and a root file system (Debian 12, Python 3.11) for images.
 # GRPC=1 fetches grpcio as well, which packages then carry.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from test_compare_forms import record
 
+from toolchain.runtime.bench_record import BenchRecord
 from toolchain.runtime.session import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "compare"))
 import planted
 import replay
+import saved
 
 
 def row(ratio: float, turns: int = 10, seed: int = 0) -> replay.Row:
@@ -60,3 +64,26 @@ def test_a_planted_layer_costs_its_share_of_multiplications(tmp_path: Path) -> N
     answer = Session(path).run({"input": np.ones((2, 3, 32, 32), np.float32)})[0]
     assert answer.shape == (2, 10)
     assert np.isfinite(answer).all()
+
+
+def paced(scale: float, seed: int, load: float) -> BenchRecord:
+    """A record of a machine that was `load` times as slow."""
+    relative = tuple(8 * scale * np.random.default_rng(seed).normal(1, 0.01, 6))
+    one = record(scale)
+    cold = replace(
+        one.cases[0].cold_start_ns, relative=relative, call=tuple(round(1e6 * load * r) for r in relative)
+    )
+    blocks = tuple(tuple(round(load * ns) for ns in block) for block in one.cases[0].samples_ns)
+    return replace(one, cases=(replace(one.cases[0], cold_start_ns=cold, samples_ns=blocks),))
+
+
+def test_saved_records_are_paired_with_all_others() -> None:
+    records = {
+        layers: [paced(layers / 20, 10 * layers + number, load) for number, load in enumerate((1, 3, 1, 2))]
+        for layers in (20, 22)
+    }
+    same, slower = (saved.row(records, 20, layers) for layers in (20, 22))
+    assert (same["pairs"], same["pass"], same["regression"]) == (12, 12, 0)
+    assert same["ratios of their p50"][1] > 2.9
+    assert (slower["candidate"], slower["pairs"], slower["regression"]) == ("10 % more work", 16, 16)
+    assert [row["beside"] for row in saved.kept(records)][:4] == [list(saved.beside(k)) for k in range(4)]

@@ -2,9 +2,9 @@
 
 They were not interleaved: the machine may have been twice as slow at one time as at the other. So each record's fresh
 processes let a reference take turns with the model (runtime/reference.py), and latency is judged in its units, one figure a
-process, because what a single process measures is also its luck with memory. What slows the two down unalike is still in
-the ratio, and no interval can show it: only one machine's records may be compared, and a latency beyond its bound is no
-regression yet, but a reason to compare the models.
+process, because what a single process measures is also its luck with memory. That holds beside neighbours that compute or
+copy memory (benchmarks/compare/saved.py); what slows the two down unalike is in the ratio all the same, and a cold start is
+in wall time, so that its red is none yet, but a reason to compare the models. Only one machine's records may be compared.
 
 The interval is Hodges and Lehmann's for a shift, of logarithms: the differences of all pairs of processes in order, of
 which the Mann-Whitney test leaves out so many at each end (Hodges & Lehmann 1963; Hollander, Wolfe & Chicken 2014,
@@ -35,7 +35,7 @@ from toolchain.runtime.bench_record import BenchRecord, Case, ColdStart
 FEWEST = 6  # fresh processes a side for an interval
 _NONE = ColdStart((), ())
 _EXACT = 30  # figures a side up to which the test's distribution is counted; above it is nearly normal
-UNSURE = "not interleaved, so this alone is no regression: compare the models themselves"
+UNSURE = "a busy hour can be that much: compare the models themselves"
 NOT_INTERLEAVED = (
     "saved records were not interleaved: times are compared by a reference that each record timed as well, and what slowed "
     "it down otherwise than the model is in the ratio"
@@ -152,15 +152,7 @@ def _latency(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check:
         estimate = unpaired(*(np.array(one.relative) for one in starts))
         counts = " and ".join(str(len(one.relative)) for one in starts)
         note = f"of {counts} fresh processes, in units of a reference that took turns with the model"
-    return _open(f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note)
-
-
-def _open(name: str, seen: Seen, note: str) -> Check:
-    """A check whose red is none yet."""
-    check = ratio_check(name, seen, note)
-    if check.verdict != "regression":
-        return check
-    return check.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {UNSURE}"})
+    return ratio_check(f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note)
 
 
 def _optional(
@@ -183,7 +175,10 @@ def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check
     starts = [_figures(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
-    return _open(f"{COLD_START}{suffix}", seen, "not interleaved, in wall time")
+    check = ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved, in wall time")
+    if check.verdict != "regression":
+        return check
+    return check.model_copy(update={"verdict": "inconclusive", "note": f"{check.note}; {UNSURE}"})
 
 
 def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | None:
