@@ -17,6 +17,7 @@ from bench_helpers import elementwise, fused, identity, not_a_number, plain, qui
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import make_bundle
+from server_helpers import wait_for
 from tiny import command
 
 from toolchain.report.bench import render_bench
@@ -246,12 +247,72 @@ def test_ctrl_c_keeps_every_case_that_was_timed(
     record = bench(plain(tmp_path), quick(batches=(1, 2, 3), sampling={"cold_starts": int(where == "fresh")}))
     assert [case.condition.batch for case in record.cases] == [1]
     assert benching.was_stopped(record.notes)
-    (note,) = record.notes
+    first, more = record.notes
     what = "cold start and memory are" if where == "fresh" else "cpu, 1 thread, batch 2 is"
-    assert note == f"{what} not measured: stopped by hand"
+    assert first == f"{what} not measured: stopped by hand"
+    left = "2 further conditions are" if where == "fresh" else "1 further condition is"
+    assert more == f"{left} not measured: stopped by hand"
     monkeypatch.setattr(timing, "repeat", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench(plain(tmp_path), quick())
+
+
+@pytest.mark.parametrize("way", ["killed", "Ctrl-C"])
+def test_fresh_processes_before_the_last_one_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    real, done = subprocess.run, []
+
+    def run(command: list[str], **given: object) -> object:
+        done.append(1)
+        if len(done) < 3:
+            return real(command, **given)
+        if way == "Ctrl-C":
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, -signal.SIGKILL, "", "")
+
+    monkeypatch.setattr(fresh.subprocess, "run", run)
+    record = bench(plain(tmp_path), quick(sampling={"cold_starts": 4}))
+    (case,) = record.cases
+    assert len(case.cold_start_ns.first_answer) == 2
+    assert case.memory is not None
+    assert record.notes[0].startswith("2 of 4 fresh processes are not measured: ")
+    assert benching.was_stopped(record.notes) == (way == "Ctrl-C")
+    assert "typical calls" in render_bench(record)
+
+
+def children(process: int) -> str:
+    """The command lines of a process's children."""
+    ids = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return " ".join(Path(f"/proc/{child}/cmdline").read_text() for child in ids)
+
+
+def seconds_of(process: int) -> float:
+    """The processor's time that a process has had."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_ctrl_c_on_a_device_keeps_what_was_timed_and_has_its_own_exit_code(tmp_path: Path) -> None:
+    for calls, conditions in ((5, 1), (10**7, 0)):  # the first one ends at once, or never
+        words = ["bench", str(plain(tmp_path)), f"--calls={calls}", "--blocks=3", "--cold-starts=400"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "toolchain.runtime", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if conditions:
+            wait_for(lambda pid=process.pid: "toolchain.runtime.fresh" in children(pid))
+        else:
+            wait_for(lambda pid=process.pid: seconds_of(pid) > 3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        assert (
+            [case["condition"]["batch"] for case in json.loads(out)["cases"]] == [1]
+            if conditions
+            else not out
+        )
 
 
 def test_what_is_asked_for_in_vain_is_told_before_anything_is_timed(
@@ -373,26 +434,6 @@ def test_fresh_processes_tell_start_and_memory(tmp_path: Path) -> None:
     assert (bad.cold, bad.memory) == (None, None)
     assert isinstance(bad.failure, HostError)
     assert re.search(r"could not answer \(.*cannot run on input float32 \(9,\)", str(bad.failure))
-
-
-def test_a_fresh_process_that_is_killed_costs_none_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, done = subprocess.run, []
-
-    def run(command: list[str], **given: object) -> object:
-        done.append(1)
-        if len(done) == 3:
-            return subprocess.CompletedProcess(command, -signal.SIGKILL, "", "")
-        return real(command, **given)
-
-    monkeypatch.setattr(fresh.subprocess, "run", run)
-    record = bench(plain(tmp_path), quick(sampling={"cold_starts": 4}))
-    (case,) = record.cases
-    assert len(case.cold_start_ns.first_answer) == 2
-    assert case.memory is not None
-    assert record.notes[0].startswith("2 of 4 fresh processes are not measured: ")
-    assert "typical calls" in render_bench(record)
 
 
 def test_a_kernel_that_tells_no_memory_costs_only_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,8 @@ class Trials:
             feed = {"pictures": np.ascontiguousarray(latency.typical(self.data.val)[None])}
             setup = fresh.Setup(provider=self.asked.provider, threads=self.asked.threads)
             told = fresh.measure(file.folder / latency.FILES["fused"], setup, feed, _STARTS)
+            if told.stopped:
+                raise KeyboardInterrupt
             if told.failure is not None:
                 raise told.failure
             found = told.memory

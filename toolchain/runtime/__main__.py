@@ -19,11 +19,11 @@ from toolchain.runtime.server import arguments as server_arguments
 from toolchain.runtime.server.opening import Opened, opened
 from toolchain.runtime.server.threads import usable_cores
 
-_HOST_FAILED = 1
+_HOST_FAILED, _STOPPED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a wrong input, 3 for a bundle that differs."""
+    """Run one command and return its exit code: 0, 2 for a wrong input, 3 for a bundle that differs, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     arguments = _parser(timing=words[:1] == ["bench"]).parse_args(words)
     try:
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return _HOST_FAILED
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return _STOPPED
     except BrokenPipeError:  # nobody reads any more; Python flushes once more when it ends
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return _HOST_FAILED
@@ -94,11 +97,11 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from toolchain.runtime import bench_arguments
-    from toolchain.runtime.bench import LACKING, bench
+    from toolchain.runtime.bench import LACKING, bench, was_stopped
 
     record = bench(arguments.model, bench_arguments.asked(arguments))
     print(json.dumps(record.as_json()))
-    return int(any(LACKING in note for note in record.notes))
+    return _STOPPED if was_stopped(record.notes) else int(any(LACKING in note for note in record.notes))
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -94,6 +94,9 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
                 raise
             notes.append(f"{words} is {LACKING}{e if isinstance(e, ModelError) else STOPPED}")
         if was_stopped(notes):
+            left = len(settings) - done - 1
+            more = "1 further condition is" if left == 1 else f"{left} further conditions are"
+            notes += [f"{more} {LACKING}{STOPPED}"] if left else []
             break
     notes += unknown_entries(asked.options.get("", {}))
     cases.sort(key=lambda case: used.index(case.condition.provider))
@@ -166,17 +169,13 @@ def _cases(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: lis
 def _starts(model: Path, setup: Setup, prepared: Prepared, count: int, notes: list[str]) -> fresh.Starts:
     """Fresh processes, and a note where there are fewer than were asked for."""
     if not count:
-        return fresh.Starts(None, None)
-    what = "cold start and memory are"
-    try:
-        starts = fresh.measure(model, setup, prepared.feed, count)
-    except KeyboardInterrupt:  # what was timed is whole
-        notes.append(f"{what} {LACKING}{STOPPED}")
-        return fresh.Starts(None, None)
-    if starts.failure is not None:
+        return fresh.Starts()
+    starts = fresh.measure(model, setup, prepared.feed, count)
+    why = STOPPED if starts.stopped else starts.failure
+    if why is not None:
         had = len(starts.cold.session) if starts.cold else 0
-        some = f"{count - had} of {count} fresh processes are " if had else f"{what} "
-        notes.append(f"{some}{LACKING}{starts.failure}")
+        what = f"{count - had} of {count} fresh processes are" if had else "cold start and memory are"
+        notes.append(f"{what} {LACKING}{why}")
     return starts
 
 

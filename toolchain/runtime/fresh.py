@@ -58,11 +58,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Starts:
-    """What fresh processes told, None where none did; `failure` ended them early."""
+    """What fresh processes told, None where none did; `failure`, or Ctrl-C, ended them early."""
 
-    cold: ColdStart | None
-    memory: Memory | None
+    cold: ColdStart | None = None
+    memory: Memory | None = None
     failure: HostError | None = None
+    stopped: bool = False
 
 
 def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats: int) -> Starts:
@@ -70,11 +71,11 @@ def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats
 
     first_answer spans from before the process is started to its first answer, imports and session included;
     the reading of the input is taken out. Memory is the largest of all of them, in bytes of host memory; None
-    where the kernel does not tell it. A process that ends without its figures, or cannot be started, ends them: those
-    before it are kept.
+    where the kernel does not tell it. A process that ends without its figures, or cannot be started, and Ctrl-C end
+    them: those before it are kept.
     """
     told: list[dict[str, Any]] = []
-    failure = None
+    failure, stopped = None, False
     try:
         with tempfile.TemporaryDirectory() as folder:
             inputs = Path(folder, "feed.npz")
@@ -85,15 +86,17 @@ def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats
         failure = HostError(f"{model}: no fresh process could be started ({e.strerror or e})")
     except HostError as e:
         failure = e
+    except KeyboardInterrupt:
+        stopped = True
     if not told:
-        return Starts(None, None, failure)
+        return Starts(failure=failure, stopped=stopped)
     session, first, calls = (
         tuple(one[f"{name}_ns"] for one in told) for name in ("session", "first_answer", "call")
     )
     memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
     known = all(one["peak_bytes"] for one in told)
     cold = ColdStart(session, first, calls, tuple(one["relative"] for one in told))
-    return Starts(cold, memory if known else None, failure)
+    return Starts(cold, memory if known else None, failure, stopped)
 
 
 def write_feed(path: Path, feed: Mapping[str, NDArray[Any]]) -> None:
