@@ -115,3 +115,10 @@ def test_fidelity_of_rounds_is_told_against_what_shared_their_pace() -> None:
     )
     assert found["verdict"] == "pass"
     assert summary([{**rows[0], "verdict": "INVALID"}, *rows[1:]])["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seconds": {}}', '{"host": 5}'])
+def test_a_damaged_record_of_ones_own_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"own\.json: damaged, .* delete it"):
+        own.kept_for(host.facts(), [tmp_path / "own.json"])

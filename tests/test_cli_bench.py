@@ -17,7 +17,7 @@ import onnx
 import pytest
 from bench_helpers import elementwise, fused, identity, not_a_number, plain, saved
 from PIL import Image
-from runtime_helpers import make_bundle
+from runtime_helpers import LABELS, make_bundle
 from tiny import command
 
 from benchmarks.bench.planted import gated, network, quantized
@@ -162,6 +162,13 @@ def with_pictures(folder: Path) -> Path:
     return folder / "pictures"
 
 
+def two_classes(folder: Path) -> Path:
+    for name in LABELS[:2]:
+        (folder / "two" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "two" / name / "a.png")
+    return folder / "two"
+
+
 def cut_short(folder: Path) -> Path:
     path = plain(folder)
     path.write_bytes(path.read_bytes()[:100])
@@ -174,7 +181,7 @@ def text_input(folder: Path) -> Path:
 
 # fmt: off
 FAULTS = [
-    Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced, cut short or deleted while it was timed; nothing is",
+    Fault("model replaced mid-run", 2, r"plain\.onnx: was replaced, cut short or deleted while it was timed",
           replaced),
     Fault("killed fresh process", 1, r"cold start and memory are not measured: .*SIGKILL", killed, kept=True),
     Fault("a disk that is full for the trace", 1, "placement is not measured: .*No space", full, kept=True),
@@ -210,6 +217,9 @@ FAULTS = [
           lambda f, p: [plain(f), "--loadgen", "offline", "--loadgen-mode", "accuracy"]),
     Fault("LoadGen's accuracy of pictures without classes", 2, r"pictures: pictures lie in no folder of a class",
           lambda f, p: [plain(f), "--loadgen", "offline", "--loadgen-mode", "accuracy", "--pictures", with_pictures(f)]),
+    Fault("LoadGen's classes of the second model", 2, r"2 folders do not match the model's 3 classes",
+          lambda f, p: [make_bundle(f / "b"), plain(f), "--loadgen", "offline", "--loadgen-mode", "accuracy", "--pictures",
+                        two_classes(f)]),
     Fault("LoadGen missing", 2, r"LoadGen is not installed: pip install", no_loadgen),
     Fault("--json for two", 2, r"--json takes the record of one model", lambda f, p: [plain(f), plain(f), "--json", "x"]),
     Fault("--explain elsewhere", 2, r"--explain works on this machine",

@@ -155,7 +155,7 @@ def record(scale: float = 1.0, batch: int = 1, **host: object) -> BenchRecord:
     case = Case(
         condition, WarmUp(1, 0.1, True), tuple(tuple(map(int, row)) for row in samples), None,
         {"p50": Percentile(float(np.median(samples))), "p90": None, "p99": None, "p999": None}, 1000.0, {"cpu": 3},
-        Memory(round(1e7 * scale), 10**7), ColdStart((10**7,) * 6, (10**8,) * 6, calls, relative),
+        Memory(round(1e7 * scale), 10**7), ColdStart((10**7,) * 6, (10**8,) * 6, calls, relative, (0.99,) * 6),
     )  # fmt: skip
     return BenchRecord(ModelFile("m", "m.onnx", "0" * 64, 10, "onnx"), HOST | host, "2026", "0", (case,))
 
@@ -187,11 +187,39 @@ def test_several_conditions_are_named_and_one_process_decides_nothing() -> None:
     assert any("batch 8" in check.name for check in found)
     (case,) = record().cases
     cold = case.cold_start_ns
-    for calls in ((), cold.relative[:5]):  # of an older record, or of five starts
-        few = replace(record(), cases=(replace(case, cold_start_ns=replace(cold, relative=calls)),))
+    less = ColdStart(*(getattr(cold, name)[:5] for name in ("session", "first_answer")))
+    old = ColdStart(cold.session, cold.first_answer)
+    for starts, reason in (
+        (less, "5 fresh processes on one side, 6 are needed"),
+        (old, "a record of before has no latency by fresh process"),
+    ):
+        few = replace(record(), cases=(replace(case, cold_start_ns=starts),))
         check = records.record_checks(few, record(), Gates())[0]
         assert (check.verdict, check.low, check.high) == ("inconclusive", None, None)
-        assert f"luck with memory is in it; {len(calls)} fresh processes a side, 6 are needed" in check.note
+        assert f"luck with memory is in it; {reason}" in check.note
+
+
+def test_a_busy_hour_decides_nothing_and_neither_do_several_threads() -> None:
+    """Beside two neighbours on two cores a file was 8 % quicker than itself."""
+    (case,) = record().cases
+    busy = replace(case.cold_start_ns, share=(0.5, 0.4, 0.6, 0.5, 1.0, 0.4))
+    later = replace(record(), cases=(replace(case, cold_start_ns=busy),))
+    for pair in ((record(), later), (later, record())):
+        latency = records.record_checks(*pair, Gates())[0]
+        assert latency.verdict == "inconclusive"
+        assert "of a busy hour (it had a processor for 50 % of the time) decides nothing" in latency.note
+    two = replace(case, condition=replace(case.condition, threads=2))
+    latency = records.record_checks(*[replace(record(), cases=(two,))] * 2, Gates())[0]
+    assert latency.verdict == "inconclusive"
+    assert "of several threads or a GPU" in latency.note
+
+
+def test_another_onnxruntime_leaves_a_latency_open() -> None:
+    """The reference ran on it too, so a release that made convolutions slower passed."""
+    both = (record(libraries={"onnxruntime": version}) for version in ("1.30", "1.31"))
+    latency = records.record_checks(*both, Gates())[0]
+    assert latency.verdict == "inconclusive"
+    assert "the reference ran on onnxruntime 1.30 and on onnxruntime 1.31" in latency.note
 
 
 def test_a_slow_process_among_fast_ones_makes_a_pass_no_certainty() -> None:
@@ -205,7 +233,7 @@ def test_a_slow_process_among_fast_ones_makes_a_pass_no_certainty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"), [((6, 6), 3), ((5, 5), 1), ((6, 9), 6), ((3, 3), 0), ((7, 7), 5)]
+    ("sizes", "expected"), [((6, 6), 2), ((5, 5), 0), ((6, 9), 5), ((3, 3), -1), ((7, 7), 4)]
 )
 def test_as_many_pairs_are_left_out_as_the_orders_of_both_samples_allow(
     sizes: tuple[int, int], expected: int
@@ -217,7 +245,7 @@ def test_as_many_pairs_are_left_out_as_the_orders_of_both_samples_allow(
     ]
     found = records.left_out_each_end(first, second, 0.005)
     assert found == expected
-    assert sum(u < found for u in counted) <= 0.005 * len(counted) < sum(u <= found for u in counted)
+    assert sum(u <= found for u in counted) <= 0.005 * len(counted) < sum(u <= found + 1 for u in counted)
     assert abs(records.left_out_each_end(30, 30, 0.005) - records.left_out_each_end(31, 30, 0.005)) < 15
 
 
@@ -238,12 +266,13 @@ def test_a_machine_twice_as_slow_makes_no_difference_and_a_late_start_no_red() -
 
 
 def test_an_interval_of_processes_holds_the_true_ratio() -> None:
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(1000):
+    rng, missed = np.random.default_rng(0), np.zeros(2)
+    for _ in range(8000):
         base, candidate = np.exp(0.05 * rng.standard_t(3, (2, 6)))
         estimate = records.unpaired(base, 1.1 * candidate)
-        held += estimate.low <= 1.1 <= estimate.high
-    assert held >= 985, "99 % of intervals, of noise with heavy tails"
+        missed += (estimate.low > 1.1, estimate.high < 1.1)
+    # Exactly 4 of 924 orders at each end (0.43 %), so 35 are expected; with one difference more left out it is 61.
+    assert missed.max() < 50, "99 % of intervals, of noise with heavy tails"
 
 
 def test_what_only_one_record_has_is_told_and_open_where_its_bound_was_set() -> None:
@@ -274,7 +303,9 @@ def test_records_of_the_sizes_that_bench_makes_by_default_can_pass() -> None:
     one = replace(
         case,
         samples_ns=tuple(tuple(map(int, row)) for row in samples),
-        cold_start_ns=ColdStart(starts, starts, starts, tuple(one / 1e8 for one in starts)),
+        cold_start_ns=ColdStart(
+            starts, starts, starts, tuple(one / 1e8 for one in starts), (1.0,) * len(starts)
+        ),
     )
     itself = replace(record(), cases=(one,))
     assert "inconclusive" not in {c.verdict for c in records.record_checks(itself, itself, Gates())}
@@ -282,14 +313,11 @@ def test_records_of_the_sizes_that_bench_makes_by_default_can_pass() -> None:
 
 def test_too_few_cold_starts_are_not_judged_unless_their_bound_was_set() -> None:
     (case,) = record().cases
-    cold = replace(case.cold_start_ns, session=(10**7,) * 5, first_answer=(10**8,) * 5)
-    few = replace(record(), cases=(replace(case, cold_start_ns=cold),))
+    few = replace(record(), cases=(replace(case, cold_start_ns=ColdStart((10**7,) * 5, (10**8,) * 5)),))
     found = {c.name: c.verdict for c in records.record_checks(few, few, Gates())}
-    assert (found["latency"], found["cold start"]) == ("pass", "not judged")
-    assert (
-        "only 5 fresh processes a side, 6 are needed (toolchain bench --cold-starts 6)"
-        in records.left_out(few, few)[0]
-    )
+    assert (found["latency"], found["cold start"]) == ("inconclusive", "not judged")
+    only = "only 5 fresh processes on one side, 6 are needed (toolchain bench --cold-starts 6)"
+    assert only in records.left_out(few, few)[0]
     asked = {c.name: c for c in records.record_checks(few, few, Gates(cold_start=50))}
     assert asked["cold start"].verdict == "inconclusive"
 

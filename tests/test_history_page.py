@@ -198,7 +198,7 @@ def test_loadgens_figures_are_drawn_and_invalid_ones_counted(tmp_path: Path) -> 
     }  # fmt: skip
     top1 = next(t for t in found.trends if t.figure == "top-1")
     assert (top1.points[0].low, top1.points[0].high) == (pytest.approx(0.85), pytest.approx(0.95))
-    assert top1.condition.endswith("noise, LoadGen single-stream, shortened")
+    assert top1.condition.endswith("noise, LoadGen single-stream, shortened, 100 pictures")
     assert top1.points[0].about.endswith("toolchain 0, LoadGen 6.0, accuracy")
     page = render(found, "records")
     assert "2 records of kind loadgen (INVALID) not drawn" in page
@@ -320,3 +320,29 @@ def test_a_record_with_half_a_character_is_damaged(tmp_path: Path, host: dict[st
     told = command("history", tmp_path, "--out", tmp_path / "h.html", "--json", tmp_path / "h.json")
     assert told.code == 0, told
     assert "Wrote" in told.out
+
+
+def test_server_tests_of_other_loads_never_mix(tmp_path: Path) -> None:
+    """A trend rose from 97 to 291 a second, which was what had been asked for."""
+    for day in range(6):
+        raw = loadgen_record(day, ("Completed samples per second", 90.0 if day < 3 else 290.0))
+        asked = 100 if day < 3 else 300
+        raw["load"] |= {"scenario": "server", "target_qps": asked, "target_latency_ms": 20.0}
+        raw["settings"] = {"server_target_qps": asked, "server_target_latency_ns": 20_000_000}
+        history.add(tmp_path, raw)
+    raw["load"] |= {"target_qps": None}
+    history.add(tmp_path, raw)
+    found = trends.history(history.read(tmp_path))
+    assert [(t.condition.rpartition(", ")[2], len(t.points)) for t in found.trends] == [
+        ("100 queries a second within 20 ms", 3), ("300 queries a second within 20 ms", 3),
+    ]  # fmt: skip
+    assert found.left_out == {"loadgen (server, of no load or bound that was asked for)": 1}
+
+
+def test_latencies_in_units_of_the_reference_never_mix_versions(tmp_path: Path) -> None:
+    for version in ("1.30", "1.31"):
+        history.add(tmp_path, record(libraries={"onnxruntime": version}).as_json())
+    found = trends.history(history.read(tmp_path)).trends
+    assert sorted((t.figure, len(t.points)) for t in found if "latency" in t.figure) == [
+        (trends.RELATIVE, 1), (trends.RELATIVE, 1), (trends.LATENCY, 2),
+    ]  # fmt: skip

@@ -23,6 +23,7 @@ from tiny import command
 from toolchain.report.bench import render_bench
 from toolchain.runtime import bench as benching
 from toolchain.runtime import bench_arguments, bench_asked, fresh, providers, timing, trace
+from toolchain.runtime.__main__ import main as device_main
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bench_record import canonical, keep, parse, read
 from toolchain.runtime.errors import (
@@ -105,7 +106,8 @@ def test_a_fused_input_needs_its_sizes_or_pictures(tmp_path: Path) -> None:
     assert case.condition.input == type(case.condition.input)("float32", (1, 3, 4, 4), "pictures")
 
 
-def test_a_condition_that_fails_loses_none_that_was_timed(tmp_path: Path) -> None:
+def inner(folder: Path) -> Path:
+    """A model whose graph takes one row only, though its input says any number."""
     rows = numpy_helper.from_array(np.array([1, 3]), "rows")
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["x", "rows"], ["y"])], "g",
@@ -113,23 +115,32 @@ def test_a_condition_that_fails_loses_none_that_was_timed(tmp_path: Path) -> Non
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [rows],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    path = saved(model, tmp_path / "fixed.onnx")
+    return saved(model, folder / "inner.onnx")
+
+
+def test_a_condition_that_fails_loses_none_that_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = timing.repeat, []
+
+    def repeat(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise ModelError("the device ran out of memory")
+        return real(*given)
+
+    monkeypatch.setattr(timing, "repeat", repeat)
+    path = plain(tmp_path)
     record = bench(path, quick(batches=(1, 2, 1)))
     assert [case.condition.batch for case in record.cases] == [1], "and what is asked for twice is timed once"
-    assert [note.partition(": ")[0] for note in record.notes] == ["cpu, 1 thread, batch 2 is not measured"]
-    with pytest.raises(ModelError):
-        bench(path, quick(batches=(2, 1)))
-    told = command(
-        "bench", path, "--batch", "1", "--batch", "2", "--calls", "3", "--blocks", "2", "--cold-starts", "0"
-    )
+    assert record.notes == ("cpu, 1 thread, batch 2 is not measured: the device ran out of memory",)
+    calls.clear()
+    words = ("--batch", "1", "--batch", "2", "--calls", "3", "--blocks", "2", "--cold-starts", "0")
+    told = command("bench", path, *words)
     assert told.code == 1
     assert "batch 2 is not measured" in told.out
-    words = ["bench", str(path), "--batch=1", "--batch=2", "--calls=3", "--blocks=2", "--cold-starts=0"]
-    device = subprocess.run(
-        [sys.executable, "-m", "toolchain.runtime", *words], capture_output=True, text=True, check=False
-    )
-    assert device.returncode == 1
-    assert [case["condition"]["batch"] for case in json.loads(device.stdout)["cases"]] == [1]
+    calls.clear()
+    assert device_main(["bench", str(path), *words]) == 1
 
 
 def test_files_that_are_all_called_model_have_their_folders_names(tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_a_model_replaced_while_it_is_timed(tmp_path: Path) -> None:
 
     with pytest.raises(
         ModelError,
-        match=r"plain\.onnx: was replaced, cut short or deleted while it was timed; nothing is recorded",
+        match=r"plain\.onnx: was replaced, cut short or deleted while it was timed, so it has no figures",
     ):
         bench(model, quick(), replace)
 
@@ -327,6 +338,10 @@ def test_what_is_asked_for_in_vain_is_told_before_anything_is_timed(
     model = saved(identity(), tmp_path / "i.onnx")
     with pytest.raises(ModelError, match="takes batches of 1 only; give --batch 1"):
         bench(model, quick(batches=(1, 3)))
+    with pytest.raises(ModelError, match=r"inner\.onnx: cannot run on x float32 \(2, 3\)"):
+        bench(inner(tmp_path), quick(batches=(1, 2)))
+    with pytest.raises(ModelError, match=r"nan\.onnx: output 0 has values that are not finite"):
+        bench(saved(not_a_number(), tmp_path / "nan.onnx"), quick())
     told = command("bench", plain(tmp_path), model, "--batch", 3)
     assert told.code == 2
     assert "i.onnx: input 'x' float32 [1] takes batches of 1 only" in told.err
@@ -426,6 +441,9 @@ def test_fresh_processes_tell_start_and_memory(tmp_path: Path) -> None:
     cold, memory = starts.cold, starts.memory
     assert len(cold.session) == len(cold.first_answer) == len(cold.call) == len(cold.relative) == 2
     assert min(cold.relative) > 0
+    assert all(0 < share <= 1 for share in cold.share)
+    two = fresh.measure(model, Setup(threads=2), {"input": np.ones((1, 3, 4, 4), np.float32)}, 1).cold
+    assert (len(two.call), two.relative, two.share) == (1, (), ()), "of several threads its time says nothing"
     assert all(0 < s < f for s, f in zip(cold.session, cold.first_answer, strict=True))
     assert all(0 < c < s for c, s in zip(cold.call, cold.session, strict=True))
     assert 1e6 < memory.steady_bytes <= memory.peak_bytes
@@ -602,12 +620,20 @@ def test_a_record_survives_its_json_and_a_damaged_one_is_told(tmp_path: Path) ->
         ),
         (lambda r: r["cases"][0]["memory"].update(peak_bytes=0), r"memory\.peak_bytes must be above 0"),
         (
+            lambda r: r["cases"][0]["cold_start_ns"].update(call=[5] * 7),
+            r"cases\.0\.cold_start_ns\.call must have \d values, as session has, or none",
+        ),
+        (
+            lambda r: r["cases"][0]["cold_start_ns"].update(relative=[1.0, 2.0, 3.0]),
+            r"cases\.0\.cold_start_ns\.relative must have \d values, as session has, or none",
+        ),
+        (
             lambda r: r["cases"][0]["cold_start_ns"].update(session=[]),
             r"session must have at least one value",
         ),
         (
             lambda r: r["cases"][0]["cold_start_ns"].update(first_answer=[]),
-            r"first_answer must have at least",
+            r"first_answer must have 1 values, as session has",
         ),
         (lambda r: r["cases"][0]["warm_up"].update(calls=-1), r"warm_up\.calls must not be negative"),
         (

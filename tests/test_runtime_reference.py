@@ -24,31 +24,44 @@ def test_the_network_is_three_convolutions_and_never_another() -> None:
     assert 0.4 < answer.ravel()[0] < 0.5
 
 
-@pytest.mark.parametrize("load", [1.0, 3.0])
-def test_a_load_on_both_sides_cancels(monkeypatch: pytest.MonkeyPatch, load: float) -> None:
-    times = {"model": 4_000_000, "unit": 500_000}
-    rng = np.random.default_rng(0)
+class Machine:
+    """A clock of the wall and one of the processor; `away` of the time others have the processor, 8 ms at once."""
 
-    def time_calls(side: str, calls: int) -> list[int]:
-        burst = 1 if rng.random() < 0.9 else 3  # a neighbour comes and goes
-        return [round(times[side] * load * burst)] * calls
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: dict[str, int], away: float) -> None:
+        self.times, self.away, self.worked, self.waited = times, away, 0, 0
+        self.asked: list[str] = []
+        monkeypatch.setattr(reference, "time_calls", self.time_calls)
+        monkeypatch.setattr(reference, "perf_counter_ns", lambda: self.worked + self.waited)
+        monkeypatch.setattr(reference, "thread_time_ns", lambda: self.worked)
+        monkeypatch.setattr(reference, "warm_up", lambda *_: None)
 
-    monkeypatch.setattr(reference, "time_calls", time_calls)
-    monkeypatch.setattr(reference, "warm_up", lambda *_: None)
-    typical, ratio = reference.paced("model", "unit")
-    assert typical == round(times["model"] * load)
-    assert ratio == pytest.approx(8.0)
+    def time_calls(self, side: str, calls: int) -> list[int]:
+        self.asked.append(side)
+        found = []
+        for _ in range(calls):
+            before = self.waited
+            self.worked += self.times[side]
+            self.waited = int(self.worked * self.away / (1 - self.away) // 8_000_000) * 8_000_000
+            found.append(self.times[side] + self.waited - before)
+        return found
+
+
+@pytest.mark.parametrize("away", [0.0, 0.6])
+def test_waiting_for_a_processor_is_told_and_not_in_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, away: float
+) -> None:
+    machine = Machine(monkeypatch, {"model": 4_000_000, "unit": 500_000}, away)
+    found = reference.paced("model", "unit")
+    assert found.relative == pytest.approx(8.0)
+    assert found.share == pytest.approx(1 - away, abs=0.02)
+    assert (found.call_ns > 4_000_000) == (away > 0), "the wall's time has it"
+    walls = np.mean(machine.time_calls("model", 99)), np.median(machine.time_calls("unit", 99))
+    assert (walls[0] / walls[1] > 12) == (away > 0)
 
 
 @pytest.mark.parametrize(("call_ns", "turns"), [(100_000, 8), (40_000_000, 8), (1_000_000_000, 3)])
 def test_slow_models_have_fewer_turns(monkeypatch: pytest.MonkeyPatch, call_ns: int, turns: int) -> None:
-    asked: list[str] = []
-
-    def time_calls(side: str, calls: int) -> list[int]:
-        asked.append(side)
-        return [call_ns if side == "model" else 500_000] * calls
-
-    monkeypatch.setattr(reference, "time_calls", time_calls)
-    monkeypatch.setattr(reference, "warm_up", lambda *_: None)
+    machine = Machine(monkeypatch, {"model": call_ns, "unit": 500_000}, 0.0)
     reference.paced("model", "unit")
-    assert asked[2:] == ["model", "unit"] * turns  # after three calls of each to size them
+    assert machine.asked[2:] == ["model", "unit"] * turns  # after three calls of each to size them
+    assert reference.typical("model") == call_ns

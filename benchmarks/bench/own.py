@@ -5,12 +5,13 @@
 
 Each round does every part once, in random order, on one thread: training a small network for two epochs on digits, its
 export, its quantization, loading the plain file, a call (the median of 200), and the start of the command line in a
-process of its own. A round before warms up. Compared are medians; the 95 % interval of their ratio draws rounds of both
-records. Regression: the whole interval lies above the bound (in %); pass: it lies below; else inconclusive, and as many
-rounds more are measured, twice at most. Two runs at different times also differ by what the machine did meanwhile, so the
-bound is wide: `toolchain compare` is for less. Each kind of machine (`host.fingerprint`) has a record of its own, and is
-compared with no other; where none is committed, the first run keeps one below build/bench, for the next to be compared with.
-Where there is a bundle to serve (`--bundle`), a request to the server that asks no model is a part as well.
+process of its own. A round before warms up. Compared are medians; the interval of their ratio draws rounds of both
+records, at 98.3 %: there are up to three looks, and 5 % is what all of them may err. Regression: the whole interval lies
+above the bound (in %); pass: it lies below; else inconclusive, and as many rounds more are measured, twice at most. Two
+runs at different times also differ by what the machine did meanwhile, so the bound is wide: `toolchain compare` is for
+less. Each kind of machine (`host.fingerprint`) has a record of its own, and is compared with no other; where none is
+committed, the first run keeps one below build/bench, for the next to be compared with. Where there is a bundle to serve
+(`--bundle`), a request to the server that asks no model is a part as well.
 Exit 3: a regression; 4: it cannot be told.
 """
 
@@ -43,6 +44,7 @@ from toolchain.data.dataset import Data
 from toolchain.data.settings import DataSettings
 from toolchain.data.sources import load
 from toolchain.device import select
+from toolchain.errors import RecordError
 from toolchain.learn.loop import fit
 from toolchain.learn.settings import Training
 from toolchain.progress import Silent
@@ -58,6 +60,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 KEPT = Path("build/bench")  # where a kind of machine without a committed record has its own
 REGRESSION, INCONCLUSIVE = 3, 4
 _TURNS = 3
+_ERROR = 0.05 / _TURNS  # of a look
 _CALLS = 200
 _BACKBONE = Backbone(
     timm="resnet10t", weights="random", kwargs={"channels": [16, 32, 64, 128]},
@@ -179,7 +182,7 @@ def against(now: Seconds, then: Seconds, bound: float) -> list[dict[str, Any]]:
     found = []
     for name in (name for name in now if name in then):
         ratios = _medians(now[name], 1) / _medians(then[name], 2)
-        low, high = (float(end) for end in np.quantile(ratios, (0.025, 0.975)))
+        low, high = (float(end) for end in np.quantile(ratios, (_ERROR / 2, 1 - _ERROR / 2)))
         limit = 1 + bound / 100
         found.append({
             "part": name, "ratio": median(now[name]) / median(then[name]), "ci95": (low, high),
@@ -202,10 +205,14 @@ def record_of(facts: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def kept_for(facts: Mapping[str, Any], places: Sequence[Path]) -> dict[str, Any] | None:
-    """The first of these records that is there and of this kind of machine."""
-    for place in places:
-        kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
-        if kept and host.fingerprint(kept["host"]) == host.fingerprint(facts):
+    """The first of these records that is there and of this kind of machine. Ends the program for a damaged one."""
+    for place in filter(Path.exists, places):
+        try:
+            kept: dict[str, Any] = json.loads(place.read_text())
+            own = host.fingerprint(kept["host"]) == host.fingerprint(facts) and kept["seconds"]
+        except (ValueError, LookupError, TypeError, RecordError) as error:
+            sys.exit(f"{place}: damaged, it is no record of this bench ({error!r}); delete it")
+        if own:
             return kept
     return None
 

@@ -140,6 +140,7 @@ def kept(records: dict[int, list[BenchRecord]]) -> list[dict[str, Any]]:
         {
             "layers": layers, "beside": list(beside(number)), "p50_ns": float(np.median(one.cases[0].blocks)),
             "relative": [round(value, 4) for value in one.cases[0].cold_start_ns.relative],
+            "share": [round(value, 4) for value in one.cases[0].cold_start_ns.share],
         }
         for layers, some in records.items() for number, one in enumerate(some) if one.cases[0].cold_start_ns
     ]  # fmt: skip

@@ -130,17 +130,11 @@ def bench(models: tuple[Path, ...], **given: Unpack[_Given]) -> int:
       toolchain bench model.onnx --loadgen single-stream
       toolchain bench runs/quickstart/bundle --on ssh://me@device --records history
     """
-    from toolchain.runtime.bench_asked import examine
-
     _check(models, given)
     asked = _asked(given)
     logs = None if given["scenario"] is None else given["logs"]
     require_writable([given["as_json"]], [given["records"], logs])
-    if (
-        given["address"] is None and len(models) > 1
-    ):  # the last one's mistake is told before the first one is timed
-        for model in models:
-            examine(model, asked)
+    _examine(models, asked, given)
     one = _bench if given["scenario"] is None else _loadgen
     codes = []
     for model in models:
@@ -176,6 +170,22 @@ def _check(models: tuple[Path, ...], given: _Given) -> None:
     several = max(len(given["providers"]), len(given["threads"]), len(given["batches"])) > 1
     if given["scenario"] is not None and several:
         raise click.UsageError("a LoadGen test has one provider, one thread count and one batch.")
+
+
+def _examine(models: tuple[Path, ...], asked: Asked, given: _Given) -> None:
+    """Of several models, tell the last one's mistake before the first one is timed."""
+    if given["address"] is not None or len(models) == 1:
+        return
+    if given["scenario"] is None:
+        from toolchain.runtime.bench_asked import examine
+
+        for model in models:
+            examine(model, asked)
+        return
+    from toolchain.loadgen.run import examine as examine_test
+
+    for model in models:
+        examine_test(model, asked, _load(given))
 
 
 def _asked(given: _Given) -> Asked:

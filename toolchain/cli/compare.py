@@ -15,6 +15,7 @@ from toolchain.errors import HostError
 
 if TYPE_CHECKING:
     from toolchain.compare.comparison import Question
+    from toolchain.compare.model import Comparison
 
 _REGRESSION = 3
 _PATH = click.Path(path_type=Path)
@@ -92,15 +93,25 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
     require_bundle("file", base, candidate)
     if base.suffix == candidate.suffix == ".json":
         _require_models(base)
-    from toolchain import history
     from toolchain.cli.progress import Bars
-    from toolchain.compare import forms
     from toolchain.compare.comparison import compare as compared
 
     outputs = (given["as_json"], given["junit"], given["markdown"])
     require_writable(outputs, [given["record"]])
     finding = compared(_question(base, candidate, given), Bars())
-    found = finding.comparison
+    refused = _written(finding.comparison, given)
+    for failure in filter(None, (finding.failure, *refused)):
+        if finding.exit_code != _REGRESSION:
+            raise failure  # the first; whatever could be written is written
+        click.echo(f"Error: {failure}", err=True)  # what was found for certain counts more than a file
+    return finding.exit_code
+
+
+def _written(found: Comparison, given: _Given) -> list[HostError | None]:
+    """Print the comparison and write it wherever it was asked for; what could not be written."""
+    from toolchain import history
+    from toolchain.compare import forms
+
     click.echo(forms.terminal(found))
     written = (
         (given["as_json"], forms.as_json),
@@ -113,11 +124,7 @@ def compare(base: Path, candidate: Path, **given: Unpack[_Given]) -> int:
             click.echo(f"Recorded: {history.add(given['record'], found.record())}", err=True)
         except HostError as error:
             refused.append(error)
-    for failure in filter(None, (finding.failure, *refused)):
-        if finding.exit_code != _REGRESSION:
-            raise failure  # the first; whatever could be written is written
-        click.echo(f"Error: {failure}", err=True)  # what was found for certain counts more than a file
-    return finding.exit_code
+    return refused
 
 
 # What times or asks a model: beside two records it would be ignored.

@@ -38,19 +38,23 @@ def history(folder: Path, out: Path, as_json: Path | None, strict: bool) -> int:
       toolchain history records --out history.html
       toolchain history records --json history.json --strict
     """  # fmt: skip
+    from toolchain.cli.outputs import require_writable
     from toolchain.errors import RecordError
     from toolchain.history import read
     from toolchain.history.page import not_drawn, render
     from toolchain.history.trends import history as trends
+    from toolchain.report import text
     from toolchain.runtime.whole import write_out
     from toolchain.store import host_faults
 
+    require_writable([out, as_json])
     found = trends(read(folder))
     with host_faults(out):
         write_out(out, render(found, folder.resolve().name).encode())
         if as_json is not None:
             write_out(as_json, (json.dumps(found.as_json(), indent=1) + "\n").encode())
-    click.echo(f"Wrote {out}: {len(found.trends)} trends of {found.records} records")
+    count, records = text.plural(len(found.trends), "trend"), text.plural(found.records, "record")
+    click.echo(f"Wrote {out}: {count} of {records}")
     for line in found.damaged:
         click.echo(f"  left out: {line}", err=True)
     for line in not_drawn(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from toolchain.errors import HostError
 def require_writable(files: Iterable[Path | None], folders: Iterable[Path | None] = ()) -> None:
     """Raise HostError for the first of them that cannot be written; None stands for what was not asked for.
 
-    Folders that are missing are made. A pipe or a device is not opened: somebody may wait at its other end.
+    Nothing is made yet, and a pipe or a device is not opened: somebody may wait at its other end.
     """
     for file in filter(None, files):
         if file.exists() and not file.is_file():
@@ -27,10 +26,11 @@ def require_writable(files: Iterable[Path | None], folders: Iterable[Path | None
 
 
 def _try(asked: Path, folder: Path) -> None:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         tempfile.NamedTemporaryFile(prefix=".writing-", dir=folder).close()
     except OSError as error:
-        in_the_way = isinstance(error, FileExistsError)  # a file has the folder's name
-        reason = os.strerror(errno.ENOTDIR) if in_the_way else error.strerror
-        raise HostError(f"{asked}: cannot be written ({reason}); mend that and start again") from error
+        raise HostError(
+            f"{asked}: cannot be written ({error.strerror}); mend that and start again"
+        ) from error

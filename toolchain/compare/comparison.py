@@ -258,11 +258,17 @@ def _timing_notes(series: Series, checks: Sequence[Check]) -> list[str]:
 
 def _changes(base: BenchRecord, candidate: BenchRecord) -> list[str]:
     """What else differs between the two measurements."""
-    names = ("kernel", "python", "libraries")
+
+    def facts(record: BenchRecord) -> dict[str, Any]:
+        libraries = record.host.get("libraries")
+        own = {name: record.host.get(name) for name in ("kernel", "python")}
+        return own | (dict(libraries) if isinstance(libraries, Mapping) else {})
+
+    first, second = facts(base), facts(candidate)
     return [
-        f"{name} differs: {base.host.get(name)} and {candidate.host.get(name)}"
-        for name in names
-        if base.host.get(name) != candidate.host.get(name)
+        f"{name} differs: {first.get(name)} and {second.get(name)}"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name)
     ]
 
 

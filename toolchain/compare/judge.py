@@ -26,7 +26,7 @@ class Seen(NamedTuple):
     bound: float | None
     base: float
     candidate: float
-    each: Literal["ns", "bytes"]
+    each: Literal["ns", "bytes", "1"]
 
 
 class _Figure(NamedTuple):

@@ -1,10 +1,10 @@
 """Two bench records against each other, where the models themselves are no longer at hand.
 
-They were not interleaved: the machine may have been twice as slow at one time as at the other. So each record's fresh
-processes let a reference take turns with the model (runtime/reference.py), and latency is judged in its units, one figure a
-process, because what a single process measures is also its luck with memory. That holds beside neighbours that compute or
-copy memory (benchmarks/compare/saved.py); what slows the two down unalike is in the ratio all the same, and a cold start is
-in wall time, so that its red is none yet, but a reason to compare the models. Only one machine's records may be compared.
+They were not interleaved: the machine may have been twice as slow at one time as at the other. So on one thread of the CPU
+each record's fresh processes let a reference take turns with the model (runtime/reference.py), and latency is judged in its
+units, one figure a process, because what a single process measures is also its luck with memory. Where a record's
+processes had to wait for a processor the caches were emptied between, which the two bear unalike: it stays open
+(benchmarks/compare/saved.py), as a cold start does, which is in wall time. Only one machine's records may be compared.
 
 The interval is Hodges and Lehmann's for a shift, of logarithms: the differences of all pairs of processes in order, of
 which the Mann-Whitney test leaves out so many at each end (Hodges & Lehmann 1963; Hollander, Wolfe & Chicken 2014,
@@ -30,15 +30,16 @@ from toolchain.compare.sequential import ALPHA, Estimate
 from toolchain.compare.unjudged import is_set, open_check
 from toolchain.errors import RecordError
 from toolchain.runtime import host
-from toolchain.runtime.bench_record import BenchRecord, Case, ColdStart
+from toolchain.runtime.bench_record import BenchRecord, Case, ColdStart, Condition
 
 FEWEST = 6  # fresh processes a side for an interval
 _NONE = ColdStart((), ())
+_QUIET = 0.95  # share of the time with a processor, below which caches were emptied too often
 _EXACT = 30  # figures a side up to which the test's distribution is counted; above it is nearly normal
-UNSURE = "a busy hour can be that much: compare the models themselves"
+UNSURE = "in wall time, and a busy hour can be that much: compare the models themselves"
 NOT_INTERLEAVED = (
-    "saved records were not interleaved: times are compared by a reference that each record timed as well, and what slowed "
-    "it down otherwise than the model is in the ratio"
+    "saved records were not interleaved: latencies are in units of a reference that each record timed as well, and what "
+    "slowed it down otherwise than the model is in the ratio"
 )
 
 
@@ -62,8 +63,10 @@ def record_checks(base: BenchRecord, candidate: BenchRecord, gates: Gates) -> tu
         )
     several = len(pairs) > 1
     found: list[Check] = []
+    versions = [host.onnxruntime(record.host) for record in (base, candidate)]
     for one, other in pairs:
-        found += _checks(one, other, gates, f" ({_words(one)})" if several else "")
+        checks = _checks(one, other, gates, f" ({_words(one)})" if several else "")
+        found += [_of_versions(checks[0], versions), *checks[1:]]
     for name, case in _lonely(base, candidate):
         for bound in filter(partial(is_set, gates), ("latency", "cold_start", "memory")):
             figure = f"{bound.replace('_', ' ')} ({_words(case)})"
@@ -126,7 +129,9 @@ def _reason(figure: str, counts: Sequence[int]) -> str:
 
 
 def _needed(count: int) -> str:
-    return f"{count} fresh processes a side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
+    return (
+        f"{count} fresh processes on one side, {FEWEST} are needed (toolchain bench --cold-starts {FEWEST})"
+    )
 
 
 def _checks(base: Case, candidate: Case, gates: Gates, suffix: str) -> list[Check]:
@@ -142,17 +147,44 @@ def _latency(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check:
     """In units of the reference, by fresh processes, where both records have enough of them; otherwise one process's calls
     a side, which decide nothing."""
     starts = [case.cold_start_ns or _NONE for case in (base, candidate)]
-    few = min(len(one.relative) for one in starts)
-    if few < FEWEST:
+    if reason := _few(base.condition, starts):
         middles = [float(np.median(case.blocks)) for case in (base, candidate)]
         estimate = Estimate(middles[1] / middles[0], UNKNOWN.low, UNKNOWN.high)
-        note = f"one process a side, whose luck with memory is in it; {_needed(few)}"
-    else:
-        middles = [float(np.median(one.call)) for one in starts]
-        estimate = unpaired(*(np.array(one.relative) for one in starts))
-        counts = " and ".join(str(len(one.relative)) for one in starts)
-        note = f"of {counts} fresh processes, in units of a reference that took turns with the model"
-    return ratio_check(f"latency{suffix}", Seen(estimate, gates.latency, middles[0], middles[1], "ns"), note)
+        seen = Seen(estimate, gates.latency, middles[0], middles[1], "ns")
+        return ratio_check(
+            f"latency{suffix}", seen, f"one process a side, whose luck with memory is in it; {reason}"
+        )
+    relative = [np.array(one.relative) for one in starts]
+    middles = [float(np.median(one)) for one in relative]
+    seen = Seen(unpaired(*relative), gates.latency, middles[0], middles[1], "1")
+    counts = " and ".join(str(len(one)) for one in relative)
+    note = f"of {counts} fresh processes, in units of a reference that took turns with the model"
+    check = ratio_check(f"latency{suffix}", seen, note)
+    share = min(float(np.median(one.share)) for one in starts)
+    if share >= _QUIET or check.verdict == "not judged":
+        return check
+    busy = f"a record of a busy hour (it had a processor for {100 * share:.0f} % of the time) decides nothing"
+    return check.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {busy}"})
+
+
+def _of_versions(latency: Check, versions: Sequence[str]) -> Check:
+    """The latency, open where the reference ran on another onnxruntime: what it gained or lost would cancel."""
+    if versions[0] == versions[1] or latency.verdict == "not judged":
+        return latency
+    note = f"{latency.note}; the reference ran on {' and on '.join(versions)}: compare the models themselves"
+    return latency.model_copy(update={"verdict": "inconclusive", "note": note})
+
+
+def _few(condition: Condition, starts: Sequence[ColdStart]) -> str:
+    """Why these fresh processes cannot decide a latency; empty where they can."""
+    if condition.provider != "cpu" or condition.threads != 1:
+        return "of several threads or a GPU nothing else can be said: compare the models themselves"
+    few = min(len(one.session) for one in starts)
+    if few < FEWEST:
+        return _needed(few)
+    if not all(one.relative for one in starts):
+        return "a record of before has no latency by fresh process: bench the model again"
+    return ""
 
 
 def _optional(
@@ -175,7 +207,7 @@ def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check
     starts = [_figures(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
-    check = ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved, in wall time")
+    check = ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
     if check.verdict != "regression":
         return check
     return check.model_copy(update={"verdict": "inconclusive", "note": f"{check.note}; {UNSURE}"})
@@ -207,10 +239,11 @@ def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estim
 
 
 def left_out_each_end(first: int, second: int, alpha: float) -> int:
-    """The largest k with P(U < k) <= alpha, U being Mann and Whitney's of samples of these sizes from one distribution."""
+    """The largest k with P(U <= k) <= alpha, U being Mann and Whitney's of samples of these sizes from one distribution;
+    -1 where there is none. So many differences lie outside the interval at each end."""
     if max(first, second) > _EXACT:
         middle, spread = first * second / 2, math.sqrt(first * second * (first + second + 1) / 12)
-        return max(0, math.floor(middle - NormalDist().inv_cdf(1 - alpha) * spread))
+        return math.floor(middle - NormalDist().inv_cdf(1 - alpha) * spread - 0.5)
     ways = [1] + [0] * (
         first * second
     )  # how many orders have U = 0, 1, …: Gauss's binomial coefficient, factor by factor
@@ -220,4 +253,4 @@ def left_out_each_end(first: int, second: int, alpha: float) -> int:
         for u in range(size, len(ways)):
             ways[u] += ways[u - size]
     most = alpha * math.comb(first + second, first)
-    return sum(total <= most for total in accumulate(ways))
+    return sum(total <= most for total in accumulate(ways)) - 1

@@ -109,7 +109,9 @@ def how(found: Comparison) -> str:
     """How it was measured, in one sentence."""
     where = f"{found.host.get('cpu')}, {found.host.get('isa')}, load {_load(found.host)}"
     if found.method == "records":
-        return f"Two saved records of {where}; intervals of {100 * found.level:.0f} % from unpaired blocks."
+        return (
+            f"Two saved records of {where}; intervals of {100 * found.level:.0f} % from unpaired processes."
+        )
     return (
         f"{text.plural(len(found.turns), 'turn')} in {text.wall(found.seconds)}, fresh processes each, blocks of "
         f"{found.calls} calls in random order; intervals of {100 * found.level:.0f} % that hold at every look. "

@@ -129,10 +129,11 @@ def _bench(kept: Kept) -> Iterator[tuple[_Key, Point]]:
     record = bench_record.parse(kept.raw, kept.path.name)
     machine = host.fingerprint(record.host)
     for case in record.cases:
-        where = (machine, record.model.name, _words(case))
         for figure, unit, value, low, high in _figures(case):
+            # The reference runs on onnxruntime too: what another version of it gains or loses would cancel.
+            version = f", {host.onnxruntime(record.host)}" if figure == RELATIVE else ""
             yield (
-                (*where, figure, unit),
+                (machine, record.model.name, _words(case) + version, figure, unit),
                 Point(record.started, value, low, high, kept.path.name, _about(record)),
             )
 
@@ -201,6 +202,7 @@ def _loadgen(kept: Kept) -> Iterator[tuple[_Key, Point]]:
             f"{condition.words}, LoadGen {_text(raw['load']['scenario'])}, {raw['size']}",
         )
         figure, unit, value, low, high = _top1(raw["accuracy"]) if summary is None else _result(summary)
+        where = (*where[:2], where[2] + _load(raw, figure))
         verdict = "accuracy" if summary is None else "VALID"
         about = (
             f"{_text(model['path'])} {_text(model['sha256'])[:8]}, toolchain {_text(raw['toolchain'])}, "
@@ -209,6 +211,21 @@ def _loadgen(kept: Kept) -> Iterator[tuple[_Key, Point]]:
         yield (*where, figure, unit), Point(_text(raw["started"]), value, low, high, name, about)
     except _UNREADABLE as error:
         raise RecordError(f"{name}: no readable LoadGen test ({type(error).__name__}: {error})") from error
+
+
+def _load(raw: Mapping[str, JSON], figure: str) -> str:
+    """What the load, or the pictures, of a test were, where that is in its figure. Raises _NoFigureError for a server
+    test whose load was half of what a probe said: each has another."""
+    if figure == TOP1:
+        return f", {int(_number(raw['accuracy']['pictures']))} pictures"
+    if raw["load"]["scenario"] != "server":
+        return ""
+    if raw["load"]["target_qps"] is None or (
+        raw["load"]["target_latency_ms"] is None and raw["size"] != "mlperf"
+    ):
+        raise _NoFigureError("loadgen (server, of no load or bound that was asked for)")
+    bound = _number(raw["settings"]["server_target_latency_ns"]) / 1e6
+    return f", {_number(raw['load']['target_qps']):g} queries a second within {bound:g} ms"
 
 
 _Figure = tuple[str, Unit, float, float | None, float | None]

@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads any more; Python flushes once more when it ends
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return _HOST_FAILED
+    except OSError as e:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # it may be what failed
+        print(f"Error: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", file=sys.stderr)
+        return _HOST_FAILED
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """Bench one model: its speed in raw nanoseconds, its cold start and memory, and where its nodes ran.
 
-The protocol (docs/benchmarking.md): a condition at a time, so that it keeps the machine to itself; warm-up
-until steady; blocks of calls with every sample kept; then fresh processes for cold start and memory, and a
-traced run for placement. Comparing two models is another matter: see `timing.interleave`.
+The protocol (docs/benchmarking.md): a condition at a time, so that it keeps the machine to itself; a traced run for
+placement; warm-up until steady; blocks of calls with every sample kept; then fresh processes for cold start and
+memory. Comparing two models is another matter: see `timing.interleave`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from toolchain.runtime.bench_asked import (
     Found,
     Sampling,
     examine,
+    finite,
     options_for,
     pictures_for,
     unknown_entries,
@@ -131,7 +132,7 @@ def _measured(found: Found, setup: Setup, wish: Wish, sampling: Sampling, notes:
 
 def _replaced(found: Found) -> ModelError:
     return ModelError(
-        f"{found.path}: was replaced, cut short or deleted while it was timed; nothing is recorded of it, start again"
+        f"{found.path}: was replaced, cut short or deleted while it was timed, so it has no figures; start again"
     )
 
 
@@ -147,7 +148,6 @@ def _cases(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: lis
         prepared.kind,
         prepared.input,
     )
-    session.run(prepared.feed)  # a model that cannot be run at all is told as that
     traced = trace.Trace((), ())
     try:
         traced = trace.trace(model, prepared.feed, sampling.traced, **setup.as_json())
@@ -183,7 +183,7 @@ def _of_case(starts: fresh.Starts, case: Case) -> ColdStart | None:
     """What fresh processes say of a case: their calls copy, so they say nothing of one that leaves copies out."""
     if starts.cold is None or case.copies != "excluded":
         return starts.cold
-    return replace(starts.cold, call=(), relative=())
+    return replace(starts.cold, call=())
 
 
 def _require_placement(traced: trace.Trace, setup: Setup, model: Path) -> None:
@@ -207,19 +207,22 @@ def _timed(session: Session, prepared: Prepared, condition: Condition, sampling:
         ask = partial(session.run, prepared.feed)
         sides = {None: (ask, ask)}
     try:
-        return [_case(side, outputs, way, condition, sampling) for way, (side, outputs) in sides.items()]
+        return [
+            _case(session.label, side, outputs, way, condition, sampling)
+            for way, (side, outputs) in sides.items()
+        ]
     except providers.ORT_ERRORS as e:  # of a binding, which is called bare
         raise ModelError(f"{session.label}: failed while it was timed ({str(e).splitlines()[0]})") from e
 
 
 def _case(
-    side: timing.Side, outputs: Callable[[], Sequence[NDArray[Any]]], way: Copies | None,
+    label: str, side: timing.Side, outputs: Callable[[], Sequence[NDArray[Any]]], way: Copies | None,
     condition: Condition, sampling: Sampling,
 ) -> Case:  # fmt: skip
     warm = warm_up(side, sampling.warm_up)
-    finite("the model", outputs())
+    finite(label, outputs())
     blocks = timing.repeat(side, sampling.calls, _enough(sampling))
-    finite("the model", outputs())
+    finite(label, outputs())
     samples = np.array(blocks, np.int64)
     per_second = condition.batch * samples.size / (float(samples.sum()) / 1e9)
     return Case(
@@ -247,14 +250,3 @@ def _enough(sampling: Sampling) -> Callable[[int], bool]:
         return monotonic() < end[0]
 
     return more
-
-
-def finite(label: str, outputs: Sequence[NDArray[Any]]) -> None:
-    """Raise ModelError for NaN or infinity: a model that answers so does other work than one that answers, and neither
-    its time nor its accuracy is a figure."""
-    for index, output in enumerate(outputs):
-        if np.issubdtype(output.dtype, np.floating) and not np.isfinite(output).all():
-            raise ModelError(
-                f"{label}: output {index} has values that are not finite (NaN or infinite): mend the model "
-                f"before it is timed"
-            )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from toolchain.runtime import external, providers
 from toolchain.runtime.bench_input import Picture, Wish, load_pictures, prepare
@@ -76,8 +79,8 @@ class Found:
 
 
 def examine(model: Path, asked: Asked) -> Found:
-    """Find the file, and load it on every provider with every batch's input, so that what is asked for in vain (a
-    provider, an option, a size, a fixed batch) is told before anything is timed. Raises as `bench`."""
+    """Find the file, and ask it once on every provider with every batch, so that what is asked for in vain (a provider,
+    an option, a size, a batch, answers that are no numbers) is told before anything is timed. Raises as `bench`."""
     found = find(model, asked.file)
     wish = Wish(shapes=asked.shapes, pictures=pictures_for(asked, found))
     for provider in dict.fromkeys(usable_provider(name, asked, []) for name in asked.providers):
@@ -85,7 +88,8 @@ def examine(model: Path, asked: Asked) -> Found:
             found.path
         )
         for batch in asked.batches:
-            prepare(session.inputs, session.metadata, replace(wish, batch=batch), session.label)
+            prepared = prepare(session.inputs, session.metadata, replace(wish, batch=batch), session.label)
+            finite(session.label, session.run(prepared.feed))
     return found
 
 
@@ -160,3 +164,14 @@ def unknown_entries(options: Iterable[str]) -> list[str]:
         f"this onnxruntime seems to know no option {name}, and what it does not know it ignores"
         for name in unknown
     ]
+
+
+def finite(label: str, outputs: Sequence[NDArray[Any]]) -> None:
+    """Raise ModelError for NaN or infinity: a model that answers so does other work than one that answers, and neither
+    its time nor its accuracy is a figure."""
+    for index, output in enumerate(outputs):
+        if np.issubdtype(output.dtype, np.floating) and not np.isfinite(output).all():
+            raise ModelError(
+                f"{label}: output {index} has values that are not finite (NaN or infinite): mend the model "
+                f"before it is timed"
+            )

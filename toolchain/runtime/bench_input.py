@@ -148,7 +148,7 @@ def _shape(tensor: Tensor, batch: int, shapes: Mapping[str, int], label: str) ->
         else:
             missing.append(size if isinstance(size, str) else place)
     if missing:
-        flags = " ".join(f"--shape {name}=…" for name in missing)
+        flags = " ".join(f"--shape {name}=…" for name in dict.fromkeys(missing))
         raise ModelError(f"{label}: input {tensor.name!r} {_words(tensor)} leaves sizes open; give {flags}")
     return tuple(found)
 

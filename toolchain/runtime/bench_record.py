@@ -43,6 +43,7 @@ _ABOVE_0 = frozenset(
         "first_answer",
         "call",
         "relative",
+        "share",
     }
 )
 _MOST = 2**63
@@ -129,14 +130,16 @@ class Memory:
 class ColdStart:
     """Of fresh processes: making the session alone, and from starting the process to its first answer.
 
-    call: the median of each one's calls once warm, copies included; relative: their mean in units of the reference's that
-    took turns with them (`runtime.reference`). Older records, and cases that leave copies out, have neither.
+    call: the median of each one's calls once warm, copies included; older records, and cases that leave copies out, have
+    none. relative, share: on one thread of the CPU, their time in units of the reference's that took turns with them, and
+    the share of the time in which they had a processor (`runtime.reference`).
     """
 
     session: tuple[int, ...]
     first_answer: tuple[int, ...]
     call: tuple[int, ...] = ()
     relative: tuple[float, ...] = ()
+    share: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,11 +222,27 @@ def parse(raw: JSON, where: str) -> BenchRecord:
             raise RecordError(
                 f"{where}: cases.{number}.samples_ns: must be blocks of one length, of 1 or more"
             )
-        cold = case.cold_start_ns
-        for name in ("session", "first_answer") if cold else ():
-            at = f"cases.{number}.cold_start_ns.{name}"
-            _require(len(getattr(cold, name)) > 0, where, at, "must have at least one value")
+        if case.cold_start_ns is not None:
+            _require_starts(case.cold_start_ns, where, f"cases.{number}.cold_start_ns")
     return record
+
+
+def _require_starts(cold: ColdStart, where: str, at: str) -> None:
+    """Each process has a figure of each kind; what later records have more may be missing."""
+    count = len(cold.session)
+    _require(count > 0, where, f"{at}.session", "must have at least one value")
+    _require(
+        len(cold.first_answer) == count,
+        where,
+        f"{at}.first_answer",
+        f"must have {count} values, as session has",
+    )
+    for name in ("call", "relative", "share"):
+        fits = len(getattr(cold, name)) in (0, count)
+        _require(fits, where, f"{at}.{name}", f"must have {count} values, as session has, or none")
+    _require(
+        len(cold.relative) == len(cold.share), where, f"{at}.share", "must have as many values as relative"
+    )
 
 
 def parse_condition(raw: JSON, where: str) -> Condition:

@@ -90,12 +90,10 @@ def measure(model: Path, setup: Setup, feed: Mapping[str, NDArray[Any]], repeats
         stopped = True
     if not told:
         return Starts(failure=failure, stopped=stopped)
-    session, first, calls = (
-        tuple(one[f"{name}_ns"] for one in told) for name in ("session", "first_answer", "call")
-    )
     memory = Memory(max(one["peak_bytes"] for one in told), max(one["steady_bytes"] for one in told))
     known = all(one["peak_bytes"] for one in told)
-    cold = ColdStart(session, first, calls, tuple(one["relative"] for one in told))
+    names = ("session_ns", "first_answer_ns", "call_ns", "relative", "share")
+    cold = ColdStart(*(tuple(one[name] for one in told if name in one) for name in names))
     return Starts(cold, memory if known else None, failure, stopped)
 
 
@@ -154,28 +152,30 @@ def main(arguments: list[str]) -> int:
         for _ in range(_CALLS):
             call()
         held = memory()  # before the reference has any
-        call_ns, relative = _pace(setup, call)
+        pace = _pace(setup, call)
     except ToolchainError as e:
         print(e, file=sys.stderr)
         return e.exit_code
     figures = {
         "session_ns": loaded - loading,
         "first_answer_ns": answered - started - (loading - before),
-        "call_ns": call_ns,
-        "relative": relative,
         "peak_bytes": held.get("VmHWM", 0),
         "steady_bytes": held.get("VmRSS", 0),
+        **pace,
     }
     print(json.dumps(figures))
     return 0
 
 
-def _pace(setup: Setup, call: Callable[[], object]) -> tuple[int, float]:
-    """See `reference.paced`; imported here, so that a start does not wait for it."""
-    from toolchain.runtime.reference import paced, reference
+def _pace(setup: Setup, call: Callable[[], object]) -> dict[str, float]:
+    """How long calls take; on one thread of the CPU also in units of the reference, see `reference.paced`, which is
+    imported here, so that a start does not wait for it."""
+    from toolchain.runtime.reference import paced, reference, typical
 
+    if setup.provider != "cpu" or setup.threads != 1:
+        return {"call_ns": typical(call)}
     own = {name: value for name, value in setup.options.items() if "." not in name}  # entries are the model's
-    return paced(call, reference(replace(setup, options=own).session))
+    return paced(call, reference(replace(setup, options=own).session))._asdict()
 
 
 def memory() -> dict[str, int]:

@@ -98,6 +98,15 @@ def fingerprint(given: Mapping[str, Any]) -> str:
     return f"{given.get('cpu')}, {given.get('isa')}, {given.get('cores')} cores, {memory} GiB, {kind[:8]}"
 
 
+def onnxruntime(given: Mapping[str, Any]) -> str:
+    """The onnxruntime of some `facts`: "onnxruntime-gpu 1.31.1", or "an unknown onnxruntime"."""
+    libraries = given.get("libraries")
+    found = libraries.items() if isinstance(libraries, Mapping) else ()
+    return ", ".join(f"{name} {version}" for name, version in found if name.startswith("onnxruntime")) or (
+        "an unknown onnxruntime"
+    )
+
+
 def onnxruntimes() -> tuple[str, ...]:
     """The distributions of onnxruntime that are installed, by name."""
     return tuple(name for name in ("onnxruntime", "onnxruntime-gpu") if distribution_version(name))

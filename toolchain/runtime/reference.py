@@ -1,8 +1,10 @@
 """A model's pace in units of a reference's, so that figures of different hours can be set against each other.
 
 What else a machine does takes its processors away, or clocks them down: the same call takes two or three times as long an
-hour later. A small network of known work that takes turns with the model, in the same process, slows down alike, and the
-ratio of both mean times stays (means, not medians: a short call mostly fits between two interruptions, a long one never).
+hour later. A small network of known work that takes turns with the model, in the same thread, slows down alike, and the
+ratio of both times of the processor stays, nearly: what empties the caches costs a small network more than a large one. So
+the share of the time in which the thread had a processor is told as well. Where several threads or a GPU work, the
+processor's time says nothing of how long they take.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import median
+from time import perf_counter_ns, thread_time_ns
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,16 +48,37 @@ def reference(load: Callable[[bytes], Session]) -> Callable[[], object]:
     return lambda: session.run(feed)
 
 
-def paced(model: Callable[[], object], unit: Callable[[], object]) -> tuple[int, float]:
-    """(median time of a call of `model` in ns, its mean time in units of `unit`'s, the median over turns)."""
+class Pace(NamedTuple):
+    """call_ns: the median wall time of a call; relative: its mean time of the processor in units of the reference's, the
+    median over turns; share: of the wall time of all turns, in which the thread had a processor."""
+
+    call_ns: int
+    relative: float
+    share: float
+
+
+def paced(model: Callable[[], object], unit: Callable[[], object]) -> Pace:
+    """Let `model` and `unit` take turns in this thread, which alone works for both."""
     with quiet():
         for side in (model, unit):
             warm_up(side, _WARM_UP)
         counts = [max(1, math.ceil(1e9 * _SECONDS / median(time_calls(side, 3)))) for side in (model, unit)]
         samples: list[int] = []
         ratios: list[float] = []
+        begun, worked = perf_counter_ns(), thread_time_ns()
         while len(ratios) < _TURNS[0] or (len(ratios) < _TURNS[1] and sum(samples) < 1e9 * _ALL_SECONDS):
-            ours, theirs = time_calls(model, counts[0]), time_calls(unit, counts[1])
-            samples += ours
-            ratios.append((sum(ours) / len(ours)) / (sum(theirs) / len(theirs)))
-    return int(median(samples)), median(ratios)
+            start = thread_time_ns()
+            samples += time_calls(model, counts[0])
+            between = thread_time_ns()
+            time_calls(unit, counts[1])
+            ratios.append((between - start) / counts[0] / ((thread_time_ns() - between) / counts[1]))
+        share = (thread_time_ns() - worked) / (perf_counter_ns() - begun)
+    return Pace(int(median(samples)), median(ratios), min(1.0, share))
+
+
+def typical(model: Callable[[], object]) -> int:
+    """The median wall time of a call of `model` in ns, once warm, of about as many calls."""
+    with quiet():
+        warm_up(model, _WARM_UP)
+        calls = math.ceil(1e9 * _ALL_SECONDS / median(time_calls(model, 3)))
+        return int(median(time_calls(model, max(_TURNS[0], calls))))
