@@ -77,8 +77,8 @@ def examine(model: Path, asked: Asked, load: Load) -> Opened:
 
 
 def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenRecord:
-    """Run one test and write `record.json` beside LoadGen's logs in the new folder `out`, which is there whole or not at
-    all.
+    """Run one test and write `record.json` beside LoadGen's logs in the new folder `out`; without a record only where
+    LoadGen's own logs are not what they should be.
 
     The first provider, thread count and batch of `asked` hold; a batch above 1 lets several samples of a query be
     answered together. Raises as `bench` does, ToolchainError when LoadGen is not installed, HostError when `out`
@@ -100,7 +100,7 @@ def run_loadgen(model: Path, asked: Asked, load: Load, out: Path) -> LoadgenReco
     except OSError as e:
         shutil.rmtree(out, ignore_errors=True)
         raise HostError(f"{out / RECORD}: cannot be written ({e.strerror})") from e
-    except ToolchainError:
+    except ModelError:
         shutil.rmtree(out, ignore_errors=True)
         raise
     return record
