@@ -34,7 +34,6 @@ from toolchain.runtime.bench_record import BenchRecord, Case, ColdStart, Conditi
 
 FEWEST = 6  # fresh processes a side for an interval
 _NONE = ColdStart((), ())
-_QUIET = 0.95  # share of the time with a processor, below which caches were emptied too often
 _EXACT = 30  # figures a side up to which the test's distribution is counted; above it is nearly normal
 UNSURE = "in wall time, and a busy hour can be that much: compare the models themselves"
 NOT_INTERLEAVED = (
@@ -160,10 +159,10 @@ def _latency(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check:
     counts = " and ".join(str(len(one)) for one in relative)
     note = f"of {counts} fresh processes, in units of a reference that took turns with the model"
     check = ratio_check(f"latency{suffix}", seen, note)
-    share = min(float(np.median(one.share)) for one in starts)
-    if share >= _QUIET or check.verdict == "not judged":
+    shares = [one.busy for one in starts if one.busy is not None]
+    if not shares or check.verdict == "not judged":
         return check
-    busy = f"a record of a busy hour (it had a processor for {100 * share:.0f} % of the time) decides nothing"
+    busy = f"a record of a busy hour (it had a processor for {100 * min(shares):.0f} % of the time) decides nothing"
     return check.model_copy(update={"verdict": "inconclusive", "note": f"{note}; {busy}"})
 
 

@@ -142,7 +142,7 @@ def _figures(case: Case) -> Iterator[tuple[str, Unit, float, float | None, float
     p50 = case.percentiles.get("p50")
     low, high = p50.ci95 if p50 and p50.ci95 else (None, None)
     yield LATENCY, "ns", p50.ns if p50 else float(np.median(case.blocks)), low, high
-    if case.cold_start_ns and case.cold_start_ns.relative:
+    if case.cold_start_ns and case.cold_start_ns.relative and case.cold_start_ns.busy is None:
         yield RELATIVE, "ratio", float(np.median(case.cold_start_ns.relative)), None, None
     if case.cold_start_ns and case.cold_start_ns.first_answer:
         yield COLD_START, "ns", float(np.median(case.cold_start_ns.first_answer)), None, None

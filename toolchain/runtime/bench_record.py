@@ -47,6 +47,7 @@ _ABOVE_0 = frozenset(
     }
 )
 _MOST = 2**63
+_QUIET = 0.95  # share of the time with a processor
 
 JSON = Any  # what json.dumps takes
 T = TypeVar("T")
@@ -140,6 +141,12 @@ class ColdStart:
     call: tuple[int, ...] = ()
     relative: tuple[float, ...] = ()
     share: tuple[float, ...] = ()
+
+    @property
+    def busy(self) -> float | None:
+        """The typical share, where the machine was busy: caches were emptied too often for `relative` to be compared."""
+        share = float(np.median(self.share)) if self.share else 1.0
+        return share if share < _QUIET else None
 
 
 @dataclass(frozen=True)
