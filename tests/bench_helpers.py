@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ QUICK = Sampling(
 def quick(**asked: Any) -> Asked:
     """A bench of a few milliseconds, without fresh processes."""
     return Asked(sampling=replace(QUICK, **asked.pop("sampling", {})), **asked)
+
+
+def hearing_ctrl_c() -> None:
+    """For Popen's preexec_fn: a shell that starts the tests in the background lets them, and their children, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def saved(model: onnx.ModelProto, path: Path) -> Path:

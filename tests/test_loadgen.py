@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_helpers import fused, not_a_number, plain, saved
+from bench_helpers import fused, hearing_ctrl_c, not_a_number, plain, saved
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle, plain_model
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_a_test_and_leaves_no_record(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(
         [sys.executable, "-c", "from toolchain.cli import main; main()", *map(str, words)],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, preexec_fn=hearing_ctrl_c,
     )  # fmt: skip
     try:
         wait_for(lambda: list(tmp_path.glob("logs/*/mlperf_log_detail.txt")))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_helpers import elementwise, identity, not_a_number, plain, quick, saved
+from bench_helpers import elementwise, hearing_ctrl_c, identity, not_a_number, plain, quick, saved
 from onnx import TensorProto, helper, numpy_helper
 from server_helpers import wait_for
 from tiny import command
@@ -169,7 +169,7 @@ def test_ctrl_c_on_a_device_keeps_what_was_timed_and_has_its_own_exit_code(tmp_p
         words = ["bench", str(plain(tmp_path)), f"--calls={calls}", "--blocks=3", "--cold-starts=400"]
         process = subprocess.Popen(
             [sys.executable, "-m", "toolchain.runtime", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hearing_ctrl_c,
         )  # fmt: skip
         if conditions:
             wait_for(lambda pid=process.pid: "toolchain.runtime.fresh" in children(pid))
