@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from runtime_helpers import fused_model, plain_model
 
+from toolchain.runtime import timing
 from toolchain.runtime.bench import Asked, Sampling
 from toolchain.runtime.warm_up import Steadiness
 
@@ -28,6 +30,20 @@ def quick(**asked: Any) -> Asked:
 def hearing_ctrl_c() -> None:
     """For Popen's preexec_fn: a shell that starts the tests in the background lets them, and their children, ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def second_timing_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[int]:
+    """Let blocks be timed but for the second time; an item a time, and cleared it counts anew."""
+    real, times = timing.repeat, list[int]()
+
+    def repeat(*given: Any) -> list[list[int]]:
+        times.append(1)
+        if len(times) == 2:
+            raise error
+        return real(*given)
+
+    monkeypatch.setattr(timing, "repeat", repeat)
+    return times
 
 
 def saved(model: onnx.ModelProto, path: Path) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bench_helpers import elementwise, fused, identity, not_a_number, plain, saved
+from bench_helpers import elementwise, fused, identity, not_a_number, plain, saved, second_timing_raises
 from PIL import Image
 from runtime_helpers import LABELS, make_bundle
 from tiny import command
@@ -23,7 +23,7 @@ from tiny import command
 from benchmarks.bench.planted import gated, network, quantized
 from toolchain.loadgen import settings as loadgen_settings
 from toolchain.runtime import bench as benching
-from toolchain.runtime import bench_asked, fresh, providers, timing, whole
+from toolchain.runtime import bench_asked, fresh, providers, whole
 from toolchain.runtime.bench_record import parse, read
 from toolchain.stats import percentile_interval
 
@@ -312,15 +312,7 @@ def test_a_record_goes_into_a_pipe_and_takes_no_devices_place(tmp_path: Path) ->
 def test_ctrl_c_keeps_what_was_timed_and_times_no_other_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = timing.repeat, []
-
-    def repeat(*given: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(timing, "repeat", repeat)
+    calls = second_timing_raises(monkeypatch, KeyboardInterrupt())
     models = (plain(tmp_path), saved(identity(), tmp_path / "i.onnx"))
     told = command("bench", *models, *SHORT, "--threads", 1, "--threads", 2, "--records", tmp_path / "kept")
     assert told.code == 130

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_helpers import elementwise, hearing_ctrl_c, identity, not_a_number, plain, quick, saved
+from bench_helpers import (
+    elementwise,
+    hearing_ctrl_c,
+    identity,
+    not_a_number,
+    plain,
+    quick,
+    saved,
+    second_timing_raises,
+)
 from onnx import TensorProto, helper, numpy_helper
 from server_helpers import wait_for
 from tiny import command
@@ -45,15 +54,7 @@ def inner(folder: Path) -> Path:
 def test_a_condition_that_fails_loses_none_that_was_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = timing.repeat, []
-
-    def repeat(*given: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise ModelError("the device ran out of memory")
-        return real(*given)
-
-    monkeypatch.setattr(timing, "repeat", repeat)
+    calls = second_timing_raises(monkeypatch, ModelError("the device ran out of memory"))
     path = plain(tmp_path)
     record = bench(path, quick(batches=(1, 2, 1)))
     assert [case.condition.batch for case in record.cases] == [1], "and what is asked for twice is timed once"
@@ -111,10 +112,7 @@ def test_ctrl_c_keeps_every_case_that_was_timed(
     if where == "fresh":
         monkeypatch.setattr(fresh.subprocess, "run", interrupted)
     else:
-        real, calls = timing.repeat, []
-        monkeypatch.setattr(
-            timing, "repeat", lambda *a: interrupted() if calls else (calls.append(1), real(*a))[1]
-        )
+        second_timing_raises(monkeypatch, KeyboardInterrupt())
     record = bench(plain(tmp_path), quick(batches=(1, 2, 3), sampling={"cold_starts": int(where == "fresh")}))
     assert [case.condition.batch for case in record.cases] == [1]
     assert benching.was_stopped(record.notes)

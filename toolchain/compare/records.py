@@ -203,7 +203,7 @@ def _optional(
 def _cold_start(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | None:
     if not (base.cold_start_ns and candidate.cold_start_ns):
         return None
-    starts = [_figures(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
+    starts = [np.array(one.first_answer) for one in (base.cold_start_ns, candidate.cold_start_ns)]
     middles = [float(np.median(one)) for one in starts]
     seen = Seen(unpaired(*starts), gates.cold_start, middles[0], middles[1], "ns")
     check = ratio_check(f"{COLD_START}{suffix}", seen, "not interleaved")
@@ -218,10 +218,6 @@ def _memory(base: Case, candidate: Case, gates: Gates, suffix: str) -> Check | N
     ours, theirs = base.memory.peak_bytes, candidate.memory.peak_bytes
     exact = Estimate(theirs / ours, theirs / ours, theirs / ours)
     return ratio_check(f"{MEMORY}{suffix}", Seen(exact, gates.memory, ours, theirs, "bytes"), "peak")
-
-
-def _figures(values: Sequence[int]) -> NDArray[np.float64]:
-    return np.array(values, np.float64)
 
 
 def unpaired(base: NDArray[np.float64], candidate: NDArray[np.float64]) -> Estimate:
