@@ -25,6 +25,7 @@ from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.recover import Recover
 from toolchain.steps.rescale import Rescale
+from toolchain.steps.simplify import Simplify
 from toolchain.steps.smooth import Smooth
 from toolchain.steps.split_channels import SplitChannels
 from toolchain.steps.tune import Tune
@@ -36,6 +37,7 @@ AnyStep = Annotated[
     | Recover
     | Rescale
     | Export
+    | Simplify
     | FoldGates
     | FoldNormalization
     | DropBlocks
@@ -76,6 +78,7 @@ __all__ = [
     "Quantize",
     "Recover",
     "Rescale",
+    "Simplify",
     "Smooth",
     "SplitChannels",
     "Tune",

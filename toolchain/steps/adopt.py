@@ -41,6 +41,7 @@ class Adopt(Step):
     need goes. None: it has one.
     labels: of the outputs, in the file's order; None says that they are the data's, in the data's order.
     preprocess: how a picture becomes the file's input; its height and width must be those that the file takes.
+    fold: batch norms, padding and constants go into weights; False leaves them, for `simplify` (see export).
     licence: of the file. parity_pictures, parity_tolerance: as for export, against the file as it was given.
     """
 
@@ -56,6 +57,7 @@ class Adopt(Step):
     output: str | None = None
     labels: tuple[str, ...] | None = None
     preprocess: Preprocess
+    fold: bool = True
     licence: str | None = None
     parity_pictures: Annotated[int, Field(ge=1)] = 64
     parity_tolerance: Annotated[float, Field(gt=0)] = 1e-3
@@ -83,7 +85,7 @@ class Adopt(Step):
         try:
             _end_in_logits(given, sample)
             order = self._order(_answers(given, sample).shape[1], context.data)
-            adopted = _simplified(given)
+            adopted = _brought(given, self.fold)
         except ModelError as error:
             raise ModelError(f"{self.file}: {error}") from error
         if order is not None:
@@ -92,8 +94,20 @@ class Adopt(Step):
         self._write(adopted, context, free)
         return (
             Measurement(name="dynamic_batch", value=free),
+            *self._gone(given, adopted),
             *graph.sizes(context.out),
             *self._compare(given, order, context),
+        )
+
+    def _gone(self, given: ModelProto, adopted: ModelProto) -> tuple[Measurement, ...]:
+        """How many nodes went with the outputs that were left out, and into weights."""
+        counts = (
+            {"outputs": len(graph.read(self.file).graph.node) - len(given.graph.node)} if self.output else {}
+        )
+        if self.fold:
+            counts["folded"] = len(given.graph.node) - len(adopted.graph.node)
+        return tuple(
+            Measurement(name="nodes", value=count, where={"gone": why}) for why, count in counts.items()
         )
 
     def _read(self) -> ModelProto:
@@ -241,8 +255,8 @@ def _answers(model: ModelProto, sample: Sequence[parity.Floats]) -> parity.Float
     return np.concatenate(answers)
 
 
-def _simplified(given: ModelProto) -> ModelProto:
-    """A copy in our opset or above, constants and batch norms folded, ready for the quantizer."""
+def _brought(given: ModelProto, fold: bool) -> ModelProto:
+    """A copy in our opset or above, with constants and batch norms folded ready for the quantizer."""
     model = ModelProto()
     model.CopyFrom(given)
     if graph.opset(model) < graph.OPSET:
@@ -253,8 +267,9 @@ def _simplified(given: ModelProto) -> ModelProto:
             raise ModelError(
                 f"opset {graph.opset(model)} cannot be converted to {graph.OPSET} ({reason}): export it anew"
             ) from error
-    model = onnxscript.optimizer.optimize(model)
-    model = onnxscript.rewriter.rewrite(model)
+    if fold:
+        model = onnxscript.optimizer.optimize(model)
+        model = onnxscript.rewriter.rewrite(model)
     model = onnx.shape_inference.infer_shapes(model)
     graph.pool(model)
     _name_nodes(model)

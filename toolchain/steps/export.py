@@ -35,6 +35,8 @@ class Export(Step):
     Branches of training are folded first (see backbones/architecture.py, deployable).
 
     opset: of the standard operators; 18 is the first that can resize as the preprocessing does.
+    fold: batch norms, padding and constants go into weights. False leaves the network as torch traced it, for
+    `simplify`, which tells what that brings; every other step wants it folded.
     parity_pictures, parity_tolerance: how many validation pictures the files must answer as the network
     does, and how closely (see toolchain/parity.py).
     """
@@ -49,6 +51,7 @@ class Export(Step):
         *host.onnxruntimes(),
     )  # fmt: skip
     opset: Annotated[int, Field(ge=graph.OPSET)] = graph.OPSET
+    fold: bool = True
     parity_pictures: Annotated[int, Field(ge=1)] = 64
     parity_tolerance: Annotated[float, Field(gt=0)] = 1e-3
 
@@ -61,7 +64,7 @@ class Export(Step):
         model, network = load(source.folder)
         with context.progress.task("export", 3) as task:
             shipped = deployable(model)
-            plain = export_network(shipped, network, self.opset)
+            plain = export_network(shipped, network, self.opset, fold=self.fold)
             task.advance()
             preprocess = export_preprocessing(network.preprocess, self.opset)
             task.advance()
@@ -104,12 +107,14 @@ class Export(Step):
         return found
 
 
-def export_network(model: nn.Module, network: Network, opset: int = graph.OPSET) -> ModelProto:
-    """The plain network: `input` float32 [N, 3, h, w] -> `logits` [N, C], batch norms and padding folded in."""
+def export_network(
+    model: nn.Module, network: Network, opset: int = graph.OPSET, *, fold: bool = True
+) -> ModelProto:
+    """The plain network: `input` float32 [N, 3, h, w] -> `logits` [N, C]; fold: batch norms and padding into weights."""
     size = network.preprocess
     # Two pictures, because torch.export takes a batch of one for a constant.
     example = torch.zeros(2, 3, size.height, size.width)
-    exported = _export(model.eval(), example, {0: Dim("N", min=1)}, (graph.INPUT, graph.LOGITS), opset)
+    exported = _export(model.eval(), example, {0: Dim("N", min=1)}, (graph.INPUT, graph.LOGITS), opset, fold)
     graph.pool(exported)
     graph.name_after_modules(exported)
     return exported
@@ -134,14 +139,15 @@ def _exported_preprocessing(preprocess: Preprocess, opset: int) -> bytes:
 
 
 def _export(
-    module: nn.Module, example: Tensor, free: Mapping[int, Dim], names: tuple[str, str], opset: int
-) -> ModelProto:
+    module: nn.Module, example: Tensor, free: Mapping[int, Dim], names: tuple[str, str], opset: int,
+    fold: bool = True,
+) -> ModelProto:  # fmt: skip
     """torch.onnx.export with its opset asserted. Raises ModelError with the exporter's reason."""
     try:
         with warnings.catch_warnings(action="ignore"):
             program = torch.onnx.export(
                 module, (example,), dynamo=True, dynamic_shapes=(dict(free),), input_names=[names[0]],
-                output_names=[names[1]], opset_version=opset, verbose=False,
+                output_names=[names[1]], opset_version=opset, optimize=fold, verbose=False,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]

@@ -37,6 +37,7 @@ from toolchain.lineage import hand_on
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
+from toolchain.steps.simplify import require_folded
 
 Bits = Literal["auto", 8, 7, "pairwise"]
 Target = Literal["x86-vnni", "x86-avx2", "arm64"]
@@ -164,6 +165,7 @@ class Quantize(Step):
         Raises DataError without calibration pictures, ModelError when the network cannot be quantized.
         """
         graph.require_float(model)
+        require_folded(model)
         kept = selection.matching(model, self.exclude)
         if self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model)):
             if self.activation == "s8" or self.refit_head:  # with "dynamic" told when the recipe is read
