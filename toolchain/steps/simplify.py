@@ -107,15 +107,9 @@ def _value(constant: NodeProto) -> NDArray[np.generic] | None:
     given = constant.attribute[0]
     if given.name == "value":
         return numpy_helper.to_array(given.t)
-    kinds = {
-        "value_int": np.int64,
-        "value_ints": np.int64,
-        "value_float": np.float32,
-        "value_floats": np.float32,
-    }
-    return (
-        np.array(onnx.helper.get_attribute_value(given), kinds[given.name]) if given.name in kinds else None
-    )
+    kinds = {"int": np.int64, "ints": np.int64, "float": np.float32, "floats": np.float32}
+    kind = kinds.get(given.name.removeprefix("value_"))
+    return None if kind is None else np.array(onnx.helper.get_attribute_value(given), kind)
 
 
 def fold_batch_norms(model: ModelProto) -> None:
@@ -192,8 +186,10 @@ def remove_dead(model: ModelProto) -> None:
 
 
 def _require_same(before: ModelProto, after: ModelProto, one: NDArray[np.float32]) -> None:
-    answers = [Session(model.SerializeToString()).run({graph.INPUT: one})[0] for model in (before, after)]
-    if not np.allclose(*answers, rtol=_TOLERANCE, atol=_TOLERANCE):
+    given, found = (
+        Session(model.SerializeToString()).run({graph.INPUT: one})[0] for model in (before, after)
+    )
+    if not np.allclose(found, given, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise ModelError(
             "simplified it answers differently: switch constants or batch_norms off, and report this"
         )
