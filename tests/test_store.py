@@ -96,6 +96,18 @@ def test_a_damaged_result_counts_as_absent_and_is_made_again(tmp_path: Path) -> 
     assert store.find(job().key) is None
 
 
+def test_a_result_whose_content_changed_is_made_again(tmp_path: Path) -> None:
+    finish(Store(tmp_path), job())
+    file = tmp_path / "objects" / job().key / "result.txt"
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))  # one bit, as a disk loses it
+    store = Store(tmp_path)
+    assert store.find(job().key) is None
+    finish(store, job())
+    assert file.read_bytes() == whole
+    assert Store(tmp_path).find(job().key) is not None
+
+
 def test_fresh_forgets_the_earlier_result(tmp_path: Path) -> None:
     store = Store(tmp_path)
     finish(store, job())

@@ -80,9 +80,26 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._whole: set[str] = set()
 
     def find(self, key: str) -> Entry | None:
-        """Return the finished job of this key, or None. A damaged record counts as absent."""
+        """Return the finished job of this key, or None. A damaged one counts as absent.
+
+        Its files are held against the hashes in its record, once in this store's life.
+        """
+        entry = self._listed(key)
+        if entry is None or key in self._whole:
+            return entry
+        try:
+            if any(_content(entry.folder / name) != digest for name, digest in entry.record.files.items()):
+                return None
+        except FileNotFoundError:  # another process cleans
+            return None
+        self._whole.add(key)
+        return entry
+
+    def _listed(self, key: str) -> Entry | None:
+        """As find, without reading the files."""
         folder = self.root / "objects" / key
         try:
             record = Record.model_validate_json((folder / "record.json").read_bytes())
@@ -119,9 +136,9 @@ class Store:
         return found
 
     def entries(self) -> list[Entry]:
-        """Every finished job."""
+        """Every finished job whose files are there."""
         keys = sorted(path.name for path in (self.root / "objects").glob("*"))
-        return [entry for entry in map(self.find, keys) if entry is not None]
+        return [entry for entry in map(self._listed, keys) if entry is not None]
 
     def clean(self, keep: Collection[str]) -> int:
         """Delete what no run in `keep` (names) needs, and the rests of killed work; return bytes freed.
@@ -133,7 +150,7 @@ class Store:
         for folder in ("objects", "scratch", "work"):
             for path in sorted((self.root / folder).glob("*")):
                 key = path.name.partition(".")[0]
-                if key in needed and (folder == "scratch" or (folder == "objects" and self.find(key))):
+                if key in needed and (folder == "scratch" or (folder == "objects" and self._listed(key))):
                     continue
                 with self._lock(key, wait=False) as held:
                     if held:
