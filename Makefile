@@ -94,7 +94,7 @@ bench-own-record: setup
 	$(BIN)/python -m benchmarks.bench.own --write --bundle $(firstword $(BUNDLES))
 	$(BIN)/python benchmarks/table.py
 
-.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-activations bench-qat bench-transfer bench-cuda bench-resnet56 bench-table
+.PHONY: bench-kill bench-throughput bench-imagenet bench-ptq bench-ptq-transformer bench-activations bench-qat bench-transfer bench-cuda bench-resnet56 bench-table
 bench-kill: setup
 	$(BIN)/python benchmarks/kill/run.py
 
@@ -106,6 +106,9 @@ bench-imagenet: setup
 
 bench-ptq: setup
 	$(BIN)/python -m benchmarks.ptq.run
+
+bench-ptq-transformer: setup
+	$(BIN)/python -m benchmarks.ptq.transformer; code=$$?; $(BIN)/python benchmarks/table.py; exit $$code
 
 # Both train for many minutes, go on where they were, and want a quiet machine for their times.
 bench-activations: setup
