@@ -11,7 +11,7 @@ import onnx
 import pytest
 from learn_helpers import context, data
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from onnx.helper import make_node
 from onnx_helpers import SQUARE, convolution, exported, model, noise_ratio, run
 
@@ -69,6 +69,34 @@ def dropped(net: ModelProto, name: str) -> tuple[ModelProto, float]:
 
 def names(net: ModelProto) -> list[str]:
     return [node.name for node in net.graph.node]
+
+
+def test_a_block_whose_next_branch_is_one_convolution_is_made_up_for() -> None:
+    """It reads the sum twice: as the next block's whole branch, and as its stream."""
+    net = blocks({"a": 0.5})
+    at = next(i for i, node in enumerate(net.graph.node) if node.name == "head")
+    weight = np.random.default_rng(5).normal(size=(8, 8, 1, 1)).astype(np.float32) / 3
+    constants: dict[str, Any] = {}
+    nodes = convolution("a:sum", "b", weight, constants, activation=None)
+    nodes.append(make_node("Add", ["a:sum", "b"], ["b:sum"], name="b/Add"))
+    for node in reversed(nodes):
+        net.graph.node.insert(at, node)
+    net.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    next(node for node in net.graph.node if node.name == "head").input[0] = "b:sum"
+    block = next(one for one in residuals(net) if one.name == "a/Add")
+    second = moments(net, [block], pictures())[block.name]
+    less = without(net, block, second)
+    rows = graph.weights(less)["b.refitted"].reshape(8, 8)
+    given = weight.reshape(8, 8)
+    assert np.abs(rows - given).max() > 0.01  # the slope is in it, not the old weight again
+    fresh = np.concatenate(pictures(30)[12:])
+    old = ModelProto()
+    old.CopyFrom(less)
+    for tensor in old.graph.initializer:
+        if tensor.name == "b.refitted":
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    wanted = run(net, fresh)
+    assert noise_ratio(wanted, run(less, fresh)) > noise_ratio(wanted, run(old, fresh))
 
 
 def test_blocks_are_found_in_order() -> None:

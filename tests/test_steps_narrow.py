@@ -213,6 +213,8 @@ def test_only_named_layers_lose_channels(tmp_path: Path) -> None:
         ModelError, match=r"layers 'body\.\*': the network has no node of that name \(it has stem"
     ):
         Narrow(layers=("body.*",)).run({"model": found}, context(tmp_path / "no"))
+    with pytest.raises(ModelError, match=r"layers 'fc' names nothing that can be narrowed"):
+        Narrow(layers=("fc",)).run({"model": found}, context(tmp_path / "head"))
 
 
 def test_the_longest_run_that_passes_is_found_wherever_it_ends() -> None:

@@ -61,6 +61,16 @@ def test_int8_pads_integers_and_answers_as_without(network: Artifact, tmp_path: 
     assert noise_ratio(run(plain.out / graph.PLAIN, feed), run(int8.out / graph.PLAIN, feed)) > 60
 
 
+def test_a_padded_stem_stays_in_float_where_stems_do(network: Artifact, tmp_path: Path) -> None:
+    padded, int8 = context(tmp_path / "padded"), context(tmp_path / "int8")
+    PadStem().run({"model": network}, padded)
+    Quantize(weight_bits=7).run({"model": Artifact(network.form, padded.out, network.record)}, int8)
+    weights = graph.weights(onnx.load(int8.out / graph.PLAIN))
+    assert weights["stem.weight_padded"].dtype == np.float32
+    feed = inputs(network)
+    assert noise_ratio(run(network.folder / graph.PLAIN, feed), run(int8.out / graph.PLAIN, feed)) > 20
+
+
 def test_only_three_channels_into_a_dense_convolution_are_padded() -> None:
     plain = mobile(side=16)
     assert padding.pad(plain) == 1

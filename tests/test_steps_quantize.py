@@ -24,6 +24,7 @@ from toolchain.errors import DataError, ModelError
 from toolchain.runtime import host
 from toolchain.steps.export import Export
 from toolchain.steps.quantize import Quantize
+from toolchain.steps.weight_only import WeightOnly
 
 SATURATES = host.isa() in ("x86-avx2", "x86-other")
 FILES = (graph.PREPROCESS, graph.PLAIN, graph.FUSED)
@@ -222,11 +223,40 @@ def test_what_targets_cost_is_measured_where_8_bits_would_do(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"activation": "s8", "weight": "u8"}, {"scheme": "dynamic", "activation": "s8"}]
+    ("wrong", "told"),
+    [
+        ({"activation": "s8", "weight": "u8"}, "activation s8 needs weight s8"),
+        ({"scheme": "dynamic", "activation": "s8"}, "scheme 'dynamic' needs activation u8"),
+        ({"scheme": "dynamic", "calibration": "mse"}, "scheme 'dynamic' knows no calibration: take it out"),
+        (
+            {"scheme": "dynamic", "float_stem": False, "pictures": 9},
+            "knows no pictures, float_stem: take it out",
+        ),
+        ({"percentile": 99.9}, "percentile counts with calibration 'percentile' only"),
+        ({"weight": "u8", "rounding": "adaptive"}, "need weight s8"),
+        ({"weight": "u8", "weight_bits": 7}, "need weight s8"),
+    ],
 )
-def test_impossible_types_are_refused(wrong: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="needs"):
+def test_settings_that_would_do_nothing_are_refused(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
         Quantize.model_validate(wrong)
+
+
+def test_a_file_without_integers_is_no_int8(mobilenet: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"operators 'Cnov': the network has none \(it has Conv, Flatten, Gemm, "
+    ):
+        quantized(mobilenet, tmp_path / "a", operators=["Cnov"])
+    with pytest.raises(ModelError, match="nothing was quantized: exclude or operators"):
+        quantized(mobilenet, tmp_path / "b", exclude=["*"])
+
+
+def test_what_finds_nothing_to_do_says_so(mobilenet: Artifact, tmp_path: Path) -> None:
+    lent = context(tmp_path)
+    Quantize(float_sums=True, float_products=True).resolved().run({"model": mobilenet}, lent)
+    told = "\n".join(lent.progress.said)
+    assert "float_sums has nothing to do" in told
+    assert "float_products has nothing to do" in told
 
 
 def test_calibration_reads_training_pictures_only(mobilenet: Artifact, tmp_path: Path) -> None:
@@ -269,6 +299,28 @@ def test_what_dynamic_does_not_know_is_not_ignored(
 ) -> None:
     with pytest.raises(ModelError, match="this network has attention, for which scheme 'auto' is 'dynamic'"):
         quantized(transformer, tmp_path, **settings)
+
+
+def test_settings_that_dynamic_does_not_read_are_told_and_not_recorded(
+    transformer: Artifact, tmp_path: Path
+) -> None:
+    lent = context(tmp_path)
+    step = Quantize(calibration="mse", rounding="adaptive", exclude=("head",))
+    step.resolved().run({"model": transformer}, lent)
+    assert any("dynamic int8, which knows no calibration, rounding" in line for line in lent.progress.said)
+    last = json.loads(graph.metadata(graph.read(lent.out / graph.PLAIN))["lineage"])[-1]["settings"]
+    assert (last["calibration"], last["rounding"], last["exclude"]) == ("minmax", "nearest", ["head"])
+
+
+def test_dynamic_leaves_a_classifier_out_and_under_its_name(transformer: Artifact, tmp_path: Path) -> None:
+    out, measured = quantized(transformer, tmp_path / "a", exclude=["head"])
+    assert measured["layers_int8"] == 8
+    (head,) = [node for node in onnx.load(out / graph.PLAIN).graph.node if node.name == "head"]
+    assert (head.op_type, constants(out / graph.PLAIN)[head.input[1]].dtype) == ("MatMul", np.float32)
+    lent = context(tmp_path / "b")
+    WeightOnly(layers=("head",)).run({"model": artifact(out, Form.ONNX)}, lent)
+    assert "MatMulNBits" in operators(lent.out / graph.PLAIN)
+    assert quantized(transformer, tmp_path / "c", operators=["Gemm"])[1]["layers_int8"] == 9
 
 
 def test_static_transformers_keep_products_of_activations(transformer: Artifact, tmp_path: Path) -> None:

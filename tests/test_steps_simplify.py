@@ -24,7 +24,7 @@ from toolchain.record import Measurement
 from toolchain.steps.adopt import Adopt
 from toolchain.steps.export import export_network
 from toolchain.steps.quantize import Quantize
-from toolchain.steps.simplify import Simplify, fold_batch_norms, fold_constants, remove_dead
+from toolchain.steps.simplify import Simplify, fold_batch_norms, fold_constants, remove_dead, require_folded
 
 NETWORK = Network(
     architecture="by hand", labels=LABELS, preprocess=SQUARE, provenance=Provenance(source="random")
@@ -170,6 +170,43 @@ def test_a_shared_weight_is_folded_for_each_and_a_result_read_elsewhere_stays(
     fold_batch_norms(changed)
     assert kinds(changed)["BatchNormalization"] == left
     np.testing.assert_allclose(run(changed, pictures()), run(given, pictures()), atol=1e-5)
+
+
+def test_norms_in_a_row_are_all_folded_and_one_that_cannot_be_is_no_hindrance() -> None:
+    given = shared(1)
+    second = next(node for node in given.graph.node if node.name == "second.bn")
+    norms = list(second.input[1:])
+    graph.rename(given.graph, {"second.normed": "between"})
+    again = make_node("BatchNormalization", ["between", *norms], ["second.normed"], name="third")
+    given.graph.node.insert(4, again)
+    pool = next(node for node in given.graph.node if node.name == "pool")
+    pool.input[0] = "second.normed"
+    wanted = run(given, pictures())
+    fold_batch_norms(given)
+    assert kinds(given)["BatchNormalization"] == 0
+    onnx.checker.check_model(given)
+    np.testing.assert_allclose(run(given, pictures()), wanted, atol=1e-5)
+
+
+def test_a_norm_that_cannot_be_folded_does_not_hinder_quantization(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.normal(size=(6, 2, 2, 2)).astype(np.float32),
+        "up": np.ones((3, 6, 1, 1), np.float32),
+    }
+    constants |= {role: rng.uniform(0.5, 1.5, size=6).astype(np.float32) for role in ("g", "b", "m", "v")}
+    nodes = [
+        make_node("Conv", ["input", "up.t"], ["wide"], name="wide"),
+        make_node("ConvTranspose", ["wide", "w"], ["grouped"], name="grouped", group=3),
+        make_node("BatchNormalization", ["grouped", "g", "b", "m", "v"], ["normed"], name="bn"),
+        make_node("GlobalAveragePool", ["normed"], ["pooled"], name="pool"),
+        make_node("Flatten", ["pooled"], ["logits"], name="flat"),
+    ]
+    constants["up.t"] = constants.pop("up").transpose(1, 0, 2, 3).copy()
+    given = model(nodes, constants, shape=("N", 3, 16, 16), classes=6)
+    fold_batch_norms(given)
+    assert kinds(given)["BatchNormalization"] == 1
+    require_folded(given)
 
 
 def test_graphs_with_graphs_inside_keep_what_only_those_may_read() -> None:

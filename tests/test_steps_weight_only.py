@@ -146,9 +146,11 @@ def test_it_follows_quantize_for_what_was_left_out(tmp_path: Path) -> None:
 def test_nothing_to_do_is_told(tmp_path: Path) -> None:
     source = exported(tmp_path / "in", mobile(side=16), SQUARE)
     with pytest.raises(
-        ModelError, match=r"weight_only: no product with constant float weights matches blocks\.\*"
+        ModelError, match=r"weight_only: no product with constant float weights matches dense"
     ):
-        WeightOnly(layers=("blocks.*",)).run({"model": source}, context(tmp_path))
+        WeightOnly(layers=("dense",)).run({"model": source}, context(tmp_path))
+    with pytest.raises(ModelError, match=r"layers 'blocks\.\*': the network has no node of that name"):
+        WeightOnly(layers=("fc", "blocks.*")).run({"model": source}, context(tmp_path))
 
 
 def test_the_techniques_make_a_variant_of_a_run(tmp_path: Path) -> None:

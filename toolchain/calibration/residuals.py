@@ -86,9 +86,10 @@ def without(model: ModelProto, block: Residual, second: Doubles) -> ModelProto:
     channels = len(second) // 2
     slope, constant = _nearest(second)
     shift = second[-1, channels:-1] - second[-1, :channels]
-    linear = {layer.node.name: layer for layer in layers(changed)}
     wiring, left = _Wiring.of(changed), []
     for reader in wiring.readers.get(block.output, []):
+        # Anew each time: the next block's branch may be the very convolution that has just been refitted.
+        linear = {layer.node.name: layer for layer in layers(changed)}
         layer = linear.get(reader.name)
         if layer is not None and pointwise(layer):
             rows = layer.rows.reshape(len(layer.rows), -1).astype(np.float64)

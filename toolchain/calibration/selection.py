@@ -33,15 +33,18 @@ def stem(model: ModelProto) -> list[str]:
     found: list[str] = []
     before: Layer | None = None
     node = _only(readers.get(INPUT, []))
+    if node is not None and node.op_type == "Pad":  # channels of zeros, see padding.py
+        found.append(node.name)
+        node = _only(readers.get(node.output[0], []))
     while node is not None:
-        if not (found and node.op_type in _ACTIVATIONS):
+        if not (before and node.op_type in _ACTIVATIONS):
             layer = by_name.get(node.name)
             if layer is None or node.op_type != "Conv" or not _cheaper_in_float(layer, before):
                 break
             before = layer
         found.append(node.name)
         node = _only(readers.get(node.output[0], []))
-    return found
+    return found if before else []
 
 
 def matching(model: ModelProto, patterns: Sequence[str], setting: str = "exclude") -> list[str]:
@@ -60,6 +63,15 @@ def matching(model: ModelProto, patterns: Sequence[str], setting: str = "exclude
             )
         found |= matched
     return [name for name in names if name in found]
+
+
+def require_operators(model: ModelProto, operators: Sequence[str]) -> None:
+    """Raise ModelError for an operator that the network does not have."""
+    known = {node.op_type for node in model.graph.node}
+    if unknown := sorted(set(operators) - known):
+        raise ModelError(
+            f"operators {', '.join(map(repr, unknown))}: the network has none (it has {', '.join(sorted(known))})"
+        )
 
 
 def _cheaper_in_float(layer: Layer, before: Layer | None) -> bool:

@@ -26,7 +26,7 @@ from toolchain.steps import (
     Rescale,
     Tune,
 )
-from toolchain.steps.quantize import Target
+from toolchain.steps.quantize import PERCENTILE, Target
 
 Shape = Literal["table", "uniform"]
 Scheme = Literal[
@@ -108,14 +108,17 @@ class Template:
         self.export = next(own, None) or _first(recipe, Export) or Export()
         self.prune = _first(recipe, Prune) or Prune()
         self.most = self.prune.max_ratio if "max_ratio" in self.prune.model_fields_set else TOP
-        given = {"ratios": bool(self.prune.ratios), "scope": self.prune.scope != "uniform"}
-        # What the recipe says of pruning and the search decides instead.
-        self.chooses = [name for name, told in given.items() if told and self.trainable]
+        pruned = {"ratios": bool(self.prune.ratios), "scope": self.prune.scope != "uniform"}
+        # What the recipe says and the search decides instead.
+        self.chooses = [f"prune.{name}" for name, told in pruned.items() if told and self.trainable]
         self.prune = _changed(self.prune, probe=0)  # once a search is enough, see Trials.sensitivity
         self.recover = _first(recipe, Recover) or _recover(recipe)
         # One for some layers only (a stem) is no way to make the network smaller.
         self.narrow = _first(recipe, Narrow, lambda step: not step.layers) or Narrow()
         self.quantize = _quantize(recipe, targets or recipe.targets)
+        if self.quantize.scheme == "dynamic":  # which knows none of the ways that are tried
+            self.quantize = _changed(self.quantize, scheme="auto")
+            self.chooses.append("quantize.scheme")
         if backbone:
             self._before = [_of(step, backbone) for step in self._before]
             self._after = [_of(step, backbone) for step in self._after]
@@ -159,11 +162,13 @@ class Template:
             case "int8-narrow":
                 yield from (self.narrow, Join(), self.quantize)
             case "int8-adaptive":
-                yield _changed(self.quantize, calibration="mse", rounding="adaptive")
+                signed = {"weight": "s8", "percentile": PERCENTILE}
+                yield _changed(self.quantize, calibration="mse", rounding="adaptive", **signed)
             case "int8-percentile":
                 yield _changed(self.quantize, calibration="percentile")
             case "int8-mixed":
-                rounds = _changed(self.quantize, float_products=False)  # layers fall back between roundings
+                # Layers fall back between roundings, and the head would be fitted to a network that is not shipped.
+                rounds = _changed(self.quantize, float_products=False, refit_head=False)
                 yield FallBack(quantize=rounds, min_agreement=self._agreement)
             case "int8-qat":
                 yield self.qat
@@ -177,7 +182,7 @@ def _of(step: _StepT, backbone: str) -> _StepT:
     """A step of the recipe for another backbone: no patterns of layers, and the teacher is the backbone itself."""
     changes: dict[type[Step], dict[str, JSON]] = {
         Prune: {"ignore": [], "ratios": {}}, Recover: {"teacher": backbone}, Activations: {"keep": []},
-        Quantize: {"exclude": [], "refit_head": False},
+        Quantize: {"exclude": [], "operators": None, "refit_head": False},
     }  # fmt: skip
     return _changed(step, **changes.get(type(step), {}))
 

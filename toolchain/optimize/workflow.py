@@ -126,10 +126,9 @@ class _Optimize:
         for search in self.searches:
             search.among = len(self.searches)
         if chosen_here := self.searches[0].trials.template.chooses:
-            fields = " and ".join(f"prune.{name}" for name in chosen_here)
-            self.notes.append(
-                f"{fields} of the recipe: chosen by the search; prune.ignore names layers to leave whole"
-            )
+            pruned = any(name.startswith("prune.") for name in chosen_here)
+            more = "; prune.ignore names layers to leave whole" if pruned else ""
+            self.notes.append(f"{' and '.join(chosen_here)} of the recipe: chosen by the search{more}")
         stopped = race(self.searches)
         chosen = self._confirmed()
         found = self._found(stopped, chosen, None)

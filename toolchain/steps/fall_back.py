@@ -50,6 +50,10 @@ class FallBack(Step):
             raise ValueError("scheme 'dynamic' can't fall back layer by layer: use 'auto' or 'static'")
         if quantize.float_products:
             raise ValueError("float_products can't fall back layer by layer: use 'quantize' or 'qat'")
+        if quantize.refit_head:
+            raise ValueError(
+                "refit_head is fitted to one network, layers that fall back make others: use 'quantize'"
+            )
         return quantize
 
     def resolved(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -19,7 +20,7 @@ from toolchain.calibration import costs, elimination, pictures, selection, sensi
 from toolchain.calibration.chains import Chain, chains, put
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Floats
-from toolchain.errors import DataError
+from toolchain.errors import DataError, ModelError
 from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
@@ -122,6 +123,12 @@ class Narrow(Step):
             for chain in chains(model)
             if chain.channels > self.multiple and (named is None or chain.writer.node.name in named)
         ]
+        for pattern in self.layers:
+            if not any(fnmatchcase(chain.writer.node.name, pattern) for chain in found):
+                raise ModelError(
+                    f"narrow: layers {pattern!r} names nothing that can be narrowed: it takes a convolution of more than "
+                    f"{self.multiple} channels (multiple) that a pointwise one alone reads"
+                )
         written = {chain.hidden: chain.writer.node.output[0] for chain in found}
         with context.progress.task("moments", len(chosen)) as task:
             prepared = pictures.prepared(source.folder / graph.PREPROCESS, train, chosen, task.advance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, ClassVar, Literal, Self
@@ -20,6 +19,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.calibration import (
     chains,
+    dynamic,
     padding,
     pictures,
     products,
@@ -45,8 +45,12 @@ _SATURATES = frozenset({"x86-avx2", "x86-other"})
 _FEW = 8  # pictures that calibrate files which are only timed: latency doesn't depend on ranges
 _COMPARED = 512  # training pictures on which the cost of targets is measured
 _TYPES = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8}
+PERCENTILE = 99.99
 _TRANSFORMER_OPERATORS = ("Conv", "Gemm", "MatMul")
-_DYNAMIC_OPERATORS = ("MatMul",)  # a Gemm becomes a MatMul and an Add on the way
+# What only static quantization reads.
+_STATIC = (
+    "calibration", "percentile", "pictures", "rounding", "correct_bias", "float_stem", "float_sums", "float_products",
+)  # fmt: skip
 
 
 class Quantize(Step):
@@ -87,7 +91,7 @@ class Quantize(Step):
     weight_bits: Bits = "auto"
     targets: tuple[Target, ...] = ()
     calibration: ranges.Method = "minmax"
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    percentile: Annotated[float, Field(gt=50, le=100)] = PERCENTILE
     pictures: Annotated[int, Field(ge=1)] = 256
     float_stem: bool = True
     exclude: tuple[str, ...] = ()
@@ -106,6 +110,12 @@ class Quantize(Step):
             raise ValueError("scheme 'dynamic' needs activation u8")
         if self.scheme == "dynamic" and self.refit_head:
             raise ValueError("refit_head needs scheme 'static' or 'auto'")
+        if self.scheme == "dynamic" and (unread := self._unread):
+            raise ValueError(f"scheme 'dynamic' knows no {', '.join(unread)}: take it out")
+        if self.percentile != PERCENTILE and self.calibration != "percentile":
+            raise ValueError("percentile counts with calibration 'percentile' only")
+        if self.weight == "u8" and (self.rounding == "adaptive" or self.weight_bits in (7, "pairwise")):
+            raise ValueError("rounding 'adaptive' and weight_bits 7 or 'pairwise' need weight s8")
         if "x86-avx2" in self.targets and self.weight == "s8" and self.weight_bits == 8:
             raise ValueError("weight_bits 8 saturates on target x86-avx2: use 'auto', 'pairwise' or 7")
         return self
@@ -114,6 +124,8 @@ class Quantize(Step):
         """Fix weight_bits "auto" for the targets and for this host's processor, on which accuracy is measured."""
         if self.weight_bits != "auto":
             return self
+        if self.weight == "u8":
+            return self.model_copy(update={"weight_bits": 8})
         saturates = not _SATURATES.isdisjoint((*self.targets, host.isa()))
         return self.model_copy(update={"weight_bits": "pairwise" if saturates else 8})
 
@@ -122,13 +134,18 @@ class Quantize(Step):
 
         Raises DataError without calibration pictures, ModelError when the network cannot be quantized.
         """
-        settings, source = self.resolved(), inputs["model"].folder
+        source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
+        settings = self.resolved()._told(model, context)
         layers = len(list(weights.layers(model)))
         original = ModelProto()
         original.CopyFrom(model)
         quantized = settings.integers(model, source / graph.PREPROCESS, context)
         products.lower(quantized)
+        if not integer_weights(quantized):
+            raise ModelError(
+                "quantize: nothing was quantized: exclude or operators leave every layer in float"
+            )
         hand_on(settings, source, quantized, context.out)
         return (
             Measurement(name="layers", value=layers),
@@ -136,6 +153,22 @@ class Quantize(Step):
             *graph.sizes(context.out),
             *settings._cost_of_targets(original, quantized, source / graph.PREPROCESS, context),
         )
+
+    @property
+    def _unread(self) -> list[str]:
+        """What was set to something else than its default and dynamic int8 does not read."""
+        return [name for name in _STATIC if getattr(self, name) != type(self).model_fields[name].default]
+
+    def _told(self, model: ModelProto, context: Context) -> Self:
+        """The settings that count for this network; says which do not."""
+        if self.scheme != "auto" or not selection.attention(model):
+            return self
+        if unread := self._unread:
+            context.progress.say(
+                f"quantize: the network has attention and becomes dynamic int8, which knows no {', '.join(unread)}"
+            )
+        defaults = {name: type(self).model_fields[name].default for name in _STATIC}
+        return self.model_copy(update=defaults)
 
     def _cost_of_targets(
         self, original: ModelProto, restricted: ModelProto, preprocess: Path, context: Context
@@ -167,13 +200,17 @@ class Quantize(Step):
         graph.require_float(model)
         require_folded(model)
         kept = selection.matching(model, self.exclude)
+        selection.require_operators(model, self.operators or ())
         if self.scheme == "dynamic" or (self.scheme == "auto" and selection.attention(model)):
             if self.activation == "s8" or self.refit_head:  # with "dynamic" told when the recipe is read
                 raise ModelError(
                     "quantize: this network has attention, for which scheme 'auto' is 'dynamic', which knows no "
                     "activation s8 and no refit_head: leave them out, or ask for scheme 'static'"
                 )
-            return self._dynamic(model, kept)
+            return dynamic.integers(
+                model, kept, self.operators, weights=_TYPES[self.weight], per_channel=self.per_channel,
+                reduce_range=self.weight == "s8" and self._bits != 8,
+            )  # fmt: skip
         reference = ModelProto()
         reference.CopyFrom(model)
         quantized = self._static(model, kept, preprocess, context)
@@ -220,7 +257,7 @@ class Quantize(Step):
             for layer in layers if layer.weight in integers
         }  # fmt: skip
         chains.put(model, exact)
-        return self._insert(model, statistics.ranges, overrides, kept, operators)
+        return self._insert(model, statistics.ranges, overrides, kept, operators, context)
 
     def _rounded(
         self, model: ModelProto, layers: Sequence[weights.Layer], steps: Mapping[str, weights.Floats],
@@ -232,12 +269,16 @@ class Quantize(Step):
         with context.progress.task("look at the layers' inputs", len(chosen)) as task:
             seen = pictures.prepared(preprocess, train, chosen, task.advance)
             covariances = rounding.covariances(model, layers, seen)
+        if left := sum(layer.weight not in covariances for layer in layers):
+            context.progress.say(
+                f"quantize: {left} of {len(layers)} layers are rounded to nearest: their rows are too long, or pad by name"
+            )
         with context.progress.task("rounding", len(covariances)) as task:
             return rounding.choose(layers, steps, covariances, self._bits, task.advance)
 
     def _insert(
         self, model: ModelProto, found: Mapping[str, ranges.Range], overrides: Mapping[str, JSON],
-        kept: Sequence[str], operators: Sequence[str] | None,
+        kept: Sequence[str], operators: Sequence[str] | None, context: Context,
     ) -> ModelProto:  # fmt: skip
         """onnxruntime's QDQ quantizer, fed through its cache of ranges instead of its own calibrators."""
         tensors = {
@@ -260,30 +301,13 @@ class Quantize(Step):
             quantized = onnx.load(after)
         graph.float_logits(quantized)
         padding.round_first(quantized)
-        if self.float_sums:
-            streams.float_sums(quantized, model)
-        if self.float_products:
-            products.unrounded(quantized, model)
+        if self.float_sums and not streams.float_sums(quantized, model):
+            context.progress.say("quantize: float_sums has nothing to do: no addition reads a rounded sum")
+        if self.float_products and not products.unrounded(quantized, model):
+            context.progress.say(
+                "quantize: float_products has nothing to do: no addition reads a pointwise convolution"
+            )
         return quantized
-
-    def _dynamic(self, model: ModelProto, kept: Sequence[str]) -> ModelProto:
-        """optimum's quantizer; ranges of activations are found anew for every input."""
-        # Imported here because optimum loads all of transformers, ten seconds that only this scheme needs.
-        from optimum.onnxruntime import AutoQuantizationConfig, ORTQuantizer
-        from transformers import PretrainedConfig
-
-        config = AutoQuantizationConfig.avx512_vnni(
-            is_static=False, per_channel=self.per_channel, nodes_to_exclude=list(kept),
-            operators_to_quantize=list(self.operators or _DYNAMIC_OPERATORS),
-        )  # fmt: skip
-        signed = self.weight == "s8"
-        config = replace(config, weights_dtype=_TYPES[self.weight], reduce_range=signed and self._bits != 8)
-        with TemporaryDirectory() as folder:
-            before = Path(folder, "model.onnx")
-            onnx.save(model, before)
-            quantizer = ORTQuantizer(before, config=PretrainedConfig())
-            quantizer.quantize(config, Path(folder, "int8"), file_suffix=None)
-            return onnx.load(Path(folder, "int8", before.name))
 
     @property
     def _bits(self) -> weights.Bits:

@@ -119,11 +119,16 @@ def fold_batch_norms(model: ModelProto) -> None:
     (b - mean) s + beta. Stays: a norm behind something else, behind a convolution that has other readers, or in a graph
     with graphs inside.
     """
-    known = graph.weights(model)
-    for layer, norm in _normed(model):
-        constant = all(name in known for name in (*layer.input[1:], *norm.input[1:]) if name)
-        grouped = layer.op_type == "ConvTranspose" and graph.attribute(layer, "group", 1) != 1
-        if constant and not grouped and not graph.attribute(norm, "training_mode", 0):
+    while True:  # a norm may stand behind another
+        known = graph.weights(model)
+        constant = [
+            (layer, norm)
+            for layer, norm in _normed(model)
+            if all(name in known for name in (*layer.input[1:], *norm.input[1:]) if name)
+        ]
+        if not constant:
+            return
+        for layer, norm in constant:
             _fold_norm(model, layer, norm, known)
             model.graph.node.remove(norm)
 
@@ -138,17 +143,23 @@ def require_folded(model: ModelProto) -> None:
 
 
 def _normed(model: ModelProto) -> list[tuple[NodeProto, NodeProto]]:
-    """Convolutions and the batch norms that alone read them; none in a graph with graphs inside."""
+    """Convolutions and the batch norms that alone read them and could go into them; none in a graph with graphs inside."""
     net = model.graph
     if graph.nested(model):
         return []
-    layers = {name: node for node in net.node if node.op_type in _OUTPUTS for name in node.output}
+    layers = {
+        name: node
+        for node in net.node
+        if node.op_type in _OUTPUTS and (node.op_type == "Conv" or graph.attribute(node, "group", 1) == 1)
+        for name in node.output
+    }
     readers, ends = graph.consumers(net), {value.name for value in net.output}
     return [
         (layer, node)
         for node in net.node
         if node.op_type == "BatchNormalization" and (layer := layers.get(node.input[0])) is not None
         and len(readers[node.input[0]]) == 1 and node.input[0] not in ends
+        and not graph.attribute(node, "training_mode", 0)
     ]  # fmt: skip
 
 
@@ -163,11 +174,11 @@ def _fold_norm(
     shape[_OUTPUTS[layer.op_type]] = -1
     bias = known[layer.input[2]].astype(np.float64) if len(layer.input) > 2 and layer.input[2] else 0.0
     new = {"weight": weight * scale.reshape(shape), "bias": (bias - mean) * scale + beta}
-    for role, value in new.items():
-        model.graph.initializer.append(
-            numpy_helper.from_array(value.astype(np.float32), f"{layer.name}.{role}_folded")
-        )
-    layer.input[1:] = [f"{layer.name}.{role}_folded" for role in new]
+    made = {f"{layer.name}.{role}_folded": value.astype(np.float32) for role, value in new.items()}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in made]:
+        model.graph.initializer.remove(tensor)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+    layer.input[1:] = list(made)
     layer.output[0] = norm.output[0]
 
 

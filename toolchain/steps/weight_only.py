@@ -13,6 +13,7 @@ from onnx.helper import make_node, make_opsetid
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
+from toolchain.calibration import selection
 from toolchain.calibration.weights import Layer, layers
 from toolchain.errors import ModelError
 from toolchain.graph import attribute
@@ -48,10 +49,11 @@ class WeightOnly(Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Convert the products of inputs["model"]'s plain network that have constant float weights.
 
-        Raises ModelError when there is none among `layers`.
+        Raises ModelError when there is none among `layers`, or one of them names no node.
         """
         source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
+        selection.matching(model, self.layers, "layers")
         changed = self.convert(model)
         if not changed:
             raise ModelError(
