@@ -74,6 +74,16 @@ def test_it_tells_how_many_were_replaced_and_what_it_gained(
     assert told["speedup int8"] > 0
 
 
+def test_a_speedup_is_above_one_where_the_latency_fell(
+    network: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolchain.steps.activations.latency_ratio", lambda *_: 0.5)
+    monkeypatch.setattr("toolchain.steps.activations.int8_price", lambda *_: ())
+    told = Activations().run({"model": network}, context(tmp_path / "network"))
+    assert [(m.value, m.where) for m in told if m.name == "speedup"] == [(2.0, {"form": "float"})]
+
+
+
 def test_a_replaced_network_can_be_pruned_and_read_again(
     replaced: tuple[Path, dict[str, float]], network: Artifact, tmp_path: Path
 ) -> None:

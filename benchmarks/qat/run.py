@@ -11,7 +11,8 @@ Writes benchmarks/results/qat.ISA.json, a row a task and form: means over seeds 
 network on test; what QAT gains over PTQ on the same pictures, in points of top-1, of answers equal to float's and in dB of
 the logits' signal over noise, with 95 % intervals (of points: pictures drawn, each with all its seeds; of dB: Student's t
 over seeds); and how far simulated and deployed accuracy on val lie apart at most.
-Passes (issue 5, bar 5) when that is at most 0.3 points everywhere and no QAT file is for certain worse; exit 1 otherwise.
+Passes (issue 5, bar 5) when that is at most 0.3 points everywhere, no QAT file is for certain worse, and every form of HARD
+is for certain closer to its float network (answers equal to float's, or dB); exit 1 otherwise.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "8 bits, a step a tensor": ("fp32", COARSE),
     "half of the channels, 8 bits": ("half", BEST),
 }
+HARD = ("8 bits, a step a tensor", "half of the channels, 8 bits")
 Floats = NDArray[np.float32]
 
 
@@ -159,6 +161,13 @@ def rows(task: str, trials: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, A
         }  # fmt: skip
 
 
+def kept(row: Mapping[str, Any]) -> bool:
+    """Whether a row keeps the bar."""
+    right = row["simulated and deployed apart, points"] <= APART and row["gained_ci95"][1] >= 0
+    closer = row["agreement_ci95"][0] > 0 or (row["dB_ci95"] is not None and row["dB_ci95"][0] > 0)
+    return bool(right and (closer or row["form"] not in HARD))
+
+
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, list[float] | None]:
     """The mean of values and its 95 % interval by Student's t; None with one value."""
     mean = float(values.mean())
@@ -189,9 +198,7 @@ def main() -> int:
     found = []
     for task in asked.tasks:
         found += rows(task, [trial(task, seed, asked) for seed in asked.seeds])
-    passed = all(
-        row["simulated and deployed apart, points"] <= APART and row["gained_ci95"][1] >= 0 for row in found
-    )
+    passed = all(map(kept, found))
     record = {
         "what": "qat against quantize: the same float networks, ranges and pictures, test read once",
         "note": "Gains: positive is better for qat. Intervals: see the script.",

@@ -175,6 +175,10 @@ class Quantize(Step):
     ) -> Iterator[Measurement]:  # fmt: skip
         """The file against the one with 8 bits in full, where this host is a target that could have had it."""
         if self._bits == 8 or host.isa() not in self.targets or host.isa() in _SATURATES:
+            if self._bits != 8 and self.targets and not _SATURATES.issuperset(self.targets):
+                context.progress.say(
+                    "quantize: what targets cost where 8 bits would do is not measured on this host"
+                )
             return
         copied = ModelProto()
         copied.CopyFrom(original)
