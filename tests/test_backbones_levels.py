@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from learn_helpers import context
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tiny import tiny_run
@@ -18,6 +19,7 @@ from toolchain.backbones.pruning import Pruning, cost, prune
 from toolchain.backbones.settings import Backbone, PreprocessOverrides
 from toolchain.errors import BackboneError
 from toolchain.learn.optimizer import Scope
+from toolchain.steps.load import Load
 
 LABELS = ("a", "b", "c")
 PICTURES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -42,6 +44,13 @@ def test_mean_and_maximum_of_each_level_are_read(name: str, width: int) -> None:
     assert model(PICTURES).shape == (2, 3)
     assert model.get_classifier().in_features == width
     assert network.out_indices == (2, 3)
+
+
+def test_a_weights_file_holds_no_classifier_for_levels(tmp_path: Path) -> None:
+    save_file(create("mobilenetv2_050", {}, 3, seed=3).state_dict(), tmp_path / "w.safetensors")
+    step = Load(file=tmp_path / "w.safetensors", backbone=backbone())
+    with pytest.raises(BackboneError, match="holds no classifier for out_indices: take a folder"):
+        step.run({}, context(tmp_path))
 
 
 def test_what_lies_behind_the_last_level_is_dropped() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.backbones.architecture import deployable
 from toolchain.backbones.counts import macs
 from toolchain.backbones.network import Network, build, load, save
-from toolchain.backbones.pruning import Pruning, check_prunable, cost, parts, prune
+from toolchain.backbones.pruning import Pruning, check_network_prunable, check_prunable, cost, parts, prune
 from toolchain.backbones.settings import Backbone
 from toolchain.errors import BackboneError
 
@@ -216,6 +216,24 @@ def test_what_cannot_be_pruned_is_told_beforehand() -> None:
     levit = Backbone(timm="levit_128s", kwargs={"depth": [1, 1, 1]}, weights="random")
     with pytest.raises(BackboneError, match="'levit_128s' cannot be pruned"):
         check_prunable(levit)
+
+
+def test_a_pruned_network_is_tried_with_weights_whatever_lies_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, network = make("resnet10t", 32, SMALL)
+    pruned = prune(model, network, Pruning(ratio=0.4))
+    whole = Network.skeleton
+
+    def broken(self: Network) -> torch.nn.Module:
+        made = whole(self)
+        for tensor in made.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+        return made
+
+    monkeypatch.setattr(Network, "skeleton", broken)
+    check_network_prunable(pruned, Pruning(ratio=0.2))
 
 
 def test_settings_exclude_each_other() -> None:

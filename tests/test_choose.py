@@ -101,6 +101,13 @@ def test_the_bad_end_of_the_interval_is_a_gate_of_its_own() -> None:
     assert [gate.name for gate in verdict.gates if not gate.passed] == ["max_drop_worst"]
 
 
+def test_the_bad_end_alone_is_a_gate_too() -> None:
+    verdict = choose(
+        [candidate("fp32"), candidate("int8", ms=1, wrong=40)], EXAM, Gates(max_drop=None, max_drop_worst=3)
+    ).verdict("int8")
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["max_drop_worst"]
+
+
 def test_a_preferred_file_is_chosen_if_it_passes_whatever_is_faster() -> None:
     files = [candidate("fp32"), candidate("small", ms=1.5), candidate("quick", ms=1.0)]
     assert choose(files, EXAM, Gates(), "small").chosen == "small"

@@ -135,6 +135,22 @@ def test_near_duplicates_across_splits_are_found_and_dropped_from_the_earlier_sp
     assert [len(split) for _, split in left.splits] == [25, 24, 25]
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_copy_of_a_near_duplicate_is_dropped_with_it(split: str, tmp_path: Path) -> None:
+    """The near duplicate is in val or train, its exact copy in train: either would tell of the test picture."""
+    root = folder(tmp_path)
+    picture = noise(700, 90, 120)
+    save(root / "test/a/shot.png", picture)
+    save(root / split / "a" / "again.png", picture[1:, 1:])
+    save(root / "train/a/copy.png", picture[1:, 1:])
+    data, report = check(root)
+    assert {one.name: one.of_name for one in report.near_duplicates} == {
+        f"{split}/a/again.png": "test/a/shot.png", "train/a/copy.png": "test/a/shot.png",
+    }  # fmt: skip
+    left = apply(data, report, DataSettings.model_validate(ANY | {"near_duplicates": "drop"}))
+    assert [len(split) for _, split in left.splits] == [24, 24, 25]
+
+
 def test_the_hash_loses_no_pair_that_correlation_confirms() -> None:
     root = shared("factory_magnetic_tile")
     data = load(DataSettings(folder=root), Path())

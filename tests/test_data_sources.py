@@ -121,6 +121,16 @@ def test_folder_names_that_are_no_text_are_refused(tmp_path: Path, where: bytes)
     str(told.value).encode()
 
 
+def test_linked_folders_below_a_class_are_read_and_circles_end(tmp_path: Path) -> None:
+    fill(tmp_path / "kept", {"train/a": 3, "train/b": 3, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1})
+    elsewhere = fill(tmp_path / "elsewhere", {"2024": 2})
+    (tmp_path / "kept/train/a/2024").symlink_to(elsewhere / "2024")
+    (tmp_path / "kept/train/a/circle").symlink_to(tmp_path / "kept/train/a")
+    data = load(DataSettings(folder=tmp_path / "kept"), Path())
+    assert len(data.train) == 8
+    assert sum("2024" in sample.name for sample in data.train.samples) == 2
+
+
 def test_groups_stay_whole_when_a_folder_is_split(tmp_path: Path) -> None:
     root = fill(tmp_path / "p", {"a": 24, "b": 12})
     lines = ["path,group,remark"]

@@ -46,6 +46,13 @@ def answers(model, network, found):
         return model(inputs).softmax(1).numpy()
 
 
+def test_a_batch_of_one_picture_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"batch of one picture: with \d+ pictures take a batch_size of 3 or more \(1 now"
+    ):
+        trained(tmp_path, settings(batch_size=1, epochs=1))
+
+
 def test_it_learns_and_says_so(tmp_path: Path) -> None:
     model, network = tiny()
     lent = context(tmp_path)

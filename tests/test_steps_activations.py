@@ -83,7 +83,6 @@ def test_a_speedup_is_above_one_where_the_latency_fell(
     assert [(m.value, m.where) for m in told if m.name == "speedup"] == [(2.0, {"form": "float"})]
 
 
-
 def test_a_replaced_network_can_be_pruned_and_read_again(
     replaced: tuple[Path, dict[str, float]], network: Artifact, tmp_path: Path
 ) -> None:

@@ -157,6 +157,26 @@ def test_a_batch_of_one_is_freed_where_possible(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(out / graph.PLAIN, feed), run(foreign(), feed), atol=1e-5)
 
 
+@pytest.mark.parametrize("free", [True, False])
+def test_pictures_that_would_hear_each_other_go_one_at_a_time(free: bool, tmp_path: Path) -> None:
+    """A network that takes the batch's mean away: the same picture twice would not tell."""
+    made = foreign()
+    graph.rename(made.graph, {"scores": "raw"})
+    made.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "over"))
+    made.graph.node.append(make_node("ReduceMax", ["raw", "over"], ["most"], keepdims=1))
+    made.graph.node.append(make_node("Sub", ["most", "raw"], ["scores"]))
+    made.graph.output[0].name = "scores"
+    for end in (*made.graph.input, *made.graph.output) if not free else ():
+        end.type.tensor_type.shape.dim[0].dim_value = 1
+    tmp_path.joinpath("x").mkdir()
+    onnx.save(made, tmp_path / "x" / "their.onnx")
+    lent = context(tmp_path)
+    measured = values(Adopt(file=tmp_path / "x" / "their.onnx", preprocess=SQUARE).run({}, lent))
+    assert measured["dynamic_batch"] == 0
+    fused = graph.read(lent.out / graph.FUSED)
+    assert fused.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
 def test_a_batch_of_one_that_is_fixed_is_said(tmp_path: Path) -> None:
     made = built_in_batch(fixed=True)
     tmp_path.joinpath("x").mkdir()

@@ -157,8 +157,8 @@ def test_a_file_that_answers_otherwise_fails_the_run(
 ) -> None:
     genuine = export.export_network
 
-    def spoilt(*arguments: object) -> onnx.ModelProto:
-        made = genuine(*arguments)
+    def spoilt(*arguments: object, **more: object) -> onnx.ModelProto:
+        made = genuine(*arguments, **more)
         bias = next(t for t in made.graph.initializer if t.name == "fc.bias")
         bias.CopyFrom(
             numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32([0.01, 0, 0]), "fc.bias")

@@ -147,9 +147,11 @@ def _gates(candidate: Candidate, drop: Interval | None, exam: Exam, gates: Gates
     """Every gate the recipe sets, measured on one candidate."""
     found = []
     p, labels = candidate.probabilities, exam.labels
+    worst = gates.max_drop_worst
     if drop is not None and gates.max_drop is not None:
-        worst = gates.max_drop + 2 if gates.max_drop_worst is None else gates.max_drop_worst
+        worst = gates.max_drop + 2 if worst is None else worst
         found.append(Gate("max_drop", gates.max_drop, drop.value, "points", True, f"{gates.metric}, paired"))
+    if drop is not None and worst is not None:
         found.append(Gate("max_drop_worst", worst, drop.high, "points", True, "bad end of the 95 % interval"))
     if gates.min_top1 is not None:
         found.append(Gate("min_top1", gates.min_top1, 100 * top1(p, labels), "%", False))

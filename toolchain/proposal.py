@@ -29,8 +29,9 @@ seed: 0
 data:
   folder: .{groups}
 
-# The bundled backbones (small, and nano at a third of its cost) need no network and nobody's pictures. With a way to
-# timm's hub, a network pretrained on ImageNet usually learns more from few pictures (mind ImageNet's non-commercial terms):
+# The bundled backbones (small, and nano, a quarter of its file at about half its time) need no network and nobody's
+# pictures. With a way to timm's hub, a network pretrained on ImageNet may learn more from pictures of 160 pixels and more
+# (mind ImageNet's non-commercial terms; at 32 to 64 pixels it did not, see docs/cards):
 #   backbone: {{timm: resnet18.a1_in1k, weights: hub}}
 # or from a file: backbone: {{timm: mobilenetv2_100, weights: ./mobilenetv2.safetensors}}
 backbone:
@@ -46,7 +47,7 @@ tune:                       # makes the artifact `tuned`
   schedule: cosine
   warmup_epochs: 1
   label_smoothing: 0.05
-  balance: {balance}{pad}          # none, loss, sampler or logits; {note}
+  balance: {balance}          # none, loss, sampler or logits; {note}
   select: {metric}
   augment: {{flip_horizontal: true, rotate: 10, translate: 0.05}}   # no flips if left and right mean something
 
@@ -57,7 +58,7 @@ variants:
     from: tuned
     steps:
       - prune: {{ratio: 0.5}}
-      - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {balance}, select: {metric}}}
+      - recover: {{teacher: tuned, epochs: {epochs}, optimizer: adamw, lr: 0.001, balance: {drawn}, select: {metric}}}
       - export
   pruned-int8: {{from: pruned, steps: [quantize]}}
   fp16: {{from: fp32, steps: [half], provider: cuda}}   # made where the CUDA provider is measured
@@ -120,7 +121,8 @@ def _recipe(folder: Path, seen: _Seen) -> str:
         else ""
     )
     epochs = 30 if few else 15
-    balance, metric = ("sampler", "balanced") if uneven else ("none", "top1")
+    # Of the ways to balance only margins in the logits were measured to help (magnetic tiles, benchmarks/README.md).
+    balance, metric = ("logits\n  balance_power: 0.5", "balanced") if uneven else ("none", "top1")
     note = "the classes are uneven" if uneven else "the classes are about even"
     return _TEMPLATE.format(
         classes=seen.classes,
@@ -133,7 +135,7 @@ def _recipe(folder: Path, seen: _Seen) -> str:
         size=size,
         epochs=epochs,
         balance=balance,
-        pad=" " * (9 - len(balance)),
+        drawn="sampler" if uneven else "none",
         metric=metric,
         note=note,
     )

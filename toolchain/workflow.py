@@ -103,7 +103,10 @@ def run(
     try:
         artifacts = pipeline.build(data, wishes.until)
     except ParityError:  # an export that answers otherwise: nothing of an earlier run may pass for this one's
-        remove_bundle(out / "bundle")
+        with alone(out):
+            remove_bundle(out / "bundle")
+            for page in out.glob("report.*"):
+                page.unlink()
         raise
     if wishes.until:
         pipeline.store.register(f"{asked.name}.until", pipeline.keys)

@@ -33,9 +33,13 @@ def record_path(case: str) -> Path:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256, hex, of a file, and of the weights beside it in OpenVINO's form (`.bin` beside `.xml`)."""
+    weights = path.with_suffix(".bin")
+    parts = (path, weights) if path.suffix == ".xml" and weights.exists() else (path,)
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part.read_bytes())
+    return found.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

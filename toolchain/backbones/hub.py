@@ -13,7 +13,7 @@ from huggingface_hub.utils import logging as hub_logging
 from timm.models import PretrainedCfg
 from torch import nn
 
-from toolchain.backbones.architecture import construct, create, published, refusal
+from toolchain.backbones.architecture import construct, create, head_names, published, refusal
 from toolchain.backbones.settings import Head
 from toolchain.errors import BackboneError
 from toolchain.record import JSON
@@ -87,9 +87,11 @@ def licence(architecture: str) -> str | None:
 
 
 def digest(model: nn.Module) -> str:
-    """sha256 (hex) over names and values of all tensors of a model."""
-    found = hashlib.sha256()
+    """sha256 (hex) over names and values of a model's tensors; its classifier, which is the data's own, left out."""
+    found, heads = hashlib.sha256(), tuple(f"{name}." for name in head_names(model))
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(heads):
+            continue
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -242,7 +242,12 @@ def check_network_prunable(network: Network, pruning: Pruning | None = None) -> 
     wanted = pruning or Pruning()
     if wanted.importance == "taylor":  # needs pictures, and says nothing about the structure
         wanted = wanted.model_copy(update={"importance": "l2"})
-    prune(network.skeleton(), network, wanted)
+    model = network.skeleton()
+    with seeded(0), torch.no_grad():  # a pruned network's skeleton holds what lay in memory
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.fill_(1.0) if name.endswith("running_var") else tensor.normal_(0, 0.05)
+    prune(model, network, wanted)
 
 
 class _Pruner(tp.pruner.BasePruner):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -59,6 +59,7 @@ def inspect(data: Data, progress: Progress) -> DataReport:
         seen = {name: _look_at(split, task.advance) for name, split in data.splits}
     copies = tuple(_copies(data))
     near, resembled = _near(data, seen, {(copy.split, copy.name) for copy in copies})
+    near += tuple(_carried(copies, near))
     looks = [look for one in seen.values() for look in one.looks.values()]
     found = DataReport(
         name=data.name,
@@ -163,6 +164,16 @@ def _copies(data: Data) -> Iterator[Copy]:
                 yield Copy(split=split, name=sample.name, of_split=of_split, of_name=of.name, same_label=same)
             else:
                 first[sample.sha256] = (split, sample)
+
+
+def _carried(copies: Sequence[Copy], near: Sequence[Resemblance]) -> Iterator[Resemblance]:
+    """What an exact copy nearly equals because its original does, in a split that is not its own."""
+    originals = {(one.split, one.name): one for one in near}
+    for copy in copies:
+        one = originals.get((copy.of_split, copy.of_name))
+        if one is not None and one.of_split != copy.split:
+            same = one.same_label == copy.same_label
+            yield one.model_copy(update={"split": copy.split, "name": copy.name, "same_label": same})
 
 
 def _near(

@@ -95,8 +95,14 @@ def _classes(root: Path, folder: Path, split: str | None, search: Search) -> Non
 
 
 def _files(folder: Path, search: Search) -> Iterator[Path]:
-    """The pictures below a class folder, to the bottom, sorted."""
-    for at, folders, files in os.walk(folder, onerror=_fail):
+    """The pictures below a class folder, to the bottom, sorted; links to folders followed, circles of links not."""
+    seen: set[str] = set()
+    for at, folders, files in os.walk(folder, onerror=_fail, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not _hidden(name))
         for name in (*folders, *sorted(files)):
             _require_text(at, name)

@@ -58,7 +58,8 @@ class Batches:
 
     The order is a permutation, or, with `weights` [n], a draw of n samples in which each appears n w
     times, rounded up or down at random. The batches of an epoch differ in size by at most one, so that no
-    picture is left out and no tiny last batch upsets batch norm. Use as a context: workers end with it.
+    picture is left out and no tiny last batch upsets batch norm (with a batch size of three and more none is of
+    one). Use as a context: workers end with it.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ def fit(
     }
     begun = identity(facts, [model] if teacher is None else [model, teacher])
     checkpoint = Checkpoint(context.scratch / "checkpoint", begun)
-    with _repeatable(), _memory(training, context), kept_heap():
+    with _repeatable(), _told(training, context), kept_heap():
         return _Run(model, network, training, context, _Teaching(teacher, distill)).go(checkpoint)
 
 
@@ -83,10 +83,17 @@ def _repeatable() -> Iterator[None]:
 
 
 @contextmanager
-def _memory(training: Training, context: Context) -> Iterator[None]:
-    """Say what helps when there is no memory left; on the CPU torch has no type of its own for that."""
+def _told(training: Training, context: Context) -> Iterator[None]:
+    """Say what helps when there is no memory left, or a batch norm sees one picture; torch has no types of its own."""
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"a batch norm cannot learn from a batch of one picture: with {len(context.data.train)} pictures take a "
+            f"batch_size of 3 or more ({training.batch_size} now), or norm_statistics: kept"
+        ) from error
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and "can't allocate memory" not in str(error):

@@ -14,6 +14,7 @@ class Measure(BaseModel):
     not measured). A provider that is named and cannot be used is an error.
     blocks, calls, drop: randomised blocks a side, calls a block, first calls dropped of each block.
     seconds: what the blocks of a case take at least, in up to ten times as many; short models are noisy otherwise.
+    take: files that were timed under another number are timed anew; the store keeps both.
     spinning: whether idle threads of ONNX Runtime spin; slower on a busy machine, faster on a quiet one.
     """
 
@@ -26,6 +27,7 @@ class Measure(BaseModel):
     calls: int = Field(default=30, ge=10, le=1000)
     drop: int = Field(default=5, ge=0, le=100)
     seconds: float = Field(default=2.0, ge=0, le=600)
+    take: int = Field(default=0, ge=0)
     spinning: bool = False
 
     @model_validator(mode="after")

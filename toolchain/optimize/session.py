@@ -14,7 +14,7 @@ def counts(most: int) -> tuple[int, ...]:
 
 def seconds(most: int, once: float) -> float:
     """What timing with each of the counts takes at most, if timing with all threads takes `once`."""
-    return sum(once * most / count for count in counts(most)) if most > 1 else 0.0
+    return sum(once * most / count for count in counts(most))
 
 
 def fastest(milliseconds: Mapping[int, float]) -> int:

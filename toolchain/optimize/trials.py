@@ -45,6 +45,7 @@ _MEMORY = "memory.json"
 _REFUSED = "refused.json"
 _SENSITIVE = "sensitivity.json"
 _STARTS = 3
+AGAIN = 1  # the take of what has been chosen: of many points the one that was timed luckiest looks best
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
 
@@ -130,11 +131,11 @@ class Trials:
             return Failure(design, str(error))
 
     def again(self, design: Design, threads: Sequence[int]) -> Point:
-        """A design that was tried, timed and judged once more with each of these thread counts; the first decides.
+        """A design that was tried, timed anew with each of these thread counts and judged once more; the first decides.
 
         Raises OutOfTimeError.
         """
-        measure = self.recipe.measure.model_copy(update={"threads": tuple(threads)})
+        measure = self.recipe.measure.model_copy(update={"threads": tuple(threads), "take": AGAIN})
         there = replace(self, recipe=self.recipe.model_copy(update={"measure": measure}))
         return there._judged(design, there._artifacts(design))
 

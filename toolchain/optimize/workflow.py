@@ -36,7 +36,7 @@ from toolchain.optimize.points import (
 )
 from toolchain.optimize.race import race
 from toolchain.optimize.search import Search
-from toolchain.optimize.trials import Trials
+from toolchain.optimize.trials import AGAIN, Trials
 from toolchain.progress import Progress, Silent
 from toolchain.recipe import LONGEST, TRUNK, Recipe, Variant, load
 from toolchain.recipe_problems import problems
@@ -144,17 +144,17 @@ class _Optimize:
         return self.searches[0].history if self.searches else {}
 
     def _confirmed(self) -> Point | None:
-        """The best point; where there are several threads, the best that keeps the bounds when timed with all counts.
+        """The best point that keeps the bounds when it is timed anew, with all thread counts; None if there is none.
 
-        That is measured anew, so that a point at the edge of a bound may miss it then: the next best takes its place.
+        A point at the edge of a bound may miss it then: the next best takes its place.
         """
         threads = session.counts(self.asked.threads)
         self.deadline.at = self.started + self.asked.budget - min(self._rest(), 0.5 * self.asked.budget)
-        while (best := pick(points(self.history), self.asked.goal)) is not None and len(threads) > 1:
+        while (best := pick(points(self.history), self.asked.goal)) is not None:
             try:
                 again = self._search(best.design).trials.again(best.design, threads)
             except OutOfTimeError as error:
-                self.notes.append(f"{best.name} was not timed with fewer threads: {error}")
+                self.notes.append(f"{best.name} was not timed once more: {error}")
                 break
             self.history[best.design] = again
             if again.feasible:
@@ -221,7 +221,7 @@ class _Optimize:
             update={
                 "variants": variants,
                 "networks": {n: network for n, network in self.recipe.networks.items() if n in needed},
-                "measure": self.recipe.measure.model_copy(update={"threads": threads}),
+                "measure": self.recipe.measure.model_copy(update={"threads": threads, "take": AGAIN}),
             }
         )
         wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)

@@ -42,7 +42,8 @@ class Adopt(Step):
     labels: of the outputs, in the file's order; None says that they are the data's, in the data's order.
     preprocess: how a picture becomes the file's input; its height and width must be those that the file takes.
     fold: batch norms, padding and constants go into weights; False leaves them, for `simplify` (see export).
-    licence: of the file. parity_pictures, parity_tolerance: as for export, against the file as it was given.
+    licence: of the file. parity_pictures, parity_tolerance: as for export, against the file as it was given, a softmax
+    at its end undone.
     """
 
     step: Literal["adopt"] = "adopt"
@@ -90,7 +91,7 @@ class Adopt(Step):
             raise ModelError(f"{self.file}: {error}") from error
         if order is not None:
             _reorder(adopted, order)
-        free = _free_batch(adopted, sample[0])
+        free = _free_batch(adopted, sample)
         self._write(adopted, context, free)
         return (
             Measurement(name="dynamic_batch", value=free),
@@ -276,8 +277,8 @@ def _brought(given: ModelProto, fold: bool) -> ModelProto:
     return model
 
 
-def _free_batch(model: ModelProto, sample: parity.Floats) -> bool:
-    """Make the batch free, in place, where the network allows it; else leave it at 1. Returns whether it is free."""
+def _free_batch(model: ModelProto, sample: Sequence[parity.Floats]) -> bool:
+    """Make the batch free, in place, where every picture then answers as alone, else 1; returns whether it is free."""
     freed = ModelProto()
     freed.CopyFrom(model)
     del freed.graph.value_info[:]
@@ -290,15 +291,23 @@ def _free_batch(model: ModelProto, sample: parity.Floats) -> bool:
         end.type.tensor_type.shape.dim[0].dim_param = "N"
     try:
         session = Session(freed.SerializeToString())
-        alone = session.run({graph.INPUT: sample})[0]
-        for size in parity.BATCHES:
-            together = session.run({graph.INPUT: np.repeat(sample, size, axis=0)})[0]
-            if together.shape != (size, alone.shape[1]) or not np.allclose(together, alone, atol=1e-3):
-                return False
+        alone = np.concatenate([session.run({graph.INPUT: one})[0] for one in sample])
+        free = all(_as_alone(session, sample, alone, size) for size in parity.BATCHES)
     except ModelError:
-        return False
-    model.CopyFrom(freed)
-    return True
+        free = False
+    if free:
+        model.CopyFrom(freed)
+    else:
+        for end in (*model.graph.input, *model.graph.output):
+            end.type.tensor_type.shape.dim[0].dim_value = 1
+    return free
+
+
+def _as_alone(session: Session, sample: Sequence[parity.Floats], alone: parity.Floats, size: int) -> bool:
+    """Whether different pictures in one batch get the answers that they get alone."""
+    order = [index % len(sample) for index in range(size)]
+    together = session.run({graph.INPUT: np.concatenate([sample[index] for index in order])})[0]
+    return together.shape == (size, alone.shape[1]) and np.allclose(together, alone[order], atol=1e-3)
 
 
 def _reorder(model: ModelProto, order: Sequence[int]) -> None:

@@ -59,6 +59,10 @@ class Load(Step):
             raise BackboneError(
                 f"{self.file}: a weights file does not say which network it is for: give 'backbone: {{timm: NAME}}'"
             )
+        if self.backbone.out_indices is not None:
+            raise BackboneError(
+                f"{self.file}: a weights file holds no classifier for out_indices: take a folder that the toolchain saved"
+            )
         return self.backbone.model_copy(update={"weights": self.file, "head": "keep"})
 
 
