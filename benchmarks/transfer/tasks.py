@@ -164,6 +164,9 @@ class BloodCells(_Folder):
         super().__init__([sources.load(DataSettings(folder=folder("clinic_blood_cells")), Path())])
 
 
+FOLDS = 5  # of the magnetic tiles
+
+
 class MagneticTile(_Folder):
     """Surface defects of magnetic tiles, six classes, the rarest with 32 pictures.
 
@@ -175,12 +178,12 @@ class MagneticTile(_Folder):
         "magnetic tile defects at 64 pixels, balanced accuracy; draw i scores fold i of five, grouped by tile, without the "
         "pictures by which the rate was chosen"
     )
-    draws: ClassVar[int] = 5
+    draws: ClassVar[int] = FOLDS
 
     def __init__(self) -> None:
         where = folder("factory_magnetic_tile")
         data = sources.load(DataSettings(folder=where, groups=where / "split.csv"), Path())
-        super().__init__(folds(data, 5, seed=0))
+        super().__init__(folds(data, FOLDS, seed=0))
 
 
 TASKS: Mapping[str, type[Task]] = {

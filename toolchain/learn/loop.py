@@ -1,7 +1,8 @@
 """The one training loop.
 
 Everything that happens in a step is decided by the seed, the step's number and the weights, so that a run that
-was killed inside an epoch ends, on the same host, in the very weights of an undisturbed one.
+was killed inside an epoch ends, on the same host, in the very weights of an undisturbed one. That holds on the CPU; on
+a GPU some gradients (of pooling, of fused attention) are added up in no fixed order.
 """
 
 from __future__ import annotations

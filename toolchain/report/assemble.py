@@ -10,7 +10,7 @@ import numpy as np
 from toolchain import __version__, stats
 from toolchain.artifact import Artifact, lineage
 from toolchain.backbones import bundled
-from toolchain.backbones.network import Network
+from toolchain.backbones.network import Network, read
 from toolchain.choose import BASE
 from toolchain.measure.calibration import (
     Calibration,
@@ -184,12 +184,12 @@ def _drops(found: Findings, name: str) -> Iterable[tuple[str, Drop]]:
         if (name, first, split) in found.answers:
             base, own = found.answers[BASE, first, split], found.answers[name, first, split]
             labels = found.pictures(split).labels
-            lost = stats.accuracy_difference(base, own, labels, found.groups(split), metric)
+            groups = found.groups(split)
+            lost = stats.accuracy_difference(base, own, labels, groups, metric)
+            chance = stats.mcnemar(base, own, labels) if groups is None else None
             yield (
                 split,
-                Drop(
-                    points=lost.value, ci95=lost.ci95, metric=metric, p_value=stats.mcnemar(base, own, labels)
-                ),
+                Drop(points=lost.value, ci95=lost.ci95, metric=metric, p_value=chance),
             )
 
 
@@ -282,23 +282,23 @@ def _mistakes(found: Findings, name: str, provider: str) -> Iterable[Picture]:
 
 
 def _transfer(found: Findings) -> Transfer | None:
-    """What pretraining brings, for a bundled backbone: measured once for its model card, shown with its protocol."""
-    backbone = found.recipe.backbone
-    if backbone is None or backbone.bundled is None or backbone.weights == "random":
+    """What pretraining brings, for the bundled weights that the network began with: measured once for their model card,
+    shown with its protocol."""
+    begun = read(found.artifacts[BASE].folder).provenance
+    if begun.source != "bundled" or begun.weights is None:
         return None
-    measured = (bundled.card(backbone.bundled).model_extra or {}).get("transfer")
+    name = begun.weights.removeprefix("bundled/")
+    measured = (bundled.card(name).model_extra or {}).get("transfer")
     if not measured:
         return None
     protocol, rows = measured["protocol"], measured["rows"]
     counts = dict.fromkeys(row["per_class"] for row in rows)
     return Transfer(
         task=protocol["task"],
-        weights=f"bundled/{backbone.bundled}",
+        weights=begun.weights,
         n=protocol["n_test"],
         rows=tuple(
-            TransferRow(
-                per_class=n, pretrained=_spread(rows, n, backbone.bundled), random=_spread(rows, n, "random")
-            )
+            TransferRow(per_class=n, pretrained=_spread(rows, n, name), random=_spread(rows, n, "random"))
             for n in counts
         ),
         note=f"{protocol['optimizer']}; learning rate chosen {protocol['chosen']}. Measured when the weights were "

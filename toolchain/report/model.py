@@ -61,11 +61,14 @@ class Drop(Model):
     points: float
     ci95: Ends
     metric: Literal["top1", "balanced"] = "top1"
-    p_value: float | None = Field(default=None, description="exact McNemar test that both err equally often")
+    p_value: float | None = Field(
+        default=None,
+        description="exact McNemar test that both err equally often; none where pictures come in groups",
+    )
 
 
 class Agreement(Model):
-    """The share of pictures to which the baseline gives the same answer."""
+    """The share of pictures to which the baseline gives the same answer; its interval takes every picture for itself."""
 
     share: float
     ci95: Ends
