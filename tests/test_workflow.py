@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from tiny import TinyRun, command, tiny_pictures, tiny_recipe
 from tiny import tiny_run as make
 
@@ -190,6 +191,30 @@ def test_init_writes_a_recipe_that_checks(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(proposal, "_FEW", 36)
     assert command("init", tmp_path / "pictures", "--force").code == 0
     assert "bundled: nano" in (tmp_path / "pictures" / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"amp": "fp16"}, "amp 'fp16' needs a GPU"), ({"train": 40}, "train: 40 blocks asked for, the network has")],
+)
+def test_training_that_cannot_be_is_told_before_it_begins(
+    setting: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    pictures = tiny_pictures(tmp_path / "pictures")
+    recipe = tiny_recipe(tmp_path, pictures, tune={"epochs": 1, "batch_size": 8, **setting})
+    answer = command("check", recipe)
+    assert (answer.code, told in answer.err) == (2, True), answer.err
+
+
+def test_uneven_classes_are_balanced_by_margins(tmp_path: Path) -> None:
+    pictures = tiny_pictures(tmp_path / "pictures")
+    for picture in sorted((pictures / "train").rglob("*.png"))[3:12]:
+        picture.unlink()
+    assert command("init", pictures).code == 0
+    made = yaml.safe_load((pictures / "recipe.yaml").read_text())
+    assert (made["tune"]["balance"], made["tune"]["balance_power"]) == ("logits", 0.5)
+    assert made["variants"]["pruned"]["steps"][1]["recover"]["balance"] == "sampler"
+    assert command("check", pictures / "recipe.yaml").code == 0
 
 
 @pytest.mark.parametrize("name", ["2024", "2024-05-01", "on", "null"])

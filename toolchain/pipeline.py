@@ -17,6 +17,8 @@ from toolchain.data.dataset import Data, PictureSet
 from toolchain.data.sources import load as load_data
 from toolchain.device import Device
 from toolchain.errors import DataError, RecipeError
+from toolchain.learn.optimizer import Scope
+from toolchain.learn.settings import Training
 from toolchain.measure import accuracy, latency
 from toolchain.measure.settings import Measure
 from toolchain.progress import Progress
@@ -64,14 +66,18 @@ class Pipeline:
         return apply(found, report, self.recipe.data), report
 
     def check_networks(self) -> None:
-        """Say before training that a file cannot be used, or that an architecture cannot be pruned as the
-        recipe wants (kept by content).
+        """Say before training that a file cannot be used, that this device or the network cannot be trained so, or that
+        an architecture cannot be pruned as the recipe wants (kept by content).
 
-        Raises ToolchainError, see Step.check; BackboneError.
+        Raises ToolchainError, see Step.check; DeviceError; TrainingError; BackboneError.
         """
         nodes = self.recipe.nodes()
         for node in nodes.values():
             node.step.check()
+            if isinstance(node.step, Training):
+                self.device.amp_type(node.step.amp)
+            if isinstance(node.step, Tune) and isinstance(node.step.train, int):
+                Scope(describe(node.step.backbone, ("a", "b")).skeleton(), node.step.train)
             if not isinstance(node.step, Prune):
                 continue
             trunk = origin(node, nodes).step

@@ -116,7 +116,7 @@ def _recipe(folder: Path, seen: _Seen) -> str:
     uneven = seen.commonest > _UNEVEN * seen.rarest
     size = next(s for s in (32, 64, 96, 128, 160, 224) if s >= min(seen.side, 224))
     groups = (
-        f"\n  groups: ./{seen.groups.name}   # pictures of one group never fall into two splits"
+        f"\n  groups: ./{seen.groups.name}   # splits that are made keep a group together; given ones are checked for it"
         if seen.groups
         else ""
     )

@@ -166,7 +166,7 @@ def others(way: Course, method: str, seed: int) -> None:
 
 
 def judge(recipe: str) -> None:
-    """Every curve of a recipe into one record: the best at the end, and when each came within 5 % of the best of all."""
+    """Every curve of a recipe into one record: the best at the end, and when each came within 5 % of its own best."""
     curves = [json.loads(p.read_text()) for p in sorted(CURVES.glob(f"{recipe}.{host.isa()}.*.json"))]
     if not curves:
         raise SystemExit(f"{CURVES}: no curve of {recipe} on {host.isa()}; run its methods first")

@@ -2,7 +2,8 @@
 
     python -m benchmarks.ptq.run [--blocks 30] [--data DIR] [--only scores]
 
-Pictures, split and rival (optimum's avx512_vnni static per-channel preset) are those of benchmarks/imagenet_sample:
+Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
+benchmarks/imagenet_sample:
 256 pictures calibrate, 744 score. Nothing is chosen by the 744. TIMED files are timed in one process, interleaved,
 on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, top-1, what
 that loses against fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
