@@ -65,13 +65,28 @@ def test_shares_by_layer_are_the_searchs() -> None:
     assert (found.ratios, found.scope) == ({"layer2.0.conv1": 0.4}, "uniform")
     raw = recipe(["export"]).model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw["variants"]["pruned"] = {"from": "tuned", "steps": [{"prune": own}, "export"]}
-    assert Template(build(raw, Path()), 1.0).chooses == ["ratios", "scope"]
+    assert Template(build(raw, Path()), 1.0).chooses == ["prune.ratios", "prune.scope"]
     assert Template(recipe(["export"]), 1.0).chooses == []
     raw["variants"]["pruned"]["steps"] = [
         {"prune": {"ratio": 0.3, "scope": "uniform", "ratios": {}}},
         "export",
     ]
     assert Template(build(raw, Path()), 1.0).chooses == [], "what the search does as well"
+
+
+def test_a_recipe_of_dynamic_int8_is_searched_with_what_suits_the_network() -> None:
+    raw = recipe(["export"]).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["variants"]["int8"] = {
+        "from": "fp32",
+        "steps": [{"quantize": {"scheme": "dynamic", "per_channel": False}}],
+    }
+    template = Template(build(raw, Path()), 1.0)
+    assert template.chooses == ["quantize.scheme"]
+    for scheme in ("int8", "int8-stem", "int8-adaptive", "int8-percentile", "int8-mixed"):
+        step = template.variant(Design(scheme=scheme), lambda _: {}).steps[-1]
+        made = step.quantize if isinstance(step, FallBack) else step
+        assert isinstance(made, Quantize)
+        assert (made.scheme, made.per_channel) == ("auto", False)
 
 
 def test_candidates_do_not_measure_what_the_search_measures_once() -> None:

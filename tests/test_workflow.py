@@ -195,7 +195,10 @@ def test_init_writes_a_recipe_that_checks(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("setting", "told"),
-    [({"amp": "fp16"}, "amp 'fp16' needs a GPU"), ({"train": 40}, "train: 40 blocks asked for, the network has")],
+    [
+        ({"amp": "fp16"}, "amp 'fp16' needs a GPU"),
+        ({"train": 40}, "train: 40 blocks asked for, the network has"),
+    ],
 )
 def test_training_that_cannot_be_is_told_before_it_begins(
     setting: dict[str, object], told: str, tmp_path: Path
