@@ -187,10 +187,7 @@ def _drops(found: Findings, name: str) -> Iterable[tuple[str, Drop]]:
             groups = found.groups(split)
             lost = stats.accuracy_difference(base, own, labels, groups, metric)
             chance = stats.mcnemar(base, own, labels) if groups is None else None
-            yield (
-                split,
-                Drop(points=lost.value, ci95=lost.ci95, metric=metric, p_value=chance),
-            )
+            yield split, Drop(points=lost.value, ci95=lost.ci95, metric=metric, p_value=chance)
 
 
 def _agreements(found: Findings, name: str) -> Iterable[tuple[str, Agreement]]:

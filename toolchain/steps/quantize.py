@@ -154,10 +154,14 @@ class Quantize(Step):
             *settings._cost_of_targets(original, quantized, source / graph.PREPROCESS, context),
         )
 
+    @classmethod
+    def _static_defaults(cls) -> dict[str, JSON]:
+        return {name: cls.model_fields[name].default for name in _STATIC}
+
     @property
     def _unread(self) -> list[str]:
         """What was set to something else than its default and dynamic int8 does not read."""
-        return [name for name in _STATIC if getattr(self, name) != type(self).model_fields[name].default]
+        return [name for name, usual in self._static_defaults().items() if getattr(self, name) != usual]
 
     def _told(self, model: ModelProto, context: Context) -> Self:
         """The settings that count for this network; says which do not."""
@@ -167,8 +171,7 @@ class Quantize(Step):
             context.progress.say(
                 f"quantize: the network has attention and becomes dynamic int8, which knows no {', '.join(unread)}"
             )
-        defaults = {name: type(self).model_fields[name].default for name in _STATIC}
-        return self.model_copy(update=defaults)
+        return self.model_copy(update=self._static_defaults())
 
     def _cost_of_targets(
         self, original: ModelProto, restricted: ModelProto, preprocess: Path, context: Context
