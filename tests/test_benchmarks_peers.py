@@ -91,6 +91,16 @@ def test_a_finished_cell_is_not_made_again_until_its_driver_changes(build: Path)
     assert calls() == ["copy", "copy"]
 
 
+def test_weights_beside_an_openvino_graph_count_in_its_hash(tmp_path: Path) -> None:
+    graph, weights = tmp_path / "out.xml", tmp_path / "out.bin"
+    graph.write_text("<net/>")
+    alone = digest(graph)
+    weights.write_bytes(b"1")
+    first = digest(graph)
+    weights.write_bytes(b"2")
+    assert len({alone, first, digest(graph)}) == 3
+
+
 def test_a_failing_driver_leaves_its_error_and_is_run_again_only_when_asked(build: Path) -> None:
     broken = FAKE.settings[1]
     assert cells.make(CASE, FAKE, broken, build=build)["error"] == "ValueError: this model is"

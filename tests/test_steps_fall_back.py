@@ -146,6 +146,8 @@ def test_parts_are_layers_or_modules() -> None:
 def test_what_cannot_fall_back_is_told(network: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="layer by layer"):
         FallBack(quantize=Quantize(scheme="dynamic"))
+    with pytest.raises(ValidationError, match="refit_head is fitted to one network"):
+        FallBack(quantize=Quantize(refit_head=True))
     with pytest.raises(DataError, match="validation pictures"):
         FallBack().run({"model": network}, context(tmp_path, data(val=(0, 0, 0))))
 
