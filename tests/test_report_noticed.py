@@ -46,6 +46,19 @@ def test_a_changed_graph_tells_its_price() -> None:
     assert told("fall_back", {}, price(1.03, layer="conv")) == ""
 
 
+def test_rounded_files_tell_how_far_their_answers_moved() -> None:
+    noise = Measurement(name="sqnr", value=60.48, unit="dB")
+    said = "weight_only: logits with 60.5 dB of signal over noise against the file before"
+    assert told("weight_only", {}, [noise]) == said
+    slower = Measurement(name="price", value=1.47)
+    assert (
+        told("weight_only", {}, [noise, slower])
+        == f"{said}, 1.47 times the latency of the file before (timed once)"
+    )
+    assert told("half", {}, [noise]).startswith("half: logits with 60.5 dB")
+    assert told("half", {}, []) == ""
+
+
 def test_an_optimized_file_tells_how_soon_it_is_ready_and_where() -> None:
     loads = {("before", "fused"): 39.3, ("after", "fused"): 19.34}
     measured = [

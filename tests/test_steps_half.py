@@ -10,7 +10,7 @@ import onnx
 import pytest
 from learn_helpers import context, data
 from onnx import ModelProto, TensorProto, numpy_helper
-from onnx_helpers import SQUARE, artifact, exported, mobile, run, values
+from onnx_helpers import SQUARE, artifact, exported, mobile, noise_ratio, run, values
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
@@ -63,9 +63,11 @@ def test_float16_inside_float32_outside(source: Artifact, tmp_path: Path) -> Non
 
 
 def test_answers_agree_to_16_bits(source: Artifact, tmp_path: Path) -> None:
-    out, _ = halved(source, tmp_path)
+    out, measured = halved(source, tmp_path)
     feed = inputs(source)
     expected, got = run(source.folder / graph.PLAIN, feed), run(out / graph.PLAIN, feed)
+    assert measured["sqnr"] == pytest.approx(noise_ratio(expected, got), abs=3)
+    assert 40 < measured["sqnr"] < 90
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, atol=5e-3 * np.abs(expected).max())
     assert np.abs(got - expected).max() > 0

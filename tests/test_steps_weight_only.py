@@ -124,7 +124,12 @@ def test_transformers_shrink_and_stay_close(transformer: Artifact, tmp_path: Pat
             noise_ratio(reference, run(lent.out / graph.PLAIN, feed)),
             (lent.out / graph.PLAIN).stat().st_size,
         )
-        assert values(measured)["layers"] == 9  # qkv, proj, fc1, fc2 twice, and the head
+        told = values(measured)
+        assert told["layers"] == 9  # qkv, proj, fc1, fc2 twice, and the head
+        assert told["sqnr"] == pytest.approx(
+            found[bits][0], abs=3
+        )  # which counts what all classes share as well
+        assert told["price"] > 0
     size = (transformer.folder / graph.PLAIN).stat().st_size
     assert found[8][0] > 30 > 10 < found[4][0] < found[8][0]
     assert found[4][1] < found[8][1] < 0.6 * size
@@ -141,6 +146,12 @@ def test_it_follows_quantize_for_what_was_left_out(tmp_path: Path) -> None:
     assert noise_ratio(reference, run(both.out / graph.PLAIN, feed)) > 30
     whole = run(both.out / graph.FUSED, data().val.picture(0)[None])
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_without_validation_pictures_it_tells_no_worth(tmp_path: Path) -> None:
+    source = exported(tmp_path / "in", mobile(side=16), SQUARE)
+    measured = WeightOnly().run({"model": source}, context(tmp_path / "out", data(val=(0, 0, 0))))
+    assert {"sqnr", "price"}.isdisjoint(values(measured))
 
 
 def test_nothing_to_do_is_told(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@
 Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
 benchmarks/imagenet_sample:
 256 pictures calibrate, 744 score. Nothing is chosen by the 744. TIMED files are timed in one process, interleaved,
-on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, top-1, what
-that loses against fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
+on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
+of it a technique gains over the form without it (BESIDE; 95 % interval over pictures), top-1, what that loses against
+fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
 Passes (issue 5, bar 2) when FASTEST loses at most 1 point against the rival (bad end of the interval at most 3) and is
 for certain at least 1.2 times as fast (calls alternating, as a device sees them); exit 1 otherwise.
 """
@@ -34,6 +35,7 @@ from benchmarks.imagenet_sample.run import (
     speed,
     versions,
 )  # fmt: skip
+from benchmarks.ptq.paired import gained
 from toolchain import graph, stats
 from toolchain.calibration.pictures import prepared
 from toolchain.calibration.sensitivity import fidelity
@@ -76,6 +78,21 @@ FILES: dict[str, list[Step]] = {
     "equalize, per channel": [Equalize(), Quantize()],
     "no bias correction, per tensor": [Quantize(per_channel=False, correct_bias=False)],
 }  # fmt: skip
+# file: the form without one of its techniques
+BESIDE = {
+    "int8": "no bias correction",
+    "mse": "int8",
+    "percentile": "int8",
+    "entropy": "int8",
+    "7 bits, adaptive": "7 bits",
+    "pairwise, adaptive": "pairwise",
+    "per tensor": "no bias correction, per tensor",
+    "per tensor, adaptive": "per tensor",
+    "equalize, per tensor": "per tensor",
+    "equalize, per tensor, adaptive": "per tensor, adaptive",
+    "equalize, per channel": "int8",
+    "mse, classifier weight-only": "mse",
+}
 TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", FASTEST)
 
 
@@ -138,6 +155,9 @@ def scored(files: dict[str, Path], held_back: list[Any], data: Data) -> dict[str
             "points_lost_to_rival": round(lost.value, 2),
             "points_lost_to_rival_ci95": [round(end, 2) for end in lost.ci95],
         }
+        if name in BESIDE:
+            plain = answers[BESIDE[name]]
+            found[name] |= gained(answers["fp32"], plain, given, beside=BESIDE[name])
     return found
 
 

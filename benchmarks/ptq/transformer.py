@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.ptq.paired import gained
 from toolchain import graph, stats, workflow
 from toolchain.artifact import Artifact
 from toolchain.calibration.pictures import prepared
@@ -90,18 +91,6 @@ def logits(artifact: Artifact, pictures: PictureSet) -> Floats:
     return answers(graph.read(artifact.folder / graph.PLAIN), list(inputs))
 
 
-def gained(reference: Floats, plain: Floats, ours: Floats, draws: int = 10_000) -> tuple[float, list[float]]:
-    """dB of signal over noise that `ours` has more than `plain`, and its 95 % interval over pictures: [n, C] thrice."""
-    noise = [((given - reference) ** 2).sum(axis=1) for given in (plain, ours)]
-    drawn = np.random.default_rng(0).integers(len(reference), size=(draws, len(reference)))
-    found = 10 * np.log10(noise[0][drawn].sum(axis=1) / noise[1][drawn].sum(axis=1))
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(10 * np.log10(noise[0].sum() / noise[1].sum())), [
-        round(float(low), 2),
-        round(float(high), 2),
-    ]
-
-
 def timed(files: Mapping[str, Path], one: Floats, blocks: int) -> dict[str, dict[str, Any]]:
     """Median and speed-up over fp32, interleaved, one thread."""
     sides = {name: partial(Session(file).run, {graph.INPUT: one}) for name, file in files.items()}
@@ -137,8 +126,7 @@ def rows(
                 "same answer": round(100 * float((own.argmax(1) == reference.argmax(1)).mean()), 2),
             }
             if plain is not None:
-                decibels, ends = gained(reference, joined[plain], own)
-                row |= {"beside": plain, "gained_db": round(decibels, 2), "gained_ci95": ends}
+                row |= gained(reference, joined[plain], own, beside=plain)
         found.append(row)
     return found
 

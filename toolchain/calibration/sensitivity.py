@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from toolchain.calibration.float_layers import in_float, integer_layers
 from toolchain.graph import INPUT
+from toolchain.record import Measurement
 from toolchain.runtime.session import Session
 
 Floats = NDArray[np.float32]
@@ -49,6 +50,12 @@ def fidelity(reference: Floats, given: Floats) -> Fidelity:
     power = float(np.mean(signal**2))
     sqnr = 10 * np.log10(max(power, 1e-20) / max(noise, 1e-20))
     return Fidelity(float(sqnr), float(np.mean(reference.argmax(axis=1) == given.argmax(axis=1))))
+
+
+def against(before: ModelProto, after: ModelProto, inputs: Sequence[Floats]) -> Measurement:
+    """`sqnr`: the signal over noise that a changed network's logits have against those of before."""
+    found = fidelity(answers(before, inputs), answers(after, inputs))
+    return Measurement(name="sqnr", value=round(found.sqnr, 2), unit="dB")
 
 
 def parts(names: Sequence[str], by: Unit) -> dict[str, tuple[str, ...]]:

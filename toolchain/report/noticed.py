@@ -26,6 +26,8 @@ def told(step: str, settings: Mapping[str, JSON], measured: Sequence[Measurement
             return _targets(settings, measured)
         case "optimize_offline":
             return _offline(settings, measured)
+        case "half" | "weight_only":
+            return _rounded(step, measured)
         case _:
             return _price(step, measured)
 
@@ -37,6 +39,17 @@ def _price(step: str, measured: Sequence[Measurement]) -> str:
         return ""
     form = f", both in {price.where['form']}" if "form" in price.where else ""
     return f"{step}: {price.value:.2f} times the latency of the file before{form} (timed once)"
+
+
+def _rounded(step: str, measured: Sequence[Measurement]) -> str:
+    """How far the answers moved, and what that costs or gains in time."""
+    sqnr = next((m.value for m in measured if m.name == "sqnr"), None)
+    if sqnr is None:
+        return ""
+    price = _price(step, measured).removeprefix(f"{step}: ")
+    return f"{step}: logits with {sqnr:.1f} dB of signal over noise against the file before" + (
+        price and f", {price}"
+    )
 
 
 def _offline(settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:

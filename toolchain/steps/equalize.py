@@ -84,7 +84,4 @@ class Equalize(Step):
     ) -> tuple[Measurement, ...]:
         val = context.data.val
         probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
-        if not probe:
-            return ()
-        found = sensitivity.fidelity(sensitivity.answers(original, probe), sensitivity.answers(model, probe))
-        return (Measurement(name="sqnr", value=round(found.sqnr, 2), unit="dB"),)
+        return (sensitivity.against(original, model, probe),) if probe else ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.calibration import pictures, ranges, selection
+from toolchain.calibration import pictures, ranges, selection, sensitivity
 from toolchain.errors import DataError, ModelError
 from toolchain.lineage import hand_on
 from toolchain.record import Measurement
@@ -29,13 +30,14 @@ class Half(Step):
 
     pictures: how many training pictures are looked at for activations that float16 cannot hold.
     headroom: nodes stay in float32 when a weight, input or output of theirs exceeds 65504 / headroom.
-    exclude: patterns of further node names that stay in float32.
+    exclude: patterns of further node names that stay in float32. probe: how many validation pictures are answered.
+    Measures `nodes_float32` and, where there are validation pictures, `sqnr` of the logits against before.
     """
 
     step: Literal["half"] = "half"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
-    uses: ClassVar[frozenset[str]] = frozenset({"train"})
+    uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx",
         *host.onnxruntimes(),
@@ -43,6 +45,7 @@ class Half(Step):
     pictures: Annotated[int, Field(ge=1)] = 64
     headroom: Annotated[float, Field(ge=1)] = 4.0
     exclude: tuple[str, ...] = ()
+    probe: Annotated[int, Field(ge=1)] = 64
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Convert inputs["model"]'s plain network.
@@ -66,13 +69,11 @@ class Half(Step):
         OnnxModel(half).topological_sort(is_deterministic=True)
         _skip_detours(half)
         hand_on(self, source, half, context.out)
-        session = Session(context.out / graph.PLAIN)
-        for prepared in pictures.prepared(preprocess, train, chosen[:8]):
-            if not np.isfinite(session.run({graph.INPUT: prepared})[0]).all():
-                raise ModelError(
-                    "in float16 the network's answers are not finite: keep more nodes in float32"
-                )
-        return (Measurement(name="nodes_float32", value=len(kept)), *graph.sizes(context.out))
+        _require_finite(context.out / graph.PLAIN, pictures.prepared(preprocess, train, chosen[:8]))
+        val = context.data.val
+        probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
+        reached = (sensitivity.against(graph.read(source / graph.PLAIN), half, probe),) if probe else ()
+        return (Measurement(name="nodes_float32", value=len(kept)), *reached, *graph.sizes(context.out))
 
     def _overflowing(self, model: ModelProto, found: Mapping[str, ranges.Range]) -> list[str]:
         """Names of the nodes that read or write a value too great for float16."""
@@ -83,6 +84,13 @@ class Half(Step):
             if value.dtype == np.float32 and value.size and np.abs(value).max() > limit
         }  # fmt: skip
         return [node.name for node in model.graph.node if great.intersection((*node.input, *node.output))]
+
+
+def _require_finite(file: Path, inputs: Iterable[sensitivity.Floats]) -> None:
+    session = Session(file)
+    for one in inputs:
+        if not np.isfinite(session.run({graph.INPUT: one})[0]).all():
+            raise ModelError("in float16 the network's answers are not finite: keep more nodes in float32")
 
 
 def _skip_detours(model: ModelProto) -> None:

@@ -55,12 +55,9 @@ class Smooth(Step):
         with context.progress.task("smooth", len(chosen)) as task:
             prepared = list(pictures.prepared(source / graph.PREPROCESS, train, chosen, task.advance))
         smoothing.smooth(model, found, smoothing.greatest(model, found, prepared), self.alpha)
-        reached = sensitivity.fidelity(
-            sensitivity.answers(original, prepared), sensitivity.answers(model, prepared)
-        )
         hand_on(self, source, model, context.out)
         return (
             Measurement(name="norms", value=len(found)),
-            Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
+            sensitivity.against(original, model, prepared),
             *graph.sizes(context.out),
         )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node, make_opsetid
+from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
-from toolchain.calibration import selection
+from toolchain.calibration import pictures, selection, sensitivity
+from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Layer, layers
 from toolchain.errors import ModelError
 from toolchain.graph import attribute
@@ -31,12 +34,15 @@ class WeightOnly(Step):
     bits: 8 or 4. block: how many weights share a step (a power of two). layers: patterns of node names.
     products: "int8" rounds activations to 8 bits by block while running (onnxruntime's accuracy_level 4), "float"
     doesn't; with 8 bits "float" has no kernel of its own on x86 and is many times slower than the float file.
-    Measures `layers` that changed.
+    probe: how many validation pictures are answered for `sqnr`.
+    Measures `layers` that changed and, where there are validation pictures, `sqnr` of the logits against before and
+    `price`, how many times the latency of before (one thread, a first impression).
     """
 
     step: Literal["weight_only"] = "weight_only"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
+    uses: ClassVar[frozenset[str]] = frozenset({"val"})
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
         "onnx", "numpy", *host.onnxruntimes(),
@@ -45,6 +51,7 @@ class WeightOnly(Step):
     block: Literal[16, 32, 64, 128, 256] = 32
     products: Literal["int8", "float"] = "int8"
     layers: tuple[str, ...] = ("*",)
+    probe: Annotated[int, Field(ge=1)] = 64
 
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Convert the products of inputs["model"]'s plain network that have constant float weights.
@@ -53,6 +60,8 @@ class WeightOnly(Step):
         """
         source = inputs["model"].folder
         model = graph.read(source / graph.PLAIN)
+        original = ModelProto()
+        original.CopyFrom(model)
         selection.matching(model, self.layers, "layers")
         changed = self.convert(model)
         if not changed:
@@ -60,7 +69,21 @@ class WeightOnly(Step):
                 f"weight_only: no product with constant float weights matches {', '.join(self.layers)}"
             )
         hand_on(self, source, model, context.out)
-        return (Measurement(name="layers", value=len(changed)), *graph.sizes(context.out))
+        return (
+            Measurement(name="layers", value=len(changed)),
+            *self._told(original, model, source / graph.PREPROCESS, context),
+            *graph.sizes(context.out),
+        )
+
+    def _told(
+        self, original: ModelProto, model: ModelProto, preprocess: Path, context: Context
+    ) -> tuple[Measurement, ...]:
+        val = context.data.val
+        probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
+        if not probe:
+            return ()
+        price = round(latency_ratio(original, model, probe[0]), 3)
+        return sensitivity.against(original, model, probe), Measurement(name="price", value=price)
 
     def convert(self, model: ModelProto) -> list[str]:
         """Replace the layers' nodes in place; returns their names."""
