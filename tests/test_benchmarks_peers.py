@@ -134,6 +134,8 @@ def test_every_setting_is_a_row_and_says_what_went_wrong(
     assert rows["gone.copy"]["remark"] == "cannot be installed: ERROR: no such wheel"
     assert "top-1, %" not in rows["gone.copy"]
     assert kept["verdict"] is None  # nothing was timed
+    missing = "fake.broken, fake.rubbish, fake.silent, gone.copy"
+    assert kept["note"].endswith(f"Not in the comparison (their rows say why): {missing}.")
     assert "no such wheel" in table.section(kept)
 
 

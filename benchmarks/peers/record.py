@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def write(case: str, build: Path = BUILD) -> Path:
             for entrant, each in zip(every, found.values(), strict=True)
         ],
         "verdict": (said := verdict(scored, truth, BARS[case], METRICS[case])),
-        "note": note(said, timed.load, inputs),
+        "note": " ".join([note(said, timed.load, inputs), *absent(found.keys() - scored.keys())]),
         "threads": 1,
         "batch": 1,
         "blocks": timed.count,
@@ -169,6 +169,11 @@ def making(own: Entrant) -> dict[str, Any]:
         "peak, MB": round(own.peak_bytes / 1e6) if own.peak_bytes else None,
         "made with": own.needs,
     }
+
+
+def absent(names: Collection[str]) -> list[str]:
+    """A sentence naming the rows of which the verdict knows nothing; none when there are none."""
+    return [f"Not in the comparison (their rows say why): {', '.join(sorted(names))}."] if names else []
 
 
 def failed(own: Entrant, why: str) -> dict[str, Any]:
