@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -150,3 +150,14 @@ def seconds_for(work: Callable[[], object], duration: float) -> list[float]:
         work()
         taken.append(time.perf_counter() - start)
     return taken
+
+
+def verdict(inside: bool, beyond: bool) -> str:
+    """The whole interval inside the bar, the whole beyond it, or neither: then nothing is said."""
+    return "kept" if inside else "missed" if beyond else "undecided"
+
+
+def exit_code(verdicts: Iterable[str]) -> int:
+    """0 when every bar is kept, 1 when one is missed, 4 when one is undecided."""
+    said = set(verdicts)
+    return 1 if "missed" in said else 4 if "undecided" in said else 0
