@@ -11,8 +11,13 @@ from benchmarks.serve.overhead import PAIRS, rows
 
 @pytest.mark.parametrize(
     ("added", "cpu", "verdict"),
-    [([0.5] * 20, 0.5, "kept"), ([0.9] * 20, 0.5, "missed"), ([0.5, 0.9] * 10, 0.5, "undecided"), ([0.5] * 20, 0.9, "missed")],
-)  # fmt: skip
+    [
+        ([0.5] * 20, 0.5, "kept"),
+        ([0.9] * 20, 0.5, "missed"),
+        ([0.5, 0.9] * 10, 0.5, "undecided"),
+        ([0.5] * 20, 0.9, "missed"),
+    ],
+)
 def test_a_bar_is_missed_only_for_certain(added: list[float], cpu: float, verdict: str) -> None:
     sides = {side for bare, ours, _ in PAIRS.values() for side in (bare, ours)}
     taken = {side: [1.0] * 20 for side in sides}
