@@ -193,6 +193,17 @@ def test_init_writes_a_recipe_that_checks(tmp_path: Path, monkeypatch: pytest.Mo
     assert "bundled: nano" in (tmp_path / "pictures" / "recipe.yaml").read_text()
 
 
+def test_settings_of_training_that_others_switch_off_are_told(tmp_path: Path) -> None:
+    idle = {"momentum": 0.8, "patience": 2, "factor": 0.5, "balance_power": 0.5}
+    pictures = tiny_pictures(tmp_path / "pictures")
+    answer = command("check", tiny_recipe(tmp_path, pictures, tune={"epochs": 1, **idle}))
+    assert answer.code == 0, answer.err
+    for name in idle:
+        assert f"note: tuned: tune.{name} does nothing without" in answer.out
+    read = {"optimizer": "sgd", "schedule": "plateau", "balance": "loss"}
+    assert "does nothing" not in command("check", tiny_recipe(tmp_path, pictures, tune={**idle, **read})).out
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [

@@ -22,6 +22,7 @@ from toolchain.choose import Candidate, Choice, Exam, choose
 from toolchain.data.dataset import Data
 from toolchain.device import DeviceName, select
 from toolchain.errors import DataError, ParityError, ProviderError, RecipeError
+from toolchain.learn.settings import Training
 from toolchain.measure import accuracy, latency
 from toolchain.measure.latency import Condition, Latency
 from toolchain.pipeline import Pipeline
@@ -98,7 +99,7 @@ def run(
     data, checks = pipeline.data()
     pipeline.check_networks()
     check_gates(asked, data)
-    for line in checks.warnings:
+    for line in (*checks.warnings, *idle(asked)):
         shown.say(f"note: {line}")
     try:
         artifacts = pipeline.build(data, wishes.until)
@@ -147,7 +148,7 @@ def check(
     lines = [f"{asked.name}: the recipe is well formed"]
     lines += [f"  {name}: {len(split)} pictures" for name, split in found.splits]
     lines += [f"  classes: {', '.join(found.labels)}"]
-    lines += [f"  note: {line}" for line in checks.warnings]
+    lines += [f"  note: {line}" for line in (*checks.warnings, *idle(asked))]
     lines += [f"  makes: {' -> '.join(asked.nodes())}"]
     return "\n".join(lines)
 
@@ -158,6 +159,13 @@ def open_pipeline(asked: Recipe, store: Path, wishes: Wishes, progress: Progress
     with host_faults(store):
         store.mkdir(parents=True, exist_ok=True)
     return Pipeline(asked, Path.cwd(), device, Store(store), progress, wishes.fresh)
+
+
+def idle(asked: Recipe) -> Iterator[str]:
+    """A sentence for each setting of a training that another one switches off."""
+    for name, node in asked.nodes().items():
+        if isinstance(node.step, Training):
+            yield from (f"{name}: {node.step.step}.{line}" for line in node.step.idle())
 
 
 def check_gates(asked: Recipe, data: Data) -> None:

@@ -73,6 +73,13 @@ def cli() -> None:
       toolchain run quickstart            # the whole trip on bundled pictures, no network needed
       toolchain init ./pictures           # a recipe for your own image folder
       toolchain run ./pictures/recipe.yaml
+
+    \b
+    Exit codes: 0 well, 1 the machine failed, 2 wrong input, 3 a gate or check failed,
+    4 a comparison undecided, 130 stopped by Ctrl-C.
+    \b
+    Environment: TOOLCHAIN_DATA, where recipes find data sets and weights; TOOLCHAIN_STORE, the store;
+    TOOLCHAIN_MODEL_KEY or TOOLCHAIN_MODEL_KEY_FILE, the key of a sealed bundle.
     """
 
 

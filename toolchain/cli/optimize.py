@@ -31,7 +31,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--max-memory", metavar="SIZE", help="Peak of a fresh process that answers, e.g. 200MB.")
 @click.option(
     "--goal", type=click.Choice(["latency", "accuracy", "size", "memory"]), default="latency", show_default=True,
-    help="What to make best within the bounds.",
+    help="What to make best within the bounds; accuracy needs a bound on latency, size or memory.",
 )  # fmt: skip
 @click.option(
     "--target", "targets", multiple=True, type=click.Choice(["x86-vnni", "x86-avx2", "arm64"]),

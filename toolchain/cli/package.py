@@ -17,7 +17,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     required=True,
     help="docker, oci, deb, triton, modelpack, rauc, mender or disk (docs/deploy.md).",
 )
-@click.option("--arch", type=click.Choice(["amd64", "arm64"]), default="amd64", show_default=True)
+@click.option(
+    "--arch", type=click.Choice(["amd64", "arm64"]), default="amd64", show_default=True,
+    help="The device's processor, whose wheels --wheels holds.",
+)  # fmt: skip
 @click.option("--out", required=True, type=_FILE, help="The file to write; a signature lies beside it.")
 @click.option(
     "--accelerator", type=click.Choice(["cpu", "cuda", "jetson"]), default="cpu", show_default=True,
@@ -25,7 +28,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )  # fmt: skip
 @click.option(
     "--wheels", type=click.Path(path_type=Path, file_okay=False),
-    help="Folder with the wheels of numpy, pillow and onnxruntime ('make device-wheels').",
+    help="Folder with the wheels of numpy, pillow, onnxruntime and what serving needs ('make device-wheels').",
 )  # fmt: skip
 @click.option("--base", type=_FILE, help="oci, disk: root file system as a tar ('make base').")
 @click.option("--base-sha256", metavar="HEX", help="oci, disk: what the base must hash to.")

@@ -16,7 +16,9 @@ import toolchain
 def init(folder: Path, force: bool) -> int:
     """Write a commented recipe.yaml for the pictures in FOLDER.
 
-    FOLDER holds one folder a class, or train/, val/ and test/ with those.
+    FOLDER holds one folder a class, or train/, val/ and test/ with those. A groups.csv or split.csv there (columns
+    path and group) says which pictures belong together. For a CSV of labels, copy a recipe ('toolchain recipes') and
+    write data: {csv: FILE}.
 
     \b
     Example:

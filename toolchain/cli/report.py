@@ -11,7 +11,14 @@ import toolchain
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--format", "form", type=click.Choice(["html", "md", "json"]), default="md", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["html", "md", "json"]),
+    default="md",
+    show_default=True,
+    help="What to print.",
+)
 def report(run: Path, form: str) -> int:
     """Print the report of a finished run again.
 

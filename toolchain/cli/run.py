@@ -26,7 +26,11 @@ _DATA = click.option("--data", type=_FOLDER, help="An image folder to use instea
 @click.option("--out", type=_FOLDER, help="Where report and bundle go [default: runs/NAME].")
 @_STORE
 @_SET
-@click.option("--until", metavar="NAME", help="Stop when this artifact is made, e.g. tuned.")
+@click.option(
+    "--until",
+    metavar="NAME",
+    help="Stop when this artifact is made, e.g. tuned ('toolchain check' names them).",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to train.")
 @click.option("--fresh", is_flag=True, help="Do everything anew, also what the store has.")
 def run(

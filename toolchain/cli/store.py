@@ -10,7 +10,7 @@ import toolchain
 
 _STORE = click.option(
     "--store", "root", type=click.Path(path_type=Path, file_okay=False), envvar="TOOLCHAIN_STORE",
-    default=Path(".toolchain"), show_default=True,
+    default=Path(".toolchain"), show_default=True, help="Where finished steps are kept.",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -92,6 +93,18 @@ class Training(BaseModel):
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov: needs optimizer 'sgd' with momentum")
         return self
+
+    def idle(self) -> Iterator[str]:
+        """A sentence for each setting that is not at its default and that another one switches off."""
+        reads = {
+            "momentum": (self.optimizer == "sgd", "optimizer 'sgd'"),
+            "patience": (self.schedule == "plateau", "schedule 'plateau'"),
+            "factor": (self.schedule == "plateau", "schedule 'plateau'"),
+            "balance_power": (self.balance != "none", "a `balance`"),
+        }
+        for name, (read, needed) in reads.items():
+            if not read and getattr(self, name) != type(self).model_fields[name].default:
+                yield f"{name} does nothing without {needed}"
 
     @property
     def decay(self) -> float:

@@ -114,7 +114,7 @@ class _Optimize:
         pipeline = workflow.open_pipeline(searching, self.places.store, self.wishes, self.deadline)
         data, checks = pipeline.data()
         workflow.check_gates(self.recipe, data)
-        for line in checks.warnings:
+        for line in (*checks.warnings, *workflow.idle(self.recipe)):
             self.progress.say(f"note: {line}")
         self.begun = time.monotonic()
         durations = Durations(_EPOCH)

@@ -112,7 +112,7 @@ class Payload:
         if meant and not any(meant.startswith(f"onnxruntime {version} ") for version in versions):
             raise PackageError(
                 f"{self.wish.bundle}: was optimized ahead for {meant}, and {self.wish.wheels} has onnxruntime "
-                f"{', '.join(versions)}"
+                f"{', '.join(versions)}: put the former's wheel there, or leave optimize_offline out"
             )
         return found
 
