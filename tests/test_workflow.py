@@ -22,6 +22,7 @@ from tiny import tiny_run as make
 import toolchain
 from toolchain import proposal
 from toolchain.report import SCHEMA
+from toolchain.runtime import limits
 from toolchain.store import Store, hash_path
 
 RECOVER = {"recover": {"teacher": "tuned", "epochs": 1, "batch_size": 8, "lr": 0.01}}
@@ -83,6 +84,18 @@ def test_the_bundle_verifies_and_predicts(trip: TinyRun, tmp_path: Path) -> None
     assert len(rows) == 18
     bundle = toolchain.Bundle.load(trip.bundle)
     assert bundle.manifest.labels == ("blue", "green", "red")
+    printed = command("predict", trip.bundle, trip.pictures / "test", "--json", "--threads", 2)
+    assert [answer["label"] for answer in json.loads(printed.out)] == [row["label"] for row in rows]
+
+
+def test_a_stranger_s_bundle_may_be_given_little_memory(
+    trip: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(limits, "limit_memory", given.append)  # for good, in this process
+    assert command("verify", trip.bundle, "--memory-limit", 700).code == 0
+    assert command("predict", trip.bundle, trip.pictures / "test", "--memory-limit", 800).code == 0
+    assert given == [700, 800]
 
 
 def test_a_second_start_repeats_no_step(trip: TinyRun) -> None:
