@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench import own
-from benchmarks.bench.fidelity import judged, summary
+from benchmarks.bench.fidelity import LOOKS, judged, summary, wanted
 from toolchain.runtime import host
 
 
@@ -115,6 +115,19 @@ def test_fidelity_of_rounds_is_told_against_what_shared_their_pace() -> None:
     )
     assert found["verdict"] == "pass"
     assert summary([{**rows[0], "verdict": "INVALID"}, *rows[1:]])["verdict"] == "fail"
+
+
+def test_fidelity_goes_on_while_a_look_decides_nothing() -> None:
+    def rows(count: int, spread: float) -> list[dict[str, object]]:
+        sides = {"loadgen": [1.0, 1.0], "profile": [1.0, 1.0], "verdict": "VALID"}
+        return [{"ours": [1 + spread * (-1) ** number, 1.0], **sides} for number in range(count)]
+
+    assert wanted([], 10)
+    assert wanted(rows(9, 0.0), 10)
+    assert not wanted(rows(10, 0.0), 10)
+    assert wanted(rows(10, 0.1), 10)
+    assert wanted(rows(11, 0.0), 10)
+    assert not wanted(rows(10 * LOOKS, 0.1), 10)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"seconds": {}}', '{"host": 5}'])
