@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -17,6 +18,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from package_helpers import wheel, wheels, wish
@@ -231,6 +233,17 @@ def test_a_disk_wants_a_pinned_kernel(tmp_path: Path) -> None:
             package(replace(given, boot=boot, boot_sha256=pinned_to), "disk", tmp_path / "d.img")
     with pytest.raises(PackageError, match="not the pinned"):
         package(replace(given, boot=boot, boot_sha256="0" * 64), "disk", tmp_path / "d.img")
+    with pytest.raises(PackageError, match="no driver for a GPU"):
+        wheel(tmp_path / "wheels", "onnxruntime_gpu")
+        package(replace(given, accelerator="cuda"), "disk", tmp_path / "d.img")
+
+
+@pytest.mark.parametrize("packer", [lzma, bz2])
+def test_a_base_that_is_packed_otherwise_is_no_layer(packer: ModuleType, tmp_path: Path) -> None:
+    base = tmp_path / "base.tar"
+    base.write_bytes(packer.compress(archive.tar({"etc/os-release": b""}, 0)))
+    with pytest.raises(PackageError, match=r"give a tar or tar\.gz"):
+        pinned.content(base, hashlib.sha256(base.read_bytes()).hexdigest(), "--base")
 
 
 def test_a_cpio_is_one_that_cpio_reads(tmp_path: Path) -> None:
@@ -425,7 +438,8 @@ def test_a_gpu_target_asks_for_the_gpu(tmp_path: Path) -> None:
     wheel(tmp_path / "wheels", "onnxruntime_gpu")
     assert "--port ${PORT} --provider cuda $OPTIONS" in deb.unit(payload.load(given))
     package(given, "oci", tmp_path / "image.tar")
-    assert any(b'"--provider","cuda"' in content for content in unpacked(tmp_path / "image.tar").values())
+    for told in (b'"--provider","cuda"', b'"NVIDIA_VISIBLE_DEVICES=all"'):
+        assert any(told in content for content in unpacked(tmp_path / "image.tar").values())
 
 
 @pytest.mark.parametrize("licences", ["MIT", [1], {"a": 1}])

@@ -207,6 +207,7 @@ def test_a_banner_with_braces_hides_no_record(tmp_path: Path) -> None:
     sent = json.dumps(record.as_json())
     for output in (f"{{welcome}}\n{sent}\n", f"{sent}\n{{good bye}}\n[1]\n"):
         assert ship._record(Remote("ssh://host"), 0, output, "") == record
+    assert ship._record(Remote("ssh://host"), 130, sent, "") == record  # Ctrl-C there: what was finished
 
 
 def test_the_command_keeps_the_hosts_letters_and_notices_a_dead_line() -> None:
@@ -255,6 +256,7 @@ def test_words_of_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
         (97, '{"lacking": ["onnxruntime>=1.24.4"], "python": "3.11.2", "executable": "/p"}', "",
          "lacks onnxruntime>=1.24.4; there: /p -m pip install 'onnxruntime>=1.24.4'"),
         (137, "", "", "was ended by SIGKILL"),
+        (130, "", "", "was ended by SIGINT"),
         (0, "hello\n", "", "sent no record home"),
         (1, "", "noise\nError: no space\n", "ssh://host: no space"),
         (200, "", "it said so\n", "ssh://host: it said so"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,34 @@ def test_golden_answers_that_cannot_be_read(folder: Path, broken: bytes | None) 
     reseal(folder)
     with pytest.raises(BundleError, match=r"golden\.npz: not readable golden answers"):
         Bundle.load(folder).verify()
+
+
+@pytest.mark.parametrize("kind", ["lzma", "encrypted", "endless"])
+def test_golden_answers_packed_otherwise_are_one_sentence(folder: Path, kind: str) -> None:
+    content = io.BytesIO()
+    np.save(content, np.float64(np.inf) if kind == "endless" else np.int64(1))
+    with zipfile.ZipFile(
+        folder / "golden.npz", "w", zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_STORED
+    ) as file:
+        file.writestr("count.npy", content.getvalue())
+    packed = bytearray((folder / "golden.npz").read_bytes())
+    if kind == "encrypted":
+        packed[packed.rindex(b"PK\x01\x02") + 8] |= 1  # the flags, in the list at the end
+    (folder / "golden.npz").write_bytes(packed)
+    reseal(folder)
+    with pytest.raises(BundleError, match=r"golden\.npz: (is packed in a way|not readable)"):
+        Bundle.load(folder).verify()
+
+
+def test_sides_too_unlike_for_padding_are_refused(folder: Path) -> None:
+    sizes = {"crop_mode": "border", "height": 32, "width": 64}
+    edit_manifest(folder, lambda content: content["preprocessing"].update(sizes))
+    bundle = Bundle.load(folder)
+    bundle.require_shape(2000, 4000)
+    with pytest.raises(PictureError, match=r"1 x 20000 pixels, padded to the model's aspect, are 800000000"):
+        bundle.predict([np.zeros((20000, 1, 3), np.uint8)])
+    edit_manifest(folder, lambda content: content["preprocessing"].update(crop_mode="center"))
+    Bundle.load(folder).require_shape(20000, 1)
 
 
 def test_pickled_golden_answers_are_not_unpickled(folder: Path) -> None:

@@ -7,13 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from runtime_helpers import GOLDEN, LABELS, make_bundle
 
 from toolchain.runtime.__main__ import main
+from toolchain.runtime.errors import ModelError
+from toolchain.runtime.session import Session
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,6 +92,27 @@ def test_predict_writes_csv_and_json(
         assert row["certain"] == ("yes" if answer["certain"] else "no")
         for label in LABELS:
             assert float(row[f"p({label})"]) == pytest.approx(answer["probabilities"][label], abs=1e-6)
+
+
+def test_one_picture_that_the_model_cannot_take_does_not_either(
+    bundle: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Session.run
+
+    def scarce(self: Session, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if next(iter(feed.values())).shape[1] == 99:
+            raise ModelError("no memory for this size")
+        return answer(self, feed)
+
+    monkeypatch.setattr(Session, "run", scarce)
+    Image.new("RGB", (99, 99)).save(pictures / "large.png")
+    table = tmp_path / "answers.csv"
+    assert main(["predict", str(bundle), str(pictures), "--csv", str(table)]) == 2
+    with table.open(newline="") as file:
+        errors = {Path(row["path"]).name: row["error"] for row in csv.DictReader(file)}
+    assert len(errors) == 4
+    assert "no memory for this size" in errors.pop("large.png")
+    assert not any(errors.values())
 
 
 def test_one_broken_picture_does_not_stop_the_others(

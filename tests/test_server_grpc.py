@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,12 @@ def test_a_port_that_is_no_port(tmp_path: Path) -> None:
 def test_numbers_come_back(values: list[int]) -> None:
     ((number, content),) = wire.fields(memoryview(wire.numbers(3, values)))
     assert (number, list(wire.numbers_of(content))) == (3, values)
+
+
+@pytest.mark.parametrize("read", [lambda m: list(wire.fields(m)), lambda m: list(wire.numbers_of(m))])
+def test_fields_without_end_are_refused(read: Callable[[memoryview], object]) -> None:
+    with pytest.raises(RefusedError, match="more than 10000 fields"):
+        read(memoryview(b"\x28\x00" * 10_001))
 
 
 @pytest.mark.parametrize("message", [b"\x80", b"\x0b", b"\x0a\x05abc", b"\x08" + b"\x80" * 11, b"\x0d\x00"])

@@ -18,10 +18,11 @@ import onnx
 import pytest
 from onnx_helpers import mobile
 
+from toolchain import store as stores
 from toolchain.errors import HostError, ToolchainError
 from toolchain.record import Measurement
 from toolchain.runtime.whole import write_whole
-from toolchain.store import Job, Store, alone, hash_path, host_faults
+from toolchain.store import Job, Store, alone, clean_store, hash_path, host_faults
 
 
 def job(**changes: object) -> Job:
@@ -172,6 +173,33 @@ def test_clean_keeps_what_named_runs_need(tmp_path: Path) -> None:
     assert store.find(needed.key) is not None
     assert store.find(other.key) is None
     assert list(store.runs()) == ["quickstart"]
+
+
+def test_clean_takes_nothing_that_is_no_store_s(tmp_path: Path) -> None:
+    for name in ("work", "scratch", "objects"):
+        (tmp_path / "own" / name / "thesis").mkdir(parents=True)
+    with pytest.raises(ToolchainError, match="is no store of finished steps"):
+        clean_store(tmp_path / "own")
+    (tmp_path / "own" / "locks").mkdir()
+    clean_store(tmp_path / "own")
+    assert len(list((tmp_path / "own").glob("*/thesis"))) == 3
+
+
+def test_clean_spares_what_a_run_needs_that_began_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Store(tmp_path)
+    finish(made, job())
+
+    def begin(root: Path) -> int:  # while the store is measured
+        if "new" not in made.runs():
+            made.claim("new", job().key)
+        return 0
+
+    monkeypatch.setattr(stores, "size_of", begin)
+    made.clean(keep=())
+    assert made.find(job().key) is not None
+    assert list(made.runs()) == ["new"]
 
 
 def test_clean_takes_away_what_a_kill_left_of_work_that_was_finished_later(tmp_path: Path) -> None:

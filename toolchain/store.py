@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ from toolchain.record import JSON, Measurement, Record
 from toolchain.runtime import external
 from toolchain.runtime.whole import sync_folder, write_whole
 
+_KEY = re.compile(r"[0-9a-f]{64}")
 _HOST_FAULTS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
     errno.ENOTDIR, errno.ENAMETOOLONG,
@@ -143,20 +145,27 @@ class Store:
     def clean(self, keep: Collection[str]) -> int:
         """Delete what no run in `keep` (names) needs, and the rests of killed work; return bytes freed.
 
-        Work that another process is doing right now is left alone.
+        Work that another process is doing right now is left alone, and so is what a run needs that began meanwhile.
         """
-        needed = {key for name, keys in self.runs().items() if name in keep for key in keys}
+        known = set(self.runs())
+
+        def needed() -> set[str]:
+            return {
+                key for name, keys in self.runs().items() if name in keep or name not in known for key in keys
+            }
+
         before = size_of(self.root)
         for folder in ("objects", "scratch", "work"):
             for path in sorted((self.root / folder).glob("*")):
                 key = path.name.partition(".")[0]
-                if key in needed and (folder == "scratch" or (folder == "objects" and self._listed(key))):
-                    continue
+                if not _KEY.fullmatch(key):
+                    continue  # not ours
                 with self._lock(key, wait=False) as held:
-                    if held:
+                    kept = folder == "scratch" or (folder == "objects" and self._listed(key))
+                    if held and not (kept and key in needed()):
                         shutil.rmtree(path, ignore_errors=True)
         for path in sorted((self.root / "runs").glob("*.json")):
-            if path.stem not in keep:
+            if path.stem in known - set(keep):
                 path.unlink()
         return before - size_of(self.root)
 
@@ -339,6 +348,8 @@ def clean_store(root: Path, keep: Collection[str] = ()) -> int:
     Raises HostError when the store cannot be written, ToolchainError for a run the store does not know.
     """
     store = Store(root)
+    if root.is_dir() and any(root.iterdir()) and not (root / "locks").is_dir():
+        raise ToolchainError(f"{root}: is no store of finished steps; name one with --store")
     unknown = sorted(set(keep) - set(store.runs()))
     if unknown:
         known = ", ".join(store.runs()) or "none"

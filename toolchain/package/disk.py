@@ -97,6 +97,8 @@ _DROP = (
 def write(payload: Payload, out: Path) -> None:
     """Write the image. Raises PackageError for a base or kernel that does not fit, HostError without mksquashfs."""
     wish = payload.wish
+    if wish.accelerator != "cpu":
+        raise PackageError("--target disk has no driver for a GPU: take oci, docker or deb for --accelerator")
     base, boot = pinned_base(payload), pinned.content(wish.boot, wish.boot_sha256, "--boot")
     tools.find("mksquashfs")
     names = pinned.names(boot, wish.boot)

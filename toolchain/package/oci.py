@@ -87,6 +87,8 @@ def _place(descriptor: Mapping[str, Any]) -> str:
 def _config(payload: Payload, layers: list[bytes]) -> dict[str, Any]:
     created = datetime.fromtimestamp(payload.wish.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{FOLDER}/lib", **ENVIRONMENT}
+    if payload.wish.accelerator != "cpu":  # NVIDIA's runtime gives what these ask for
+        environment |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
     return {
         "architecture": payload.wish.arch,
         "os": "linux",

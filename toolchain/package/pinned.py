@@ -11,6 +11,12 @@ from pathlib import Path
 
 from toolchain.errors import PackageError
 
+_OTHERS = {
+    b"\xfd7zXZ\0": "xz",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}  # what a layer of an image is not
+
 
 def content(path: Path | None, sha256: str | None, option: str) -> bytes:
     """The file's bytes, once they hash to what was pinned. Raises PackageError; `option`: "--base" or "--boot"."""
@@ -25,6 +31,8 @@ def content(path: Path | None, sha256: str | None, option: str) -> bytes:
     digest = hashlib.sha256(found).hexdigest()
     if digest != sha256.lower():
         raise PackageError(f"{path}: its sha256 is {digest}, not the pinned {sha256}; refused")
+    if packed := next((name for start, name in _OTHERS.items() if found.startswith(start)), None):
+        raise PackageError(f"{path}: is packed with {packed}; give a tar or tar.gz")
     return found
 
 

@@ -25,6 +25,7 @@ from toolchain.runtime.bench_record import BenchRecord, parse
 
 _SSH_FAILED = 255
 _NO_COMMAND = 127
+_STOPPED = 130  # by Ctrl-C there; what was finished came home
 _CONNECT_SECONDS = 15
 # ssh asks the other side every so many seconds, and ends when as many questions in a row go unanswered.
 _ALIVE_SECONDS, _UNANSWERED = 15, 4
@@ -174,13 +175,13 @@ def _record(remote: Remote, code: int, output: str, errors: str) -> BenchRecord:
         raise HostError(
             f"{where}: has no {remote.python}; install python3 there, or name another with --python"
         )
-    if code - SIGNALLED in set(signal.Signals):
+    records = [one for one in told if "kind" in one]
+    if code - SIGNALLED in set(signal.Signals) and not (code == _STOPPED and records):
         name = signal.Signals(code - SIGNALLED).name
         raise HostError(f"{where}: the bench there was ended by {name}; it may have run out of memory")
-    records = [one for one in told if "kind" in one]
     if code and not (
-        code == HostError.exit_code and records
-    ):  # with a record: some of it could not be measured
+        code in (HostError.exit_code, _STOPPED) and records
+    ):  # with a record some of it was measured
         kinds = {2: ToolchainError, 3: VerificationError}
         left = "".join(f" ({line})" for line in _kept(errors))
         raise kinds.get(code, HostError)(f"{where}: {last.removeprefix('Error: ')}{left}")

@@ -18,6 +18,7 @@ from toolchain.runtime.pictures import find_pictures
 from toolchain.runtime.server import arguments as server_arguments
 from toolchain.runtime.server.opening import Opened, opened
 from toolchain.runtime.server.threads import usable_cores
+from toolchain.runtime.whole import write_out
 
 _HOST_FAILED, _STOPPED = 1, 130
 
@@ -90,9 +91,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([answers.as_json(row) for row in rows], indent=1, ensure_ascii=False))
     if arguments.csv:
+        table = io.StringIO(newline="")
+        answers.write_csv(rows, bundle.manifest.labels, table)
         try:
-            with arguments.csv.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                answers.write_csv(rows, bundle.manifest.labels, file)
+            write_out(arguments.csv, table.getvalue().encode(errors="backslashreplace"))
         except OSError as e:
             print(f"Error: {arguments.csv}: cannot be written ({e.strerror})", file=sys.stderr)
             return _HOST_FAILED

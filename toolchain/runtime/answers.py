@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from toolchain.runtime.bundle import Bundle, Prediction
-from toolchain.runtime.errors import PictureError
+from toolchain.runtime.errors import ModelError, PictureError
 from toolchain.runtime.manifest import JSON
 from toolchain.runtime.pictures import decode
 from toolchain.runtime.session import Session
@@ -25,14 +25,16 @@ class Answer:
 
 
 def answers(bundle: Bundle, paths: Iterable[Path], session: Session) -> Iterator[Answer]:
-    """Answer file after file; one that cannot be read is told in its answer and does not stop the others."""
+    """Answer file after file; one that cannot be read or answered is told in its answer and does not stop the others."""
     for path in paths:
         try:
-            picture = decode(path)
+            found = bundle.predict([decode(path)], session)[0]
         except PictureError as e:
             yield Answer(path, None, str(e))
-            continue
-        yield Answer(path, bundle.predict([picture], session)[0])
+        except ModelError as e:  # too large for this device, for one
+            yield Answer(path, None, f"{path}: {e}")
+        else:
+            yield Answer(path, found)
 
 
 def line(answer: Answer) -> str:

@@ -18,6 +18,8 @@ from toolchain.runtime.manifest import Manifest, identity
 from toolchain.runtime.session import Session, require_machine
 from toolchain.runtime.verification import Verification
 
+MOST_PIXELS = 100_000_000  # of a padded picture, as pictures.decode allows of one
+
 __all__ = ["Bundle", "Manifest", "Prediction", "Verification", "identity", "temper"]
 
 
@@ -110,8 +112,24 @@ class Bundle:
                 raise PictureError(
                     f"picture {index} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]"
                 )
+            self.require_shape(*picture.shape[:2])
             rows.append(asked.run({self.manifest.input.name: np.ascontiguousarray(picture[None])})[0][0])
         return [self._prediction(row) for row in rows]
+
+    def require_shape(self, height: int, width: int, most: int = MOST_PIXELS) -> None:
+        """Raise PictureError for sides so unlike that padding them to the input's aspect makes more than `most` pixels."""
+        given = self.manifest.preprocessing
+        high, wide = given.get("height"), given.get("width")
+        if given.get("crop_mode") != "border" or not (
+            isinstance(high, int) and isinstance(wide, int) and high > 0 < wide
+        ):
+            return
+        over_h, over_w = -(-width * high // wide), -(-height * wide // high)
+        padded = max(height, over_h) * max(width, over_w)
+        if padded > most:
+            raise PictureError(
+                f"{width} x {height} pixels, padded to the model's aspect, are {padded}, more than the {most} allowed"
+            )
 
     @cached_property
     def _session(self) -> Session:

@@ -29,6 +29,7 @@ _UNREADABLE = (
     TypeError,
     KeyError,
     EOFError,
+    OverflowError,  # a count without end
     MemoryError,  # an array that claims more than there is
     zipfile.BadZipFile,
     zlib.error,
@@ -36,6 +37,7 @@ _UNREADABLE = (
 )
 
 
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as numpy writes them
 # Sixteen pictures of 20 megapixels; numpy reads no more of a member than its header says.
 GOLDEN_BYTES = 1 << 30
 
@@ -152,15 +154,18 @@ def read_golden_bytes(content: bytes, label: str) -> Golden:
 def _golden(source: Path | BytesIO, path: str) -> Golden:
     try:
         with zipfile.ZipFile(source) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
+            size = sum(member.file_size for member in members)
+            if any(member.compress_type not in _PACKED or member.flag_bits & 1 for member in members):
+                raise BundleError(f"{path}: is packed in a way that golden answers are not")
         if size > GOLDEN_BYTES:
             raise BundleError(f"{path}: unpacks to {size} bytes, more than the {GOLDEN_BYTES} allowed")
         if isinstance(source, BytesIO):
             source.seek(0)
         with np.load(source, allow_pickle=False) as arrays:
             count = int(arrays["count"])
-            pictures = tuple(arrays[f"picture_{index}"] for index in range(count))
-            probabilities = arrays["probabilities"]
+            pictures = tuple(np.asarray(arrays[f"picture_{index}"]) for index in range(count))
+            probabilities = np.asarray(arrays["probabilities"]).astype(np.float32)
     except _UNREADABLE as e:
         raise BundleError(f"{path}: not readable golden answers ({' '.join(str(e).split())})") from e
     fit = all(p.dtype == np.uint8 and p.ndim == 3 and p.shape[2] == 3 and p.size for p in pictures)
@@ -168,7 +173,7 @@ def _golden(source: Path | BytesIO, path: str) -> Golden:
         raise BundleError(
             f"{path}: needs pictures uint8 [H, W, 3] and one row of probabilities for each, of 1 or more"
         )
-    return Golden(pictures, probabilities.astype(np.float32))
+    return Golden(pictures, probabilities)
 
 
 def _folder_problems(folder: Path, declared: Manifest) -> Iterator[tuple[str, str]]:

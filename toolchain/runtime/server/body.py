@@ -12,8 +12,10 @@ from toolchain.runtime.server.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_MOST_MEMBERS, _PART = 10_000, 1 << 14
 # What a packed body may unpack to, whatever the limit: zeros pack 1000:1, and unpacking them takes a worker's time.
 _MOST_TIMES, _ALWAYS_BYTES = 100, 8 << 20
+_MOST_MEMBERS, _PART = 10_000, 1 << 14
 _ENCODINGS = ("identity", "", "gzip", "x-gzip", "deflate")
 
 
@@ -89,8 +91,8 @@ class Reader:
 def unpack(body: bytes | bytearray, encoding: str, cap: int) -> bytes | bytearray:
     """Undo a body's content encoding: gzip or deflate (RFC 9110, 8.4.1), or none.
 
-    Raises RefusedError 415 for another, 400 for damaged data, and 413 as soon as more than `cap` bytes come out, or
-    more than 8 MiB that are also 100 times what was sent.
+    Raises RefusedError 415 for another, 400 for damaged data or more than 10,000 members, and 413 as soon as more than
+    `cap` bytes come out, or more than 8 MiB that are also 100 times what was sent.
     """
     kind = encoding.strip().lower()
     if kind not in _ENCODINGS:
@@ -98,17 +100,21 @@ def unpack(body: bytes | bytearray, encoding: str, cap: int) -> bytes | bytearra
     if kind in _ENCODINGS[:2]:
         return body
     cap = min(cap, max(_ALWAYS_BYTES, _MOST_TIMES * len(body)))
-    out = bytearray()
-    rest = bytes(body)
+    out, members, at = bytearray(), 0, 0
+    member = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        while rest:  # a gzip file may have several members
-            member = zlib.decompressobj(_GZIP_OR_ZLIB)
-            out += member.decompress(rest, cap + 1 - len(out))
+        while at < len(body):
+            if member.eof:  # a gzip file may have several members
+                members, member = members + 1, zlib.decompressobj(_GZIP_OR_ZLIB)
+                if members == _MOST_MEMBERS:
+                    raise RefusedError(400, f"the body has more than {_MOST_MEMBERS} members")
+            part = bytes(body[at : at + _PART])  # what lies behind a member's end is copied by zlib each time
+            out += member.decompress(part, cap + 1 - len(out))
             if len(out) > cap:
                 raise RefusedError(413, f"the body unpacks to more than the {cap} bytes allowed")
-            if not member.eof:
-                raise RefusedError(400, f"the body is not whole as {kind}")
-            rest = member.unused_data
+            at += len(part) - len(member.unused_data)
+        if body and not member.eof:
+            raise RefusedError(400, f"the body is not whole as {kind}")
     except zlib.error as e:
         raise RefusedError(400, f"the body is not {kind}, though its content encoding says so ({e})") from e
     return out

@@ -11,16 +11,19 @@ from toolchain.runtime.server.refusals import RefusedError
 
 Value = int | memoryview
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MOST = 10_000
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, Value]]:
     """(number, value) of each field: a whole number, or the bytes of a text, message or packed row.
 
-    Fixed-width values come as their bytes. Raises RefusedError 400 for what is no message.
+    Fixed-width values come as their bytes. Raises RefusedError 400 for what is no message, or has more than 10,000 fields.
     """
-    at, end = 0, len(message)
+    at, end, count = 0, len(message), 0
     while at < end:
+        count += 1
+        _require_few(count)
         tag, at = _varint(message, at)
         kind = tag & 7
         if kind == _VARINT:
@@ -59,10 +62,17 @@ def numbers_of(value: Value) -> Iterator[int]:
     if isinstance(value, int):
         yield _signed(value)
         return
-    at = 0
+    at = count = 0
     while at < len(value):
+        count += 1
+        _require_few(count)
         number, at = _varint(value, at)
         yield _signed(number)
+
+
+def _require_few(count: int) -> None:
+    if count > _MOST:
+        raise RefusedError(400, f"the message has more than {_MOST} fields or numbers in a row")
 
 
 def _signed(number: int) -> int:
