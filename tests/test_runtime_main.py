@@ -138,7 +138,7 @@ def test_wrong_inputs_are_one_sentence(
         ([str(tmp_path / "empty")], 2, "no pictures in"),
         ([str(tmp_path / "absent.png")], 2, "no such file"),
         ([str(pictures), "--threads", "0"], 2, "threads must be at least 1"),
-        ([str(pictures), "--csv", str(tmp_path / "no" / "x.csv")], 1, "cannot be written"),
+        ([str(pictures), "--csv", str(pictures / "red.png" / "x.csv")], 1, "cannot be written"),
     ):
         assert main(["predict", str(bundle), *arguments]) == code
         error = capsys.readouterr().err

@@ -205,7 +205,7 @@ class App:
                 )
             except PictureError as e:
                 raise RefusedError(400, str(e)) from e
-            _require_shape(served, *picture.shape[:2], self._limits.pixels)
+            _require_shape(served, picture.shape[0], picture.shape[1], self._limits.pixels)
             decoded = time.perf_counter()
             found = served.bundle.predict([picture], served.session)[0]
         end = time.perf_counter()
