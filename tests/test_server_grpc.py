@@ -75,6 +75,7 @@ ROWS = {
     "too many pictures": (
         wire.data(1, "colours") + tensor([17, 1, 1, 3]) + wire.data(7, bytes(51)), "RESOURCE_EXHAUSTED", "pictures"),
     "too few bytes": (wire.data(1, "colours") + tensor([1, 2, 2, 3]) + PIXEL, "INVALID_ARGUMENT", "12 bytes"),
+    "fields without end": (wire.data(5, b"") * 10_001, "INVALID_ARGUMENT", "more than 10000 fields"),
     "too large": (bytes(200_001), "RESOURCE_EXHAUSTED", "larger than max"),
 }  # fmt: skip
 

@@ -18,12 +18,14 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
-from runtime_helpers import encoded, make_bundle
+from runtime_helpers import edit_manifest, encoded, make_bundle
 from server_helpers import ROOT, Server, refused, serving, wait_for
 
+from toolchain.runtime.bundle import identity
 from toolchain.runtime.server.engine import Engine
 from toolchain.runtime.server.opening import opened
 from toolchain.runtime.server.refusals import RefusedError
@@ -182,6 +184,33 @@ def test_every_picture_takes_room(tmp_path: Path) -> None:
             }
             app._ask(Request("infer", None, None, {}, None), engine.current, json.dumps(asked).encode())  # type: ignore[arg-type]
     assert json.loads(app._classify(engine.current, picture).content)["label"]
+    engine.close()
+
+
+def test_a_picture_that_the_model_would_pad_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    """A hundred bytes of a line of 20,000 pixels, which a square input without cropping pads to 400 million."""
+    bundle = make_bundle(tmp_path / "bundle")
+
+    def pad(content: dict[str, Any]) -> None:
+        content["preprocessing"].update({"crop_mode": "border", "height": 8, "width": 8})
+        content["identity"] = identity(content, content["files"])
+
+    edit_manifest(bundle, pad)
+    engine = Engine(Settings(bundle, workers=1), opened(bundle))
+    app = App(engine, Settings(bundle))
+    with pytest.raises(RefusedError, match="padded to the model's aspect, are 400000000"):
+        app._classify(engine.current, encoded(Image.new("RGB", (20000, 1)), "PNG"))
+    data = bytes(60_000)
+    head = {
+        "name": "pictures",
+        "datatype": "UINT8",
+        "shape": [1, 1, 20000, 3],
+        "parameters": {"binary_data_size": 60_000},
+    }
+    text = json.dumps({"inputs": [head]}).encode()
+    length = {b"inference-header-content-length": str(len(text)).encode()}
+    with pytest.raises(RefusedError, match="padded to the model's aspect"):
+        app._ask(Request("infer", None, None, length, None), engine.current, text + data)  # type: ignore[arg-type]
     engine.close()
 
 

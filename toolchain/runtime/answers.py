@@ -28,10 +28,13 @@ def answers(bundle: Bundle, paths: Iterable[Path], session: Session) -> Iterator
     """Answer file after file; one that cannot be read or answered is told in its answer and does not stop the others."""
     for path in paths:
         try:
-            found = bundle.predict([decode(path)], session)[0]
+            picture = decode(path)
         except PictureError as e:
             yield Answer(path, None, str(e))
-        except ModelError as e:  # too large for this device, for one
+            continue
+        try:
+            found = bundle.predict([picture], session)[0]
+        except (PictureError, ModelError) as e:  # too large for this device, for one
             yield Answer(path, None, f"{path}: {e}")
         else:
             yield Answer(path, found)

@@ -18,9 +18,9 @@ from toolchain.runtime.manifest import Manifest, identity
 from toolchain.runtime.session import Session, require_machine
 from toolchain.runtime.verification import Verification
 
-MOST_PIXELS = 100_000_000  # of a padded picture, as pictures.decode allows of one
-
 __all__ = ["Bundle", "Manifest", "Prediction", "Verification", "identity", "temper"]
+
+MOST_PIXELS = 100_000_000  # of a padded picture, as pictures.decode allows of one
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class App:
         length = request.header(b"inference-header-content-length")
         asked = protocol.parse(content, length, declared, self._limits)
         if asked.array.ndim == 4:
-            _require_shape(served, asked.array.shape[1], asked.array.shape[2], self._limits.pixels)
+            served.require_shape(asked.array.shape[1], asked.array.shape[2], self._limits.pixels)
         with self._engine.room.take(protocol.pixels(asked.array)):
             output = served.session.run({declared.input.name: asked.array})[0]
         about = {"model_name": served.name, "model_version": served.version}
@@ -205,7 +205,7 @@ class App:
                 )
             except PictureError as e:
                 raise RefusedError(400, str(e)) from e
-            _require_shape(served, picture.shape[0], picture.shape[1], self._limits.pixels)
+            served.require_shape(picture.shape[0], picture.shape[1], self._limits.pixels)
             decoded = time.perf_counter()
             found = served.bundle.predict([picture], served.session)[0]
         end = time.perf_counter()
@@ -245,13 +245,6 @@ def _request(scope: Mapping[str, Any], headers: dict[bytes, bytes], incoming: bo
     if method not in allowed:
         raise RefusedError(405, f"this path takes {allowed[0]}", {"allow": ", ".join(allowed)})
     return Request(route, model, version, headers, incoming)
-
-
-def _require_shape(served: Loaded, height: int, width: int, most: int) -> None:
-    try:
-        served.bundle.require_shape(height, width, most)
-    except PictureError as e:
-        raise RefusedError(400, f"the picture: {e}") from e
 
 
 def _refusal(error: RefusedError) -> Response:

@@ -12,7 +12,6 @@ from toolchain.runtime.server.settings import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_MOST_MEMBERS, _PART = 10_000, 1 << 14
 # What a packed body may unpack to, whatever the limit: zeros pack 1000:1, and unpacking them takes a worker's time.
 _MOST_TIMES, _ALWAYS_BYTES = 100, 8 << 20
 _MOST_MEMBERS, _PART = 10_000, 1 << 14

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from toolchain.runtime.bundle import Bundle
-from toolchain.runtime.errors import BundleError
+from toolchain.runtime.errors import BundleError, PictureError
 from toolchain.runtime.server import threads
 from toolchain.runtime.server.opening import Opened, opened
 from toolchain.runtime.server.refusals import RefusedError
@@ -41,6 +41,13 @@ class Loaded:
             raise RefusedError(404, f"the only model here is {self.name!r}")
         if version not in (None, self.version):
             raise RefusedError(404, f"the only version here is {self.version!r}")
+
+    def require_shape(self, height: int, width: int, most: int) -> None:
+        """Raise RefusedError 400 when the model's own padding would make more than `most` pixels of a picture."""
+        try:
+            self.bundle.require_shape(height, width, most)
+        except PictureError as e:
+            raise RefusedError(400, f"the picture: {e}") from e
 
 
 class Engine:

@@ -176,6 +176,8 @@ class Rpc:
             raise RefusedError(400, f"the only output is {declared.output.name!r}")
         given = _tensor(asked.inputs[0]) | {"parameters": {"binary_data_size": len(asked.raw[0])}}
         array = protocol.tensor(given, asked.raw[0], declared, self._settings.limits)
+        if array.ndim == 4:
+            served.require_shape(array.shape[1], array.shape[2], self._settings.limits.pixels)
         with self._engine.room.take(protocol.pixels(array)):
             output = served.session.run({declared.input.name: array})[0]
         head = wire.data(1, served.name) + wire.data(2, served.version)
