@@ -20,7 +20,9 @@ def test_members_come_back_whatever_lies_where_they_meet(lengths: list[int]) -> 
 
 
 @pytest.mark.parametrize(
-    "sent", [gzip.compress(b"x" * 1000)[:-1], gzip.compress(b"x") + gzip.compress(b"y")[:9]]
+    "sent",
+    [gzip.compress(b"x" * 1000)[:-1], gzip.compress(b"x") + gzip.compress(b"y")[:9]],
+    ids=["one", "second"],
 )
 def test_a_body_that_was_cut_is_told(sent: bytes) -> None:
     with pytest.raises(RefusedError, match="not whole as gzip"):
