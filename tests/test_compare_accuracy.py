@@ -149,6 +149,26 @@ def test_saved_answers_are_read_from_npz_with_probabilities_or_logits(tmp_path: 
     assert scored.ece is not None
 
 
+def test_pictures_without_a_group_are_groups_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "label,base,candidate,group\n" + "cat,cat,dog,\n" * 3 + "dog,dog,dog,x\n" * 2
+    )
+    scored = accuracy.score(answers.read(tmp_path / "a.csv"), Gates())
+    assert scored.groups == 4
+
+
+def test_agreement_and_balanced_accuracy_are_told_by_their_own_measure() -> None:
+    labels, groups = np.arange(1000) % 2, tuple(str(k // 50) for k in range(1000))
+    base, other = np.eye(2)[labels], np.eye(2)[np.where(np.arange(1000) < 50, 1 - labels, labels)]
+    given = Paired(base, other, labels, ("a", "b"), "saved", groups)
+    low, high = accuracy.score(given, Gates()).agreement_ci95
+    assert low < 90 < 99 < high
+    gates = Gates(metric="balanced", accuracy=1)
+    note = accuracy.checks(accuracy.score(given, gates), gates)[0].note
+    assert note.startswith("balanced, ")
+    assert "McNemar" not in note
+
+
 def test_saved_answers_are_read_from_csv_without_calibration(tmp_path: Path) -> None:
     rows = [("cat", "cat", "dog")] * 3 + [("dog", "cat", "dog")] + [("dog", "dog", "bird")]
     with (tmp_path / "a.csv").open("w", newline="") as file:

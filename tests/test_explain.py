@@ -76,6 +76,13 @@ def test_signed_activations_are_no_fault_on_arm_or_with_amx(tmp_path: Path) -> N
     assert explain(quant, quant, profile, replace(VNNI, features=frozenset({"amx_int8"}))).findings == ()
 
 
+def test_signed_zero_points_may_be_constants() -> None:
+    quant = model([node("QuantizeLinear", ["input", "s", "z"], "q")], {"s": TensorProto.FLOAT})
+    zero = helper.make_tensor("z", TensorProto.INT8, [], [0])
+    quant.graph.node.insert(0, helper.make_node("Constant", [], ["z"], value=zero))
+    assert has_signed_activations(quant)
+
+
 def test_times_of_nodes_without_a_name_are_shared_by_operator() -> None:
     nameless = [helper.make_node("Relu", ["input"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
     graph = model([*nameless, node("Relu", ["b"], "c")]).graph

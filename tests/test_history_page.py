@@ -170,9 +170,11 @@ def test_a_damaged_record_is_named_and_the_rest_is_drawn(tmp_path: Path) -> None
     (tmp_path / "old.json").write_text(json.dumps(raw))
     (tmp_path / "cut.json").write_text("{")
     (tmp_path / "odd.json").write_text(json.dumps(interleaved().record() | {"checks": 5}))
+    (tmp_path / "new.json").write_text(json.dumps(interleaved().record() | {"schema": 2}))
     found = trends.history(history.read(tmp_path))
     assert found.records == 17
-    assert len(found.damaged) == 3
+    assert len(found.damaged) == 4
+    assert any("new.json" in line and "schema must be 1" in line for line in found.damaged)
     assert any("old.json" in line and "samples_ns" in line for line in found.damaged)
     page = render(found, "records")
     assert "cut.json: damaged or cut short" in page

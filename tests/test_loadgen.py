@@ -84,9 +84,14 @@ def test_accuracy_is_scored_from_loadgens_log(tmp_path: Path, monkeypatch: pytes
     odd = tmp_path / "odd"
     (odd / "something").mkdir(parents=True)
     Image.fromarray(GOLDEN[0]).save(odd / "something" / "a.png")
+    split = tmp_path / "split"  # as many folders as classes, and none of a class
+    for name in ("train", "val", "test"):
+        (split / name / LABELS[0]).mkdir(parents=True)
+        Image.fromarray(GOLDEN[0]).save(split / name / LABELS[0] / "a.png")
     monkeypatch.setattr(run_module, "_run", None)  # what has no accuracy is told before the test
     for given, said in (
         (flat, "lie in no folder of a class"), (None, "none were given"), (odd, "1 folders do not match the model's 3"),
+        (split, "3 folders do not match the model's 3 classes; name the folders by its labels"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=said):
             run_loadgen(tmp_path / "bundle", Asked(pictures=given), load, tmp_path / "more")

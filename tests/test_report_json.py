@@ -9,6 +9,8 @@ import report_examples as examples
 from toolchain.errors import ToolchainError
 from toolchain.report import SCHEMA, RunReport, parse, render_json, schema_text
 from toolchain.report import parts as p
+from toolchain.report.card import render_card
+from toolchain.report.saved import render
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,20 @@ def test_a_damaged_report_is_told_in_one_sentence(tree):
         )
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_report_that_is_no_text_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "report.json").write_bytes(b'{"schema": "\xff"}')
+    with pytest.raises(ToolchainError, match=r"report\.json: not a report"):
+        render(tmp_path, "md")
+
+
+def test_names_in_a_card_are_shown_as_they_are():
+    report = examples.full(labels=("<img src=x>", "[safe](http://x)", "a\n# b", "d", "e", "f"))
+    card = render_card(report)
+    for shown in (r"\<img src=x\>", r"\[safe\](http://x)", r"a \# b"):
+        assert shown in card
+    assert "\n# b" not in card
 
 
 def test_file_names_that_are_not_text_become_text():

@@ -72,8 +72,19 @@ def test_headline_says_the_loss_with_its_interval(points, ci95, words):
 
 def test_headline_when_the_baseline_ships():
     report = examples.full().model_copy(update={"chosen": "fp32"})
-    assert headline(report) == "fp32 ships; no compressed file passes the gates and is faster"
+    assert headline(report) == "fp32 ships; what else passes is within 5 % of it, and less accurate or larger"
+    worse = [v.model_copy(update={"status": "slower"}) for v in report.variants]
+    none = report.model_copy(update={"variants": tuple(worse)})
+    assert headline(none) == "fp32 ships; no compressed file passes the gates and is faster"
     assert headline(examples.bare()) == "fp32 ships"
+
+
+def test_headline_when_nothing_ships():
+    report = examples.nothing_passes()
+    assert headline(report) == "No file passes the gates, so nothing ships"
+    slower = report.variants[1].model_copy(update={"status": "slower"})
+    told = headline(report.model_copy(update={"variants": (report.variants[0], slower)}))
+    assert told == "No file passes the gates and is shown to be faster, so nothing ships"
 
 
 def test_cautions_warn_of_few_pictures_and_of_bad_data():

@@ -99,6 +99,33 @@ def test_pictures_of_a_group_count_once():
     assert naive.high - naive.low < 0.5 * (grouped.high - grouped.low)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 9])
+def test_the_interval_of_few_groups_covers_the_truth(count):
+    """Losses that differ from group to group, nought on the whole; drawing the groups again alone would hold far less."""
+    rng, held = np.random.default_rng(7), 0
+    labels, groups = np.zeros(100 * count, np.int64), [str(k) for k in np.repeat(np.arange(count), 100)]
+    for _ in range(200):
+        shares = np.repeat(rng.uniform(-0.2, 0.2, count), 100)
+        drawn = rng.random(100 * count) < np.abs(shares)
+        base, candidate = ~(drawn & (shares < 0)), ~(drawn & (shares > 0))
+        found = stats.accuracy_difference(
+            answers(base, labels, 2), answers(candidate, labels, 2), labels, groups
+        )
+        held += found.low <= 0 <= found.high
+    assert held >= 0.9 * 200
+
+
+def test_of_one_group_whose_answers_change_nothing_is_certain():
+    labels = np.zeros(1000, np.int64)
+    right, one = np.arange(1000) >= 0, ["patient"] * 1000
+    found = stats.accuracy_difference(
+        answers(right, labels, 2), answers(np.arange(1000) > 59, labels, 2), labels, one
+    )
+    assert (found.value, found.ci95) == (pytest.approx(6), (-100, 100))
+    same = stats.accuracy_difference(answers(right, labels, 2), answers(right, labels, 2), labels, one)
+    assert same.high < 0.5
+
+
 def test_groups_of_one_are_no_groups():
     labels = np.arange(100) % 3
     first, second = answers(np.arange(100) % 9 > 0, labels), answers(np.arange(100) % 5 > 0, labels)

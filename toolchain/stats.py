@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, stdtrit
 
 from toolchain.runtime.percentiles import percentile as percentile
 
@@ -27,6 +27,7 @@ _DRAWS = 2000
 _SEED = 20150715
 _CHUNK = 2_000_000  # units drawn at a time: bounds the memory to some 30 MB
 _FEWEST = 6  # blocks for an interval
+_FEW_GROUPS = 10  # fewer are known to vary more than drawing them again shows
 _UNITS = 2000  # most blocks that a bootstrap tells apart: bounds its memory and time
 _GRID = 2048  # points at which a resampled median is looked up; exact up to this many samples
 
@@ -130,13 +131,26 @@ def accuracy_difference(
     reference, candidate: probabilities [n, C]; labels [n]; groups [n] or None. A bootstrap draws no change that it has
     not seen: of thirty answers of which one was gained, none is ever lost. So the spread of half a flip each way (Agresti
     & Min 2005: half a pair a cell) is added to the bootstrap's, by their squares; it is all there is where no answer
-    changes, and next to nothing where many do.
+    changes, and next to nothing where many do. Of few groups a bootstrap shows too little spread, of one none: below ten the
+    interval is widened as Student's t over groups is, and with one group whose answers change nothing is certain.
     """
     lost = hits(reference, labels).astype(np.float64) - hits(candidate, labels)
     units = _Units.of(labels, 100.0 * lost, groups, metric)
     drawn, half = units.interval(), 100.0 * Z95 * units.one_flip()
-    below, above = (math.hypot(end - drawn.value, half) for end in drawn.ci95)
+    wider = 1.0
+    if units.count < min(len(labels), _FEW_GROUPS):
+        if units.count == 1 and lost.any():
+            return Interval(drawn.value, -100.0, 100.0)
+        wider = _student(units.count)
+    below, above = (math.hypot(wider * (end - drawn.value), half) for end in drawn.ci95)
     return Interval(drawn.value, max(drawn.value - below, -100.0), min(drawn.value + above, 100.0))
+
+
+def _student(count: int) -> float:
+    """How much wider Student's interval over `count` units is than a bootstrap of them; 1 for one, which has no width."""
+    if count == 1:
+        return 1.0
+    return float(stdtrit(count - 1, 0.975)) / Z95 * math.sqrt(count / (count - 1))
 
 
 def mcnemar(reference: Floats, candidate: Floats, labels: Ints) -> float:

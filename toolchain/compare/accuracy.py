@@ -23,13 +23,14 @@ def score(paired: Paired, gates: Gates) -> Answers:
     first, second = stats.hits(base, labels), stats.hits(candidate, labels)
     loss = stats.accuracy_difference(base, candidate, labels, paired.groups, gates.metric)
     measure = stats.top1 if gates.metric == "top1" else stats.balanced
-    same, chance = stats.agreement(base, candidate), stats.mcnemar(base, candidate, labels)
+    same = stats.accuracy_interval(candidate, base.argmax(axis=1), paired.groups)
+    chance = stats.mcnemar(base, candidate, labels)
     ece = (100 * calibration_error(base, labels), 100 * calibration_error(candidate, labels))
     return Answers(
         source=paired.source, n=len(labels), groups=len(set(paired.groups)) if paired.groups else None,
         metric=gates.metric, base=100 * measure(base, labels), candidate=100 * measure(candidate, labels),
         loss=loss.value, ci95=loss.ci95, lost=int((first & ~second).sum()), won=int((~first & second).sum()),
-        p_value=chance, real=loss.excludes(0.0) and chance < _LEVEL,
+        p_value=chance, real=loss.excludes(0.0) and (gates.metric == "balanced" or chance < _LEVEL),
         agreement=100 * same.value, agreement_ci95=(100 * same.low, 100 * same.high),
         ece=ece if paired.sure else None, classes=_classes(paired),
     )  # fmt: skip
@@ -58,9 +59,8 @@ def checks(answers: Answers, gates: Gates) -> tuple[Check, ...]:
     """Accuracy, agreement, calibration and classes, each against its bound."""
     loss = Interval(answers.loss, *answers.ci95)
     told = "real" if answers.real else "not shown to be real"
-    note = (
-        f"{gates.metric}, {told} (McNemar p = {answers.p_value:.2g}; {answers.lost} lost, {answers.won} won)"
-    )
+    chance = f"McNemar p = {answers.p_value:.2g}; " if gates.metric == "top1" else ""  # a test of top-1
+    note = f"{gates.metric}, {told} ({chance}{answers.lost} lost, {answers.won} won)"
     overall = _points("accuracy", loss, gates.accuracy, (answers.base, answers.candidate), note)
     if gates.metric == "top1":
         overall = _sure(overall, answers.real, answers.n)

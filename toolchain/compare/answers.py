@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,7 +203,7 @@ def _read_npz(path: Path) -> Paired:
             f"labels lie between 0 and {base.shape[1] - 1}; there is a {labels.min()} or {labels.max()}"
         )
     classes = tuple(map(str, held["classes"])) if "classes" in held else tuple(map(str, range(base.shape[1])))
-    groups = tuple(map(str, held["groups"])) if "groups" in held else None
+    groups = _groups(map(str, held["groups"])) if "groups" in held else None
     if len(classes) != base.shape[1] or (groups is not None and len(groups) != len(labels)):
         raise ValueError("classes must name every column, groups every picture")
     padded = np.hstack([finite(base, str(path)), np.zeros((len(base), 1))])
@@ -215,6 +215,11 @@ def _read_npz(path: Path) -> Paired:
         f"{path.name}, {len(labels)} pictures",
         groups,
     )
+
+
+def _groups(names: Iterable[str]) -> tuple[str, ...]:
+    """A picture without a name of a group is a group of its own, as in a data set."""
+    return tuple(name or f"\0{number}" for number, name in enumerate(names))
 
 
 def _read_csv(path: Path) -> Paired:
@@ -236,6 +241,6 @@ def _read_csv(path: Path) -> Paired:
     index = {name: k for k, name in enumerate(classes)}
     at = {name: np.array([index[one] for one in column], np.int64) for name, column in columns.items()}
     sure = np.eye(len(classes))
-    groups = tuple(str(row["group"]) for row in rows) if "group" in rows[0] else None
+    groups = _groups(str(row["group"]) for row in rows) if "group" in rows[0] else None
     source = f"{path.name}, {len(rows)} pictures"
     return Paired(sure[at["base"]], sure[at["candidate"]], at["label"], classes, source, groups, sure=False)

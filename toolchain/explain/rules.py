@@ -116,6 +116,11 @@ def _signed(view: View, original: ModelProto, machine: Machine) -> Iterator[_Cla
 def has_signed_activations(original: ModelProto) -> bool:
     """Whether a file quantizes tensors that are no weights to int8."""
     types = {tensor.name: tensor.data_type for tensor in original.graph.initializer}
+    types |= {
+        node.output[0]: node.attribute[0].t.data_type
+        for node in original.graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
     for node in original.graph.node:
         at = {QUANTIZE: 2, "QLinearConv": 2, "QLinearMatMul": 2}.get(node.op_type)
         if at is None or node.input[0] in types or len(node.input) <= at:

@@ -165,6 +165,8 @@ def _compare(kept: Kept) -> Iterator[tuple[_Key, Point]]:
     """The ratio of a comparison, which was interleaved and so does not drift with the machine."""
     raw, name = kept.raw, kept.path.name
     try:
+        if raw["schema"] != 1:
+            raise ValueError("schema must be 1")
         if raw["method"] != "interleaved":
             raise _NoFigureError("compare (not interleaved)")
         condition = bench_record.parse_condition(raw["condition"], name)

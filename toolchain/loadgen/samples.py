@@ -86,14 +86,12 @@ class Samples:
             return Labels(
                 np.array([names.index(name) for name in given]), "by the model's own labels", classes
             )
-        if len(known) == classes:
+        if names is None and len(known) == classes:
             return Labels(
                 np.array([known.index(name) for name in given]), "by the sorted names of the folders", classes
             )
-        raise DataError(
-            f"{folder}: {len(known)} folders do not match the model's {classes} classes; name the folders by its labels, or "
-            f"give one a class"
-        )
+        way = "give one a class" if names is None else "name the folders by its labels"
+        raise DataError(f"{folder}: {len(known)} folders do not match the model's {classes} classes; {way}")
 
     def _prepared(self, index: int) -> Prepared:
         pictures: tuple[NDArray[np.uint8], ...] = ()

@@ -12,13 +12,15 @@ def render_card(report: RunReport) -> str:
     variant = report.variant(report.chosen)
     if variant is None:
         raise ValueError("a model card needs a chosen file")
-    lines = [f"# {report.run.name}: {variant.name}", "", report.run.description or "An image classifier.", ""]
-    lines += ["## Use", "", f"Tells {len(report.data.labels)} classes apart: {', '.join(report.data.labels)}.",
+    labels = [text.escape(label) for label in report.data.labels]
+    about = text.escape(report.run.description or "An image classifier.")
+    lines = [f"# {text.escape(report.run.name)}: {text.escape(variant.name)}", "", about, ""]
+    lines += ["## Use", "", f"Tells {len(labels)} classes apart: {', '.join(labels)}.",
               "For pictures like those it was trained on; on others its answers mean nothing.", ""]  # fmt: skip
     lines += ["## Made of", "", *_made_of(report, variant), ""]
     lines += ["## Measured", "", *_measured(report, variant), ""]
     notes = [*cautions(report), "Answers on processors of another ISA family were not measured here."]
-    lines += ["## Limits", "", *(f"- {line}" for line in notes), ""]
+    lines += ["## Limits", "", *(f"- {text.escape(line)}" for line in notes), ""]
     return "\n".join(lines)
 
 
@@ -29,10 +31,9 @@ def _made_of(report: RunReport, variant: Variant) -> list[str]:
         origin = (
             "random weights (not pretrained)" if weights.source == "random" else f"{weights.source} weights"
         )
-        licence = weights.licence or "not stated"
-        rows.append(
-            f"- Network: {weights.architecture}, from {origin} {weights.weights or ''}; licence: {licence}"
-        )
+        network = text.escape(f"{weights.architecture}, from {origin} {weights.weights or ''}")
+        licence = text.escape(weights.licence or "not stated")
+        rows.append(f"- Network: {network}; licence: {licence}")
     counts = {split: sum(row.values()) for split, row in report.data.counts.items()}
     rows.append("- Pictures: " + ", ".join(f"{split} {text.whole(n)}" for split, n in counts.items()))
     rows.append(
@@ -49,7 +50,7 @@ def _measured(report: RunReport, variant: Variant) -> list[str]:
             f"- Test, {text.whole(scored.n)} pictures, read once: top-1 {text.percent(scored.top1)} "
             f"({text.percent_range(scored.ci95)}), balanced {text.percent(scored.balanced)}"
         )
-        recalls = [f"{label} {text.percent(value)}" for label, value in scored.per_class.items()]
+        recalls = [f"{text.escape(label)} {text.percent(value)}" for label, value in scored.per_class.items()]
         rows.append(f"- Recall by class: {', '.join(recalls)}")
     if words := drop_words(variant, "test"):
         rows.append(f"- Lost against fp32 on the same pictures, in points: {words}")

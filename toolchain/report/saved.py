@@ -20,4 +20,4 @@ def render(folder: Path, form: Literal["html", "md", "json"] | str) -> str:
         raise RecipeError(
             f"{folder}: no report.json here; give the folder of a finished run, e.g. runs/quickstart"
         )
-    return _FORMS[form](parse(path.read_text()))
+    return _FORMS[form](parse(path.read_bytes(), str(path)))

@@ -54,11 +54,15 @@ def failed_gates(report: RunReport, name: str) -> list[Gate]:
 
 def headline(report: RunReport) -> str:
     """The outcome in one line."""
+    statuses = [variant.status for variant in report.variants if variant.name != report.chosen]
     if report.chosen is None:
-        return "No file passes the gates, so nothing ships"
+        faster = " and is shown to be faster" if "slower" in statuses else ""
+        return f"No file passes the gates{faster}, so nothing ships"
     if report.chosen == report.run.baseline:
-        others = len(report.variants) - 1
-        tail = "; no compressed file passes the gates and is faster" if others else ""
+        if "passed" in statuses:
+            tail = "; what else passes is within 5 % of it, and less accurate or larger"
+        else:
+            tail = "; no compressed file passes the gates and is faster" if statuses else ""
         return f"{report.chosen} ships{tail}"
     speedup = main_speedup(report, report.chosen)
     faster = f": {text.times(speedup.ratio)} as fast as {speedup.over}" if speedup else ""
