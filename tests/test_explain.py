@@ -128,6 +128,46 @@ def test_small_shares_are_not_worth_a_word_but_copies_always_are() -> None:
     assert "TopK fell back" in next(one.what for one in found if one.kind == "fallback")
 
 
+def test_what_a_claimed_gate_leaves_of_an_island_is_told_as_well() -> None:
+    made = {"s": TensorProto.FLOAT, "z": TensorProto.UINT8, "w": TensorProto.FLOAT}
+    graph = model([
+        node("QuantizeLinear", ["input", "s", "z"], "q0"), node("DequantizeLinear", ["q0", "s", "z"], "x"),
+        node("HardSigmoid", ["x"], "gate"), node("Mul", ["x", "gate"], "swish"),
+        node("Conv", ["swish", "w"], "wide"), node("QuantizeLinear", ["wide", "s", "z"], "y"),
+    ], made)  # fmt: skip
+    profile = trace(("gate/HardSigmoid", "HardSigmoid", 1), ("swish/Mul", "Mul", 1), ("wide/Conv", "Conv", 8))
+    found = {one.kind: one for one in explain(graph, graph, profile, VNNI).findings}
+    assert set(found) == {"split_activation", "float_island"}
+    assert found["float_island"].share == 0.8
+    assert found["float_island"].what.startswith("Conv runs in float")
+
+
+def test_pairs_that_a_provider_keeps_in_float_are_no_fault_of_the_file() -> None:
+    made = {"s": TensorProto.FLOAT, "z": TensorProto.UINT8, "w": TensorProto.FLOAT}
+    graph = model([
+        node("QuantizeLinear", ["input", "s", "z"], "q0"), node("DequantizeLinear", ["q0", "s", "z"], "x"),
+        node("Conv", ["x", "w"], "a"), node("MemcpyToHost", ["a"], "b"), node("QuantizeLinear", ["b", "s", "z"], "y"),
+    ], made)  # fmt: skip
+    rows = (("a/Conv", "Conv", 8), ("b/MemcpyToHost", "MemcpyToHost", 2))
+    machine = Machine("cuda", "x86-vnni", frozenset())
+    found = {one.kind: one for one in explain(graph, graph, trace(*rows, provider="cuda"), machine).findings}
+    assert set(found) == {"copies", "float_island"}
+    assert "step half" in found["float_island"].remedy
+
+
+def test_an_activation_behind_what_others_read_too_is_no_unfused_one() -> None:
+    def behind(operator: str, *more: onnx.NodeProto) -> onnx.ModelProto:
+        return model(
+            [node(operator, ["input", "w"], "a"), node("Elu", ["a"], "b"), *more], {"w": TensorProto.FLOAT}
+        )
+
+    profile = trace(("a/Conv", "Conv", 5), ("b/Elu", "Elu", 5))
+    (found,) = explain(behind("Conv"), behind("Conv"), profile, VNNI).findings
+    assert found.kind == "unfused_activation"
+    branch = behind("Conv", node("Add", ["a", "b"], "c"))
+    assert explain(branch, branch, profile, VNNI).findings == ()
+
+
 def test_words_show_share_and_remedy() -> None:
     text = Explanation((Finding("layout_conversion", "nodes move", 3, 0.123, "do not"),)).text()
     assert " 12.3 % of the time: nodes move" in text

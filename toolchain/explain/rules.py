@@ -51,13 +51,13 @@ def explain(original: ModelProto, optimized: ModelProto, trace: Trace, machine: 
     claimed: set[Node] = set()
     found: list[Finding] = []
     rules: tuple[Callable[[], Iterator[_Claim]], ...] = (
+        lambda: _placement(view, machine),
         lambda: _signed(view, original, machine),
         lambda: _forms(view),
         lambda: _split(view),
-        lambda: _islands(view, claimed),
+        lambda: _islands(view, claimed, machine),
         lambda: _unfused(view),
         lambda: _layout(view),
-        lambda: _placement(view, machine),
     )
     for rule in rules:
         for claim in list(rule()):
@@ -172,13 +172,21 @@ def _own_product(view: View, gate: Node) -> Node | None:
     return None
 
 
-def _islands(view: View, claimed: set[Node]) -> Iterator[_Claim]:
-    """Float islands that no earlier rule explained, by what keeps them afloat."""
+def _islands(view: View, claimed: set[Node], machine: Machine) -> Iterator[_Claim]:
+    """What no earlier rule explained of float islands, by what keeps them afloat."""
+    if machine.provider != "cpu":
+        yield _Claim(
+            "float_island", [node for island in islands(view) for node in island.nodes],
+            f"layers run in float between DQ and Q: {machine.provider} turns few such pairs into integer kernels",
+            "ship 16-bit floats there (step half), or keep int8 for the CPU",
+        )  # fmt: skip
+        return
     groups: dict[tuple[Kind, str], list[Island]] = {}
     for island in islands(view):
-        if claimed & set(island.inner):
-            continue
-        groups.setdefault(_culprit(island), []).append(island)
+        left = tuple(node for node in island.inner if node not in claimed)
+        if any(node.operator not in _REORDERS for node in left):
+            rest = Island(left, island.shore)
+            groups.setdefault(_culprit(rest), []).append(rest)
     for (kind, culprit), found in groups.items():
         nodes = [node for island in found for node in island.nodes]
         yield _Claim(kind, nodes, *_island_words(kind, culprit, len(found)))
@@ -220,7 +228,11 @@ def _unfused(view: View) -> Iterator[_Claim]:
         source = view.producers.get(node.inputs[0])
         if source is not None and source.operator == "ReorderOutput":
             source = view.producers.get(source.inputs[0])
-        if source is not None and source.operator in ("Conv", "FusedConv", "BatchNormalization"):
+        if (
+            source is not None
+            and source.operator in ("Conv", "FusedConv")
+            and len([*view.after(source)]) == 1
+        ):
             parts.setdefault(node.operator, []).append(node)
     for name, nodes in parts.items():
         yield _Claim(
