@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +250,22 @@ def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         run_loadgen(plain(tmp_path), Asked(), load, tmp_path / "logs")
 
 
-def test_mlperf_sizes_of_a_model_that_is_too_quick_are_refused() -> None:
-    """A run of them ended with SIGKILL after 24 minutes."""
-    with pytest.raises(ToolchainError, match="60 million queries"):
-        settings_module.own_settings(Load("single-stream", mlperf=True), 1e4, 1)
-    settings_module.own_settings(Load("single-stream"), 1e4, 1)
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (Load("single-stream", mlperf=True), "60 million, .*leave --mlperf out"),
+        (Load("multi-stream", seconds=200), "20 million, .*fewer --seconds"),
+        (Load("offline", seconds=100), "13 million, .*fewer --seconds"),
+        (
+            Load("server", mlperf=True, target_qps=20_000),
+            "12 million, .*leave --mlperf out or a lower --target-qps",
+        ),
+    ],
+    ids=lambda given: given.scenario if isinstance(given, Load) else "",
+)
+def test_more_samples_than_loadgen_can_keep_are_refused(load: Load, said: str) -> None:
+    """A run of 60 million ended with SIGKILL after 24 minutes."""
+    with pytest.raises(ToolchainError, match=said):
+        settings_module.own_settings(load, 1e4, 1)
+    settings_module.own_settings(Load(load.scenario, seconds=10), 1e4, 1)
+    settings_module.own_settings(replace(load, mode="accuracy"), 1e4, 1)

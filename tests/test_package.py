@@ -21,9 +21,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 from package_helpers import wheel, wheels, wish
 from runtime_helpers import edit_manifest
 
+from toolchain.cli import cli
 from toolchain.errors import BundleError, HostError, PackageError, VerificationError
 from toolchain.package import TARGETS, archive, deb, disk, distribution, esp, package, payload, pinned, uki
 from toolchain.package import triton as triton_target
@@ -274,6 +276,25 @@ def test_the_images_bom_names_the_packages_of_the_base(tmp_path: Path) -> None:
         bom = json.load(layer.extractfile("opt/toolchain/sbom.cdx.json"))  # type: ignore[arg-type]
     system = [part for part in bom["components"] if part["bom-ref"].startswith("system/")]
     assert [part["purl"] for part in system] == ["pkg:deb/debian/libc6@2.36-9%2Bdeb12u14?arch=amd64"]
+
+
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        ("deb", "--base-sha256"),
+        ("oci", "--boot"),
+        ("triton", "--boot-sha256"),
+        ("docker", "--base"),
+        ("deb", "--device"),
+    ],
+)
+def test_an_option_that_the_target_does_not_read_is_refused(tmp_path: Path, target: str, option: str) -> None:
+    """A wrong hash beside a target that checks none would have passed unseen."""
+    words = ["package", str(tmp_path), "--target", target, "--out", str(tmp_path / "out"), option, "0"]
+    done = CliRunner().invoke(cli, words)
+    assert (done.exit_code, f"{option} is for" in done.output) == (2, True), done.output
+    words[words.index(option) :] = ["--version", "1"]
+    assert "is for" not in CliRunner().invoke(cli, words).output
 
 
 @pytest.mark.parametrize("text", ["yesterday", "-1", "99999999999", "1.5"])

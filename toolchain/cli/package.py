@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+# A hash or a name that the target does not read would pass unseen where it is wrong.
+_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "base": ("oci", "disk"),
+    "base_sha256": ("oci", "disk"),
+    "boot": ("disk",),
+    "boot_sha256": ("disk",),
+    "device": ("rauc", "mender"),
+}
 
 
 @click.command()
@@ -50,10 +59,14 @@ def package(bundle: Path, target: str, out: Path, **options: Any) -> None:
       toolchain package runs/tiles/bundle --target deb --arch arm64 --wheels wheels-arm64 --out tiles.deb
       toolchain package runs/tiles/bundle --target triton --out tiles.tar
     """
-    from toolchain.package import Wish
+    from toolchain.package import TARGETS, Wish
     from toolchain.package import package as write
     from toolchain.package.distribution import epoch
 
+    for option, targets in _READ_BY.items():
+        if options[option] is not None and target in TARGETS and target not in targets:
+            flag = f"--{option.replace('_', '-')}"
+            raise click.UsageError(f"{flag} is for {' and '.join(targets)}, not for {target}: leave it out.")
     for path in write(Wish(bundle, epoch=epoch(), **options), target, out):
         click.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 

@@ -23,8 +23,8 @@ _MLPERF_CONF_ONLY = 0
 _FEWEST = {"single-stream": 64, "multi-stream": 662, "server": 459, "offline": 1}
 _SLACK = 1.3  # Offline pre-generates its one query; too few samples end before the least duration
 
-# LoadGen keeps every query of a test: 60 million of a model of 10 us ended with the process being killed.
-MOST_QUERIES = 10_000_000
+# LoadGen keeps every sample of a test: 60 million of a model of 10 us ended with the process being killed.
+MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,6 @@ def own_settings(load: Load, probe_ns: float, batch: int) -> Any:
     modes = {"performance": "PerformanceOnly", "accuracy": "AccuracyOnly"}
     settings.mode = getattr(loadgen.TestMode, modes[load.mode])
     per_second = batch * 1e9 / probe_ns
-    queries = settings.min_duration_ms * 1e6 / probe_ns
-    if load.mlperf and load.scenario in ("single-stream", "multi-stream") and queries > MOST_QUERIES:
-        raise ToolchainError(
-            f"this model answers in {probe_ns / 1000:.0f} us: MLPerf's {settings.min_duration_ms / 1000:.0f} s would be "
-            f"{queries / 1e6:.0f} million queries, each of which LoadGen keeps in memory; leave --mlperf out"
-        )
     settings.single_stream_expected_latency_ns = int(probe_ns)
     settings.multi_stream_expected_latency_ns = int(
         probe_ns * settings.multi_stream_samples_per_query / batch
@@ -93,4 +87,20 @@ def own_settings(load: Load, probe_ns: float, batch: int) -> Any:
         settings.min_query_count = _FEWEST[load.scenario]
         if load.target_latency_ms is None:
             settings.server_target_latency_ns = int(10 * probe_ns)
+    if load.mode == "performance":
+        _refuse_floods(load, settings, per_second)
     return settings
+
+
+def _refuse_floods(load: Load, settings: Any, per_second: float) -> None:
+    """Raise ToolchainError where the least duration would be more samples than LoadGen can keep."""
+    rates = {"server": settings.server_target_qps, "offline": settings.offline_expected_qps}
+    seconds = settings.min_duration_ms / 1000
+    samples = rates.get(load.scenario, per_second) * seconds
+    if samples > MOST_SAMPLES:
+        raise ToolchainError(
+            f"at {rates.get(load.scenario, per_second):,.0f} pictures a second, {seconds:.0f} s would be "
+            f"{samples / 1e6:.0f} million, each of which LoadGen keeps in memory (at most {MOST_SAMPLES // 10**6} million "
+            f"here): {'leave --mlperf out' if load.mlperf else 'fewer --seconds'}"
+            + (" or a lower --target-qps" if load.scenario == "server" else "")
+        )
