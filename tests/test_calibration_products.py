@@ -20,6 +20,7 @@ from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.calibration import products
 from toolchain.calibration.pictures import prepared
+from toolchain.errors import ModelError
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
@@ -102,8 +103,51 @@ def test_qat_trains_the_sums_as_they_are(network: Artifact, tmp_path: Path) -> N
 def test_a_network_without_sums_stays_as_it_is(network: Artifact) -> None:
     model = graph.read(network.folder / graph.PLAIN)
     before = model.SerializeToString()
-    assert products.unrounded(model, model) == products.lower(model) == 0
+    names = [node.name for node in model.graph.node]
+    assert products.unrounded(model, model, names) == products.lower(model) == 0
     assert model.SerializeToString() == before
+
+
+def test_patterns_say_which(network: Artifact, tmp_path: Path) -> None:
+    """On large tensors floats cost time, so that only some may be worth it."""
+    step = PLAIN.model_copy(update={"float_products": ("c.*", "in")})
+    summed = made(step, network, tmp_path / "some")
+    assert {node.name for node in summed.graph.node if node.op_type == products.PRODUCT} == {"in", "c.out"}
+    with pytest.raises(ModelError, match=r"float_products 'blocks\.9': the network has no node of that name"):
+        made(PLAIN.model_copy(update={"float_products": ("blocks.9",)}), network, tmp_path / "none")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_pooling_in_float_reads_what_is_not_rounded(tmp_path: Path, exact: bool) -> None:
+    """A pool that is told to stay in float reads the sum, or the product; one in integers the rounded values."""
+    net = exported(tmp_path / "float", residual(spread=0, pooled=True), SQUARE)
+    exclude = ("pool", "flat") if exact else ()
+    for name, makes in (("float_sums", "Add"), ("float_products", "Add")):
+        step = Quantize(**{name: True}, float_stem=False, weight_bits=7, pictures=24, exclude=exclude)
+        model = made(step, net, tmp_path / name)
+        makers = {given: node for node in model.graph.node for given in node.output}
+        pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+        assert (makers[pool.input[0]].op_type == makes) == (exact and name == "float_sums")
+
+
+def test_pooling_in_float_reads_the_last_convolution(tmp_path: Path) -> None:
+    net = residual(spread=0)
+    for node in net.graph.node:  # no ReLU behind the last convolution, as in MobileNetV2 read by its blocks
+        node.input[:] = ["last.linear" if node.name == "pool" else one for one in node.input]
+    last = next(node for node in net.graph.node if node.name == "last")
+    last.output[0] = "last.linear"
+    for node in [node for node in net.graph.node if "last" in node.output or "last" in node.input]:
+        net.graph.node.remove(node)
+    net = exported(tmp_path / "float", net, SQUARE)
+    step = FLOAT.model_copy(update={"exclude": ("pool", "flat")})
+    kinds = {node.name: node.op_type for node in made(step, net, tmp_path / "int8").graph.node}
+    assert kinds["last"] == products.PRODUCT
+    assert (
+        noise_ratio(
+            run(net.folder / graph.PLAIN, feed(net)), run(tmp_path / "int8" / "out" / graph.PLAIN, feed(net))
+        )
+        > 20
+    )
 
 
 def test_it_cannot_fall_back_layer_by_layer() -> None:

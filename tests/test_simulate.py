@@ -113,6 +113,14 @@ def test_a_convolution_takes_its_kernel_from_its_weight() -> None:
     np.testing.assert_allclose(operator(node, weight)(*given).numpy(), run(single, PICTURES), atol=1e-4)
 
 
+def test_a_slice_counts_axes_and_ends_as_onnx_does() -> None:
+    ends = {"first": np.array([1, -9]), "last": np.array([-1, 2**62]), "axes": np.array([-1, 1])}
+    node = make_node("Slice", ["input", *ends], ["logits"], name="it")
+    sliced = model([node], ends, shape=(4, 3, 16, 16))
+    sliced.graph.output[0].type.tensor_type.ClearField("shape")
+    assert np.array_equal(operator(node, ends)(torch.from_numpy(PICTURES)).numpy(), run(sliced, PICTURES))
+
+
 def test_a_clip_without_ends_changes_nothing() -> None:
     x = torch.from_numpy(PICTURES)
     assert torch.equal(operator(make_node("Clip", ["input"], ["logits"], name="it"), {})(x), x)
@@ -168,6 +176,10 @@ def test_without_float_values_the_integers_are_dequantized(integers: tuple[Model
         (make_node("Conv", ["input", "w"], ["logits"], name="c", kernel_shape=[1, 1], auto_pad="SAME_UPPER"),
          {"w": np.zeros((3, 3, 1, 1), np.float32)}, "'c': auto_pad b'SAME_UPPER'"),
         (make_node("Reshape", ["input", "shape"], ["logits"], name="r"), {}, "'r': Reshape to a computed shape"),
+        (make_node("Slice", ["input", "a", "b"], ["logits"], name="s"),
+         {"a": np.array([0]), "b": np.array([1])}, "'s': Slice without named axes or by computed ends"),
+        (make_node("Slice", ["input", "a", "b", "b", "c"], ["logits"], name="s"),
+         {"a": np.array([0]), "b": np.array([1]), "c": np.array([2])}, "'s': Slice in steps"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_told(

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from benchmarks.resnet56.run import unpacked
 from toolchain import graph, stats, workflow
 from toolchain.artifact import Artifact
 from toolchain.calibration.pictures import prepared
@@ -79,7 +80,20 @@ def blood_cells(data: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-TASKS = {"digits": digits, "blood-cells": blood_cells}
+def cifar10(data: Path) -> dict[str, Any]:
+    """As above, 1,000 training pictures a class, all 10,000 of test."""
+    shifts = {"translate": 0.125, "fill": "black", "flip_horizontal": True}
+    return {
+        "data": {
+            "folder": str(unpacked(data)), "split": {"val": 0.04}, "near_duplicates": "warn", "limit_per_class": 1000,
+        },
+        "backbone": {"bundled": "nano", "preprocess": {"size": 32, "crop_pct": 1.0}},
+        "training": {"batch_size": 128, "lr": 0.002, "warmup_epochs": 1, "augment": shifts},
+        "epochs": {"tune": 10, "recover": 10, "qat": 5}, "qat": {"batch_size": 128, "augment": shifts, "lr": 1e-4},
+    }  # fmt: skip
+
+
+TASKS = {"digits": digits, "blood-cells": blood_cells, "cifar10": cifar10}
 
 
 def recipe(task: str, seed: int, data: Path) -> Recipe:

@@ -9,7 +9,7 @@ between its integer convolutions anyway: the transpositions around it cancel. CU
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node, make_opsetid
 
 from toolchain.calibration.float_layers import DEQUANTIZE, QUANTIZE, drop_unread
-from toolchain.calibration.streams import made_by
+from toolchain.calibration.streams import in_float, made_by
 from toolchain.graph import attribute, consumers, weights
 
 PRODUCT = "MatMulIntegerToFloat"
@@ -38,17 +38,19 @@ class _Pointwise:
     bias: NDArray[np.float32] | None
 
 
-def unrounded(model: ModelProto, original: ModelProto) -> int:
-    """Let additions read pointwise convolutions before their rounding, in place; how many inputs changed.
+def unrounded(model: ModelProto, original: ModelProto, names: Collection[str]) -> int:
+    """Let additions, and pooling in float, read pointwise convolutions before their rounding, in place; how many inputs
+    changed.
 
-    model: QuantizeLinear and DequantizeLinear in pairs; original: the network in float. Others go on reading 8 bits,
-    and so do additions behind a ReLU, which is left to the rounding. `lower` has to follow, or onnxruntime computes
-    these convolutions in float.
+    model: QuantizeLinear and DequantizeLinear in pairs; original: the network in float; names: of convolutions that may.
+    Others go on reading 8 bits, and so do additions behind a ReLU, which is left to the rounding. `lower` has to
+    follow, or onnxruntime computes these convolutions in float.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
-    found = {one.node.output[0] for one in _pointwise(model)} & made_by("Conv", original)
+    named = {one.node.output[0] for one in _pointwise(model) if one.node.name in names}
+    found = named & made_by("Conv", original)
     changed = 0
-    for node in [node for node in model.graph.node if node.op_type == "Add"]:
+    for node in in_float(model):
         for place, name in enumerate(node.input):
             back = makers.get(name)
             rounding = makers.get(back.input[0]) if back is not None and back.op_type == DEQUANTIZE else None

@@ -33,7 +33,10 @@ def stem(model: ModelProto) -> list[str]:
     found: list[str] = []
     before: Layer | None = None
     node = _only(readers.get(INPUT, []))
-    if node is not None and node.op_type == "Pad":  # channels of zeros, see padding.py
+    if node is not None and node.op_type in (
+        "Pad",
+        "Slice",
+    ):  # channels of zeros, or one: padding.py, greyness.py
         found.append(node.name)
         node = _only(readers.get(node.output[0], []))
     while node is not None:

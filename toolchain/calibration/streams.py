@@ -24,6 +24,7 @@ from toolchain.graph import INPUT, consumers
 from toolchain.runtime.session import Session
 
 _PASSING = ("Add", "Relu")
+_POOLING = ("GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "ReduceMean", "ReduceMax")
 _ON_GRID = 0.02  # of a step: errors of 0.29 are usual
 _LEAST = 1e-6  # of the widest channel's range, below which a channel is left alone
 
@@ -160,7 +161,8 @@ def equalize(
 
 
 def float_sums(model: ModelProto, original: ModelProto) -> int:
-    """Let additions read the sums of others before these are rounded, in place; how many inputs changed.
+    """Let additions, and pooling in float, read the sums of others before these are rounded, in place; how many inputs
+    changed.
 
     Rounding a residual stream for the layer that reads it then adds nothing to what goes on. model: with
     QuantizeLinear and DequantizeLinear in pairs; original: the network in float. Where a ReLU follows a sum, which the
@@ -169,13 +171,24 @@ def float_sums(model: ModelProto, original: ModelProto) -> int:
     makers = {name: node for node in model.graph.node for name in node.output}
     sums = made_by("Add", original)
     changed = 0
-    for node in model.graph.node:
-        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+    for node in in_float(model):
+        for place, name in enumerate(node.input):
             exact = _before(_before(name, "DequantizeLinear", makers), "QuantizeLinear", makers)
             if exact in sums and makers[exact].op_type == "Add":
                 node.input[place] = exact
                 changed += 1
     return changed
+
+
+def in_float(model: ModelProto) -> list[NodeProto]:
+    """What takes floats as well as rounded values: additions, and pooling that the quantizer was told to leave in float."""
+    readers = consumers(model.graph)
+    return [
+        node for node in model.graph.node
+        if node.op_type == "Add" or (
+            node.op_type in _POOLING and all(one.op_type != "QuantizeLinear" for one in readers.get(node.output[0], ()))
+        )
+    ]  # fmt: skip
 
 
 def made_by(kind: str, model: ModelProto) -> set[str]:

@@ -184,6 +184,8 @@ def _of(step: _StepT, backbone: str) -> _StepT:
         Prune: {"ignore": [], "ratios": {}}, Recover: {"teacher": backbone}, Activations: {"keep": []},
         Quantize: {"exclude": [], "operators": None, "refit_head": False},
     }  # fmt: skip
+    if isinstance(step, Quantize):
+        changes[Quantize]["float_products"] = bool(step.float_products)
     return _changed(step, **changes.get(type(step), {}))
 
 

@@ -135,6 +135,23 @@ def _pad(node: NodeProto, constants: Constants) -> Operator:
     return lambda x, *_: F.pad(x, _torch_pads(pads[:half], pads[half:]), value=value)
 
 
+def _slice(node: NodeProto, constants: Constants) -> Operator:
+    if len(node.input) < 4 or not all(name in constants for name in node.input[1:]):
+        raise ModelError(
+            f"'{node.name}': Slice without named axes or by computed ends cannot be simulated in training"
+        )
+    first, last, axes, *steps = (np.asarray(constants[name]).reshape(-1).tolist() for name in node.input[1:])
+    if any(step != 1 for step in (steps[0] if steps else [])):
+        raise ModelError(f"'{node.name}': Slice in steps cannot be simulated in training")
+    cuts = [*zip(axes, map(slice, first, last), strict=True)]
+
+    def cut(x: Tensor, *_: Tensor) -> Tensor:
+        wanted = {axis % x.ndim: part for axis, part in cuts}
+        return x[tuple(wanted.get(axis, slice(None)) for axis in range(x.ndim))]
+
+    return cut
+
+
 def _flatten(node: NodeProto, _: Constants) -> Operator:
     axis = attribute(node, "axis", 1)
     return lambda x: x.reshape(int(np.prod(x.shape[:axis])), -1)
@@ -208,6 +225,7 @@ _MAKERS: Mapping[str, Callable[[NodeProto, Constants], Operator]] = {
     "Relu": _plain(torch.relu),
     "Reshape": _reshape,
     "Sigmoid": _plain(torch.sigmoid),
+    "Slice": _slice,
     "Softmax": _softmax,
     "Sub": _plain(torch.sub),
     "Tanh": _plain(torch.tanh),

@@ -14,6 +14,7 @@ from toolchain.steps.export import Export
 from toolchain.steps.fall_back import FallBack
 from toolchain.steps.fold_gates import FoldGates
 from toolchain.steps.fold_normalization import FoldNormalization
+from toolchain.steps.grey_stem import GreyStem
 from toolchain.steps.half import Half
 from toolchain.steps.join import Join
 from toolchain.steps.load import Load
@@ -44,6 +45,7 @@ AnyStep = Annotated[
     | Narrow
     | Join
     | PadStem
+    | GreyStem
     | Equalize
     | SplitChannels
     | Smooth
@@ -67,6 +69,7 @@ __all__ = [
     "FallBack",
     "FoldGates",
     "FoldNormalization",
+    "GreyStem",
     "Half",
     "Join",
     "Load",

@@ -33,6 +33,7 @@ class FallBack(Step):
     """
 
     step: Literal["fall_back"] = "fall_back"
+    version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})

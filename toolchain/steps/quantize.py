@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, ClassVar, Literal, Self
@@ -71,12 +71,14 @@ class Quantize(Step):
     products with weights. correct_bias: move biases by the mean error of rounded weights.
     rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
     float_sums: additions that read a sum read it unrounded; layers go on reading 8 bits (calibration/streams.py).
-    float_products: pointwise convolutions that additions read hand on their sums in float (calibration/products.py).
+    float_products: pointwise convolutions that additions read hand on their sums in float (calibration/products.py);
+    true: all, or patterns of their names: on large tensors that costs time, on small ones none.
     refit_head: fit the last layer, which `exclude` must leave in float, to the float network's logits
     (calibration/refit.py).
     """
 
     step: Literal["quantize"] = "quantize"
+    version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train"})
@@ -99,7 +101,7 @@ class Quantize(Step):
     correct_bias: bool = True
     rounding: Literal["nearest", "adaptive"] = "nearest"
     float_sums: bool = False
-    float_products: bool = False
+    float_products: bool | Annotated[tuple[str, ...], Field(min_length=1)] = False
     refit_head: bool = False
 
     @model_validator(mode="after")
@@ -310,11 +312,17 @@ class Quantize(Step):
         padding.round_first(quantized)
         if self.float_sums and not streams.float_sums(quantized, model):
             context.progress.say("quantize: float_sums has nothing to do: no addition reads a rounded sum")
-        if self.float_products and not products.unrounded(quantized, model):
+        if self.float_products and not products.unrounded(quantized, model, self._float_products(model)):
             context.progress.say(
                 "quantize: float_products has nothing to do: no addition reads a pointwise convolution"
             )
         return quantized
+
+    def _float_products(self, model: ModelProto) -> Collection[str]:
+        """The names of the nodes that `float_products` means. Raises ModelError for a pattern without a match."""
+        if isinstance(self.float_products, tuple):
+            return selection.matching(model, self.float_products, "float_products")
+        return [node.name for node in model.graph.node]
 
     @property
     def _bits(self) -> weights.Bits:
