@@ -150,6 +150,13 @@ def test_pooling_in_float_reads_the_last_convolution(tmp_path: Path) -> None:
     )
 
 
+def test_pooling_behind_a_relu_reads_what_the_rounding_made_of_it(network: Artifact, tmp_path: Path) -> None:
+    model = made(FLOAT.model_copy(update={"exclude": ("pool", "flat")}), network, tmp_path / "int8")
+    makers = {given: node for node in model.graph.node for given in node.output}
+    pool = next(node for node in model.graph.node if node.name == "pool")
+    assert makers[pool.input[0]].op_type == "DequantizeLinear"
+
+
 def test_it_cannot_fall_back_layer_by_layer() -> None:
     with pytest.raises(ValidationError, match="float_products can't fall back"):
         FallBack.model_validate({"quantize": {"float_products": True}})
