@@ -103,8 +103,8 @@ def test_qat_trains_the_sums_as_they_are(network: Artifact, tmp_path: Path) -> N
 def test_a_network_without_sums_stays_as_it_is(network: Artifact) -> None:
     model = graph.read(network.folder / graph.PLAIN)
     before = model.SerializeToString()
-    names = [node.name for node in model.graph.node]
-    assert products.unrounded(model, model, names) == products.lower(model) == 0
+    assert not products.unrounded(model, model, [node.name for node in model.graph.node])
+    assert products.lower(model) == 0
     assert model.SerializeToString() == before
 
 
@@ -119,15 +119,17 @@ def test_patterns_say_which(network: Artifact, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_pooling_in_float_reads_what_is_not_rounded(tmp_path: Path, exact: bool) -> None:
-    """A pool that is told to stay in float reads the sum, or the product; one in integers the rounded values."""
+    """A pool that is told to stay in float reads the sum; one in integers the rounded values."""
     net = exported(tmp_path / "float", residual(spread=0, pooled=True), SQUARE)
     exclude = ("pool", "flat") if exact else ()
-    for name, makes in (("float_sums", "Add"), ("float_products", "Add")):
-        step = Quantize(**{name: True}, float_stem=False, weight_bits=7, pictures=24, exclude=exclude)
-        model = made(step, net, tmp_path / name)
-        makers = {given: node for node in model.graph.node for given in node.output}
-        pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
-        assert (makers[pool.input[0]].op_type == makes) == (exact and name == "float_sums")
+    step = Quantize(float_sums=True, float_stem=False, weight_bits=7, pictures=24, exclude=exclude)
+    model = made(step, net, tmp_path / "int8")
+    makers = {given: node for node in model.graph.node for given in node.output}
+    pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+    assert makers[pool.input[0]].op_type == ("Add" if exact else "DequantizeLinear")
+    read = {given for node in model.graph.node for given in node.input} | {model.graph.output[0].name}
+    roundings = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert all(read.intersection(node.output) for node in roundings)
 
 
 def test_pooling_in_float_reads_the_last_convolution(tmp_path: Path) -> None:

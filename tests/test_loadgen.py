@@ -253,12 +253,12 @@ def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("load", "said"),
     [
-        (Load("single-stream", mlperf=True), "60 million, .*leave --mlperf out"),
-        (Load("multi-stream", seconds=200), "20 million, .*fewer --seconds"),
-        (Load("offline", seconds=100), "13 million, .*fewer --seconds"),
+        (Load("single-stream", mlperf=True), "60.0 million, .*leave --mlperf out"),
+        (Load("multi-stream", seconds=200), "20.0 million, .*fewer --seconds"),
+        (Load("offline", seconds=100), "13.0 million, .*fewer --seconds"),
         (
             Load("server", mlperf=True, target_qps=20_000),
-            "12 million, .*leave --mlperf out or a lower --target-qps",
+            "12.0 million, .*leave --mlperf out or a lower --target-qps",
         ),
     ],
     ids=lambda given: given.scenario if isinstance(given, Load) else "",
@@ -268,4 +268,7 @@ def test_more_samples_than_loadgen_can_keep_are_refused(load: Load, said: str) -
     with pytest.raises(ToolchainError, match=said):
         settings_module.own_settings(load, 1e4, 1)
     settings_module.own_settings(Load(load.scenario, seconds=10), 1e4, 1)
+    settings_module.own_settings(
+        Load("single-stream", seconds=99), 1e4, 8
+    )  # a query is one picture, not a call's eight
     settings_module.own_settings(replace(load, mode="accuracy"), 1e4, 1)

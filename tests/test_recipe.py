@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
 def test_each_problem_is_told_with_its_path(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=told):
         build(raw(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "body.*",
+            r"float_products: input should be a valid boolean.* or input should be a valid tuple, not 'body\.\*'$",
+        ),
+        ([], r"float_products: .*at least 1 item"),
+        ([3], r"float_products\[0\]: input should be a valid string"),
+    ],
+)
+def test_a_setting_of_two_types_has_one_path(given: object, told: str, tmp_path: Path) -> None:
+    steps = ["export", {"quantize": {"float_products": given}}]
+    with pytest.raises(RecipeError) as error:
+        build(raw(variants={"fp32": {"from": "tuned", "steps": steps}}), tmp_path)
+    assert ".bool" not in str(error.value)
+    assert re.search(told, str(error.value)), str(error.value)
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from learn_helpers import context, data
+from learn_helpers import Lines, context, data
 from numpy.typing import NDArray
 from onnx_helpers import SQUARE, exported, mobile, noise_ratio, run, values
 
 from toolchain import graph
 from toolchain.artifact import Artifact
-from toolchain.calibration import greyness
+from toolchain.calibration import greyness, padding
 from toolchain.calibration.pictures import prepared
 from toolchain.data.dataset import Data, PictureSet
-from toolchain.errors import DataError, ModelError
+from toolchain.errors import DataError, ModelError, RecipeError
 from toolchain.simulate.network import Simulated
 from toolchain.steps.grey_stem import GreyStem
 from toolchain.steps.quantize import Quantize
@@ -91,13 +92,15 @@ def test_int8_and_its_simulation_read_one_channel_too(network: Artifact, tmp_pat
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_picture_with_colours_is_named(network: Artifact, tmp_path: Path, part: str) -> None:
     given = grey_data(**{part: {3: 1}})
-    with pytest.raises(DataError, match=f"the channels of {part}/red/3 differ behind the preprocessing"):
+    with pytest.raises(DataError, match=f"grey_stem: {part}/red/3 has colours"):
         GreyStem().run({"model": network}, context(tmp_path, given))
 
 
 def test_channels_with_a_mean_of_their_own_are_told(tmp_path: Path) -> None:
     network = exported(tmp_path / "own", mobile(side=16), SQUARE)
-    with pytest.raises(DataError, match="a mean or std of its own"):
+    with pytest.raises(
+        RecipeError, match=r"preprocess\.mean is 0\.\d+, 0\.\d+, 0\.\d+, so that the channels"
+    ):
         GreyStem().run({"model": network}, context(tmp_path, grey_data()))
 
 
@@ -117,8 +120,11 @@ def test_only_one_dense_convolution_may_read_the_input(network: Artifact, tmp_pa
     GreyStem().run({"model": network}, grey)
     again = context(tmp_path / "again", grey_data())
     made = Artifact(network.form, grey.out, network.record)
-    told = values(GreyStem().run({"model": made}, again))
+    lines = Lines()
+    told = values(GreyStem().run({"model": made}, replace(again, progress=lines)))
     assert (told["channels"], told["price"]) == (0, 1.0)
+    assert any("grey_stem has nothing to do" in line for line in lines.said)
+    assert padding.pad(graph.read(grey.out / graph.PLAIN)) == 0  # one or the other
     int8 = context(tmp_path / "int8", grey_data())
     Quantize(weight_bits=7).run({"model": made}, int8)
     with pytest.raises(ModelError, match="quantized"):

@@ -233,6 +233,19 @@ def test_training_that_cannot_be_is_told_before_it_begins(
     assert (answer.code, told in answer.err) == (2, True), answer.err
 
 
+def test_grey_stem_refuses_a_mean_a_channel_before_training(tmp_path: Path) -> None:
+    pictures = tiny_pictures(tmp_path / "pictures")
+    variants = {"fp32": {"from": "tuned", "steps": ["export", "grey_stem"]}}
+    for mean, code in (([0.4, 0.5, 0.5], 2), ([0.5, 0.5, 0.5], 0)):
+        given = {"mean": mean, "std": [0.5, 0.5, 0.5]}
+        backbone = {"timm": "resnet10t", "weights": "random", "preprocess": {"size": 32, **given}}
+        recipe = tiny_recipe(tmp_path, pictures, variants=variants, backbone=backbone)
+        answer = command("check", recipe)
+        assert (answer.code, "preprocess.mean is 0.4, 0.5, 0.5" in answer.err) == (code, code == 2), (
+            answer.err
+        )
+
+
 def test_uneven_classes_are_balanced_by_margins(tmp_path: Path) -> None:
     pictures = tiny_pictures(tmp_path / "pictures")
     for picture in sorted((pictures / "train").rglob("*.png"))[3:12]:

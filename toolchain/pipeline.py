@@ -26,8 +26,8 @@ from toolchain.recipe import Node, Recipe, origin
 from toolchain.recipe_problems import nearest
 from toolchain.record import JSON
 from toolchain.runtime import host
-from toolchain.step import Context
-from toolchain.steps import Load, Prune, Tune
+from toolchain.step import Context, Step
+from toolchain.steps import GreyStem, Load, Prune, Tune
 from toolchain.store import Entry, Job, Store, hash_path
 
 _RUNTIME = ("onnxruntime", "onnxruntime-gpu")
@@ -69,7 +69,7 @@ class Pipeline:
         """Say before training that a file cannot be used, that this device or the network cannot be trained so, or that
         an architecture cannot be pruned as the recipe wants (kept by content).
 
-        Raises ToolchainError, see Step.check; DeviceError; TrainingError; BackboneError.
+        Raises ToolchainError, see Step.check; DeviceError; TrainingError; BackboneError; RecipeError.
         """
         nodes = self.recipe.nodes()
         for node in nodes.values():
@@ -78,14 +78,13 @@ class Pipeline:
                 self.device.amp_type(node.step.amp)
             if isinstance(node.step, Tune) and isinstance(node.step.train, int):
                 Scope(describe(node.step.backbone, ("a", "b")).skeleton(), node.step.train)
-            if not isinstance(node.step, Prune):
+            if not isinstance(node.step, Prune | GreyStem):
                 continue
-            trunk = origin(node, nodes).step
-            if isinstance(trunk, Tune):
-                network = describe(trunk.backbone, ("a", "b"))
-            elif isinstance(trunk, Load) and (trunk.file / DESCRIPTION).is_file():
-                network = read(trunk.file)
-            else:
+            network = _described(origin(node, nodes).step)
+            if network is None:
+                continue
+            if isinstance(node.step, GreyStem):
+                node.step.check_network(network)
                 continue
             settings = {
                 "network": network.model_dump(mode="json"),
@@ -210,6 +209,15 @@ class Pipeline:
             raise RecipeError("the store lost what it had just kept")
         self.keys.append(entry.record.key)
         return entry
+
+
+def _described(trunk: Step) -> Network | None:
+    """The network that a chain of steps begins with, as far as it is known before training; None of a foreign file."""
+    if isinstance(trunk, Tune):
+        return describe(trunk.backbone, ("a", "b"))
+    if isinstance(trunk, Load) and (trunk.file / DESCRIPTION).is_file():
+        return read(trunk.file)
+    return None
 
 
 def _try_to_prune(network: Network, step: Prune, out: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from toolchain.step import Step
 
 # What pydantic calls the branches of a setting of several types.
-_TYPE = re.compile(r"constrained-\w+|(tuple|dict|list|literal|lax-or-strict|function-\w+)\[.*")
+_TYPE = re.compile(r"constrained-\w+|bool|(tuple|dict|list|literal|lax-or-strict|function-\w+)\[.*")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -38,9 +38,8 @@ class _Pointwise:
     bias: NDArray[np.float32] | None
 
 
-def unrounded(model: ModelProto, original: ModelProto, names: Collection[str]) -> int:
-    """Let additions, and pooling in float, read pointwise convolutions before their rounding, in place; how many inputs
-    changed.
+def unrounded(model: ModelProto, original: ModelProto, names: Collection[str]) -> set[str]:
+    """Let additions, and pooling in float, read pointwise convolutions before their rounding, in place; returns which.
 
     model: QuantizeLinear and DequantizeLinear in pairs; original: the network in float; names: of convolutions that may.
     Others go on reading 8 bits, and so do additions behind a ReLU, which is left to the rounding. `lower` has to
@@ -49,14 +48,14 @@ def unrounded(model: ModelProto, original: ModelProto, names: Collection[str]) -
     makers = {name: node for node in model.graph.node for name in node.output}
     named = {one.node.output[0] for one in _pointwise(model) if one.node.name in names}
     found = named & made_by("Conv", original)
-    changed = 0
+    changed: set[str] = set()
     for node in in_float(model):
         for place, name in enumerate(node.input):
             back = makers.get(name)
             rounding = makers.get(back.input[0]) if back is not None and back.op_type == DEQUANTIZE else None
             if rounding is not None and rounding.op_type == QUANTIZE and rounding.input[0] in found:
                 node.input[place] = rounding.input[0]
-                changed += 1
+                changed.add(makers[rounding.input[0]].name)
     drop_unread(model.graph)
     return changed
 

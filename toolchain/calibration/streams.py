@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_empty_tensor_value_info, make_node
 
 from toolchain.calibration.chains import put
+from toolchain.calibration.float_layers import drop_unread
 from toolchain.calibration.weights import Floats, Layer, layers, scales
 from toolchain.graph import INPUT, consumers
 from toolchain.runtime.session import Session
@@ -177,11 +178,12 @@ def float_sums(model: ModelProto, original: ModelProto) -> int:
             if exact in sums and makers[exact].op_type == "Add":
                 node.input[place] = exact
                 changed += 1
+    drop_unread(model.graph)
     return changed
 
 
 def in_float(model: ModelProto) -> list[NodeProto]:
-    """What takes floats as well as rounded values: additions, and pooling that the quantizer was told to leave in float."""
+    """What takes floats as well as rounded values: additions, and pooling whose result is not rounded again."""
     readers = consumers(model.graph)
     return [
         node for node in model.graph.node

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-# A hash or a name that the target does not read would pass unseen where it is wrong.
+# A file, a hash or a name that the target does not read would pass unseen where it is wrong.
 _READ_BY: Mapping[str, tuple[str, ...]] = {
+    "wheels": ("docker", "oci", "deb", "rauc", "mender", "disk"),
     "base": ("oci", "disk"),
     "base_sha256": ("oci", "disk"),
     "boot": ("disk",),

@@ -88,7 +88,8 @@ def own_settings(load: Load, probe_ns: float, batch: int) -> Any:
         if load.target_latency_ms is None:
             settings.server_target_latency_ns = int(10 * probe_ns)
     if load.mode == "performance":
-        _refuse_floods(load, settings, per_second)
+        # A stream's query is of one picture (or eight), however many a call could take.
+        _refuse_floods(load, settings, 1e9 / probe_ns if load.scenario == "single-stream" else per_second)
     return settings
 
 
@@ -100,7 +101,7 @@ def _refuse_floods(load: Load, settings: Any, per_second: float) -> None:
     if samples > MOST_SAMPLES:
         raise ToolchainError(
             f"at {rates.get(load.scenario, per_second):,.0f} pictures a second, {seconds:.0f} s would be "
-            f"{samples / 1e6:.0f} million, each of which LoadGen keeps in memory (at most {MOST_SAMPLES // 10**6} million "
+            f"{samples / 1e6:.1f} million, each of which LoadGen keeps in memory (at most {MOST_SAMPLES // 10**6} million "
             f"here): {'leave --mlperf out' if load.mlperf else 'fewer --seconds'}"
             + (" or a lower --target-qps" if load.scenario == "server" else "")
         )

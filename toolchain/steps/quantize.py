@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, ClassVar, Literal, Self
@@ -34,6 +35,7 @@ from toolchain.calibration import (
 from toolchain.calibration.price import latency_ratio
 from toolchain.errors import DataError, ModelError
 from toolchain.lineage import hand_on
+from toolchain.progress import Progress
 from toolchain.record import JSON, Measurement
 from toolchain.runtime import host
 from toolchain.step import Context, Step
@@ -70,9 +72,9 @@ class Quantize(Step):
     operators: the operators to quantize; None is all that onnxruntime can, for attention only convolutions and
     products with weights. correct_bias: move biases by the mean error of rounded weights.
     rounding: "nearest", or "adaptive" (calibration/rounding.py): for signed weights with few bits or a step a tensor.
-    float_sums: additions that read a sum read it unrounded; layers go on reading 8 bits (calibration/streams.py).
-    float_products: pointwise convolutions that additions read hand on their sums in float (calibration/products.py);
-    true: all, or patterns of their names: on large tensors that costs time, on small ones none.
+    float_sums: additions, and pooling whose result is not rounded, read sums unrounded; layers go on reading 8 bits
+    (calibration/streams.py). float_products: what these read of pointwise convolutions is the integer sum in float as
+    well (calibration/products.py): true, of all, or patterns of names: on large tensors that costs time, on small none.
     refit_head: fit the last layer, which `exclude` must leave in float, to the float network's logits
     (calibration/refit.py).
     """
@@ -311,18 +313,24 @@ class Quantize(Step):
         graph.float_logits(quantized)
         padding.round_first(quantized)
         if self.float_sums and not streams.float_sums(quantized, model):
-            context.progress.say("quantize: float_sums has nothing to do: no addition reads a rounded sum")
-        if self.float_products and not products.unrounded(quantized, model, self._float_products(model)):
             context.progress.say(
-                "quantize: float_products has nothing to do: no addition reads a pointwise convolution"
+                "quantize: float_sums has nothing to do: neither an addition nor pooling in float reads a rounded sum"
             )
+        if self.float_products:
+            self._leave_products(quantized, model, context.progress)
         return quantized
 
-    def _float_products(self, model: ModelProto) -> Collection[str]:
-        """The names of the nodes that `float_products` means. Raises ModelError for a pattern without a match."""
-        if isinstance(self.float_products, tuple):
-            return selection.matching(model, self.float_products, "float_products")
-        return [node.name for node in model.graph.node]
+    def _leave_products(self, quantized: ModelProto, model: ModelProto, progress: Progress) -> None:
+        """`float_products` in place, and what of it has nothing to do. Raises ModelError for a pattern without a match."""
+        patterns = self.float_products if isinstance(self.float_products, tuple) else ("*",)
+        left = products.unrounded(quantized, model, selection.matching(model, patterns, "float_products"))
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in left):
+                which = "" if pattern == "*" else f" {pattern!r}"
+                progress.say(
+                    f"quantize: float_products{which} has nothing to do: neither an addition nor pooling in float reads "
+                    "such a pointwise convolution"
+                )
 
     @property
     def _bits(self) -> weights.Bits:
