@@ -49,9 +49,8 @@ class Pruning(BaseModel):
     every layer's channels, "global" of all channels together, the least important first.
     ratio: share of channels to remove. max_ratio: greatest share of one layer. iterations: in how many steps;
     scores are computed anew before each. round_to: what is left is rounded down to a multiple of it, because
-    vector units want full lanes (16 where depthwise layers go into int8, docs/quantization.md); layers smaller
-    than that stay. ignore: patterns of module names to leave alone ("layer4.*"); the classifier's outputs
-    always stay.
+    vector units want full lanes (16 for depthwise layers in int8); layers smaller than that stay. ignore: patterns
+    of module names to leave alone ("layer4.*"); the classifier's outputs always stay.
     ratios: shares of single layers by pattern of their names, in place of `ratio`; where several match, the longest
     pattern counts. Layers whose channels go together have one share.
     """
