@@ -144,7 +144,7 @@ def test_ctrl_c_ends_a_test_and_leaves_no_record(tmp_path: Path) -> None:
         "--loadgen",
         "single-stream",
         "--seconds",
-        "600",
+        "20",
         "--logs",
         tmp_path / "logs",
     ]
