@@ -220,7 +220,7 @@ def test_settings_that_name_layers_stay_with_the_recipes_own_network() -> None:
         "networks": {"small": {"backbone": "bundled/small"}},
         "variants": {
             "fp32": {"from": "tuned", "steps": ["export"]},
-            "int8": {"from": "fp32", "steps": [{"quantize": {"exclude": ["head*"]}}]},
+            "int8": {"from": "fp32", "steps": [{"quantize": {"exclude": ["head*"], "float_products": ["b*"]}}]},
             "pruned": {
                 "from": "tuned",
                 "steps": [{"prune": {"ratio": 0.5, "ignore": ["stem*"]}}, {"recover": {"teacher": "tuned"}}, "export"],
@@ -232,10 +232,12 @@ def test_settings_that_name_layers_stay_with_the_recipes_own_network() -> None:
     assert design.name == "small-u50-e2-int8"
     prune, recover, _, quantize = Template(recipe, 1.0, backbone="small").variant(design, lambda _: {}).steps
     assert (prune.ignore, recover.teacher, quantize.exclude) == ((), "small", ())  # type: ignore[union-attr]
+    assert quantize.float_products is True  # type: ignore[union-attr]
     prune, recover, _, quantize = (
         Template(recipe, 1.0).variant(Design(0.5, epochs=2, scheme="int8"), lambda _: {}).steps
     )
     assert (prune.ignore, recover.teacher, quantize.exclude) == (("stem*",), "tuned", ("head*",))  # type: ignore[union-attr]
+    assert quantize.float_products == ("b*",)  # type: ignore[union-attr]
 
 
 @dataclass
