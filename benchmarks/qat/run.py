@@ -6,7 +6,8 @@ For every task and seed a network is tuned, pruned by half and recovered; the wh
 with 8 bits a channel (ranges by mse, adaptive rounding: the best plain form we have), the whole one also with a step a
 tensor, which is harder; and each of these is trained on (`qat`) towards the answers of its own float network, without a
 label. Nothing is chosen by test: it is read once, at the end. Digits: bundled nano at 32 pixels; blood cells: ImageNet
-MobileNetV2 at 64; CIFAR-10, 1,000 pictures a class: nano at 32. Everything comes from the store when it was done before, so a run that was killed goes on.
+MobileNetV2 at 64; CIFAR-10, 1,000 pictures a class: nano at 32. Everything comes from the store when it was done
+before, so a run that was killed goes on.
 Writes benchmarks/results/qat.ISA.json, a row a task and form: means over seeds of what the files lose against their float
 network on test; what QAT gains over PTQ on the same pictures, in points of top-1, of answers equal to float's and in dB of
 the logits' signal over noise, with 95 % intervals (of points: pictures drawn, each with all its seeds; of dB: Student's t
