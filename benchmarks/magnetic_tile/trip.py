@@ -168,15 +168,15 @@ def line(
         "agrees, %": round(100 * agrees.value, 2),
         "agrees ci95": [round(100 * end, 1) for end in agrees.ci95],
         "faster": round(speed[name][0], 2),
-        "faster, least fold": round(speed[name][1], 2),
+        "faster, least fold": round(speed[name][1], 3),
     }
     bars = BARS.get(name)
     held = bars and (
-        (bars[0] is None or row["agrees, %"] >= bars[0])
-        and row["lost, points"] <= bars[1]
-        and row["faster, least fold"] >= bars[2]
+        (bars[0] is None or 100 * agrees.value >= bars[0])
+        and lost.value <= bars[1]
+        and speed[name][1] >= bars[2]
     )
-    return row | {"passed": held}
+    return row | {"passed": None if bars is None else bool(held)}
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 from onnx.helper import make_node
 
-from toolchain.calibration.weights import layers
-from toolchain.graph import INPUT, consumers
+from toolchain.calibration.weights import first_convolution
+from toolchain.graph import INPUT
 
 CHANNEL = 1  # green: of a picture with colours the channel nearest to its brightness
 _SAME = 1e-5  # of the input's values, which are of the order of 1
@@ -25,9 +25,8 @@ def read_one(model: ModelProto) -> int:
     Its weights are summed over the channels, in double precision. 0 where something else than one dense convolution
     reads the input.
     """
-    reading = consumers(model.graph).get(INPUT, [])
-    stem = next((layer for layer in layers(model) if len(reading) == 1 and layer.node == reading[0]), None)
-    if stem is None or stem.node.op_type != "Conv" or stem.groups != 1 or stem.rows.ndim != 4:
+    stem = first_convolution(model)
+    if stem is None:
         return 0
     channels = int(stem.rows.shape[1])
     if channels <= CHANNEL:

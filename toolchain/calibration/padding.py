@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node
 
-from toolchain.calibration.weights import layers
+from toolchain.calibration.weights import first_convolution
 from toolchain.graph import INPUT, consumers, weights
 
 _FOUR = 4
@@ -14,9 +14,8 @@ _FOUR = 4
 
 def pad(model: ModelProto) -> int:
     """Give the first convolution a multiple of 4 input channels, in place; returns how many were added."""
-    reading = consumers(model.graph).get(INPUT, [])
-    stem = next((layer for layer in layers(model) if len(reading) == 1 and layer.node == reading[0]), None)
-    if stem is None or stem.node.op_type != "Conv" or stem.groups != 1 or stem.rows.ndim != 4:
+    stem = first_convolution(model)
+    if stem is None:
         return 0
     missing = int(-stem.rows.shape[1] % _FOUR)
     if not missing:

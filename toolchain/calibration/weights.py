@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from toolchain.graph import attribute, weights
+from toolchain.graph import INPUT, attribute, consumers, weights
 
 Bits = Literal[8, 7, "pairwise"]
 Floats = NDArray[np.float32]
@@ -53,6 +53,14 @@ def layers(model: ModelProto) -> Iterator[Layer]:
         elif value.ndim == 2:
             axis = 0 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 1
             yield Layer(node, node.input[1], axis, value if axis == 0 else value.T)
+
+
+def first_convolution(model: ModelProto) -> Layer | None:
+    """The dense convolution over pictures that alone reads the input; None where something else does."""
+    reading = consumers(model.graph).get(INPUT, [])
+    found = next((layer for layer in layers(model) if len(reading) == 1 and layer.node == reading[0]), None)
+    dense = found is not None and found.node.op_type == "Conv" and found.groups == 1 and found.rows.ndim == 4
+    return found if dense else None
 
 
 def bias(model: ModelProto, node: NodeProto) -> NDArray[np.float64]:

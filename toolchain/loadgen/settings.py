@@ -96,11 +96,11 @@ def own_settings(load: Load, probe_ns: float, batch: int) -> Any:
 def _refuse_floods(load: Load, settings: Any, per_second: float) -> None:
     """Raise ToolchainError where the least duration would be more samples than LoadGen can keep."""
     rates = {"server": settings.server_target_qps, "offline": settings.offline_expected_qps}
-    seconds = settings.min_duration_ms / 1000
-    samples = rates.get(load.scenario, per_second) * seconds
+    rate, seconds = rates.get(load.scenario, per_second), settings.min_duration_ms / 1000
+    samples = rate * seconds
     if samples > MOST_SAMPLES:
         raise ToolchainError(
-            f"at {rates.get(load.scenario, per_second):,.0f} pictures a second, {seconds:.0f} s would be "
+            f"at {rate:,.0f} pictures a second, {seconds:.0f} s would be "
             f"{samples / 1e6:.1f} million, each of which LoadGen keeps in memory (at most {MOST_SAMPLES // 10**6} million "
             f"here): {'leave --mlperf out' if load.mlperf else 'fewer --seconds'}"
             + (" or a lower --target-qps" if load.scenario == "server" else "")
