@@ -3,10 +3,10 @@
     python -m benchmarks.peers.cases [CASE …] [--store DIR] [--data DIR]
 
 imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, no labels; pictures, split and our files
-are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, magnetic_tile: fine-tuned by
-recipes/blood-cells.yaml and recipes/surface-inspection.yaml, our files are what those recipes ship. Train calibrates;
-test is scored. A store that has the recipe's artifacts already saves the training. Writes build/peers/cases/CASE; one
-that is there is left alone.
+are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, blood_cells_small, magnetic_tile: fine-tuned by
+the recipes blood-cells, blood-cells-small and surface-inspection, our files are what those ship. Train calibrates; test
+is scored. A store that has the recipe's artifacts already saves the training. Writes build/peers/cases/CASE; one that is
+there is left alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from toolchain.workflow import Wishes, open_pipeline
 
 CALIBRATION = 256
 CPU = "CPUExecutionProvider"
-RECIPES = {"blood_cells": "blood-cells", "magnetic_tile": "surface-inspection"}
+RECIPES = {
+    "blood_cells": "blood-cells",
+    "blood_cells_small": "blood-cells-small",
+    "magnetic_tile": "surface-inspection",
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "peers"
 RESULTS = ROOT / "benchmarks" / "results"
-CASES = ("imagenet_sample", "blood_cells", "magnetic_tile")
+CASES = ("imagenet_sample", "blood_cells", "blood_cells_small", "magnetic_tile")
 
 
 def case_folder(case: str, build: Path = BUILD) -> Path:
