@@ -65,6 +65,7 @@ class Simulated(nn.Module):
     def __init__(self, model: ModelProto, floats: Arrays | None = None) -> None:
         super().__init__()
         self._known = weights(model)
+        self._learnt = {name for n in model.graph.node if n.op_type in _TRAINED for name in n.input[1:]}
         self._floats = floats or {}
         self.values = nn.ParameterList()
         self.rounded: list[Rounded] = []
@@ -148,15 +149,21 @@ class Simulated(nn.Module):
         return _Call(function, (node.input[0],), node.output[0])
 
     def _constant(self, node: NodeProto) -> None:
-        """A weight or bias in integers."""
+        """A weight or bias in integers, or what stays as it is: a constant that nothing trained reads."""
         name, scale = node.input[0], node.input[1]
         integers, steps = self._known[name], self._known[scale]
         axis = attribute(node, "axis", 1) % max(integers.ndim, 1) if steps.size > 1 else None
-        if len(node.input) > 2 and np.any(self._known[node.input[2]]):
+        zero = self._known[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros((), np.int32)
+        shape = () if axis is None else _along(axis, integers.ndim)
+        exact = ((integers.astype(np.float64) - zero.reshape(shape)) * steps.reshape(shape)).astype(np.float32)
+        if node.output[0] not in self._learnt:
+            self._known[node.output[0]] = exact
+            return
+        if np.any(zero):
             raise ModelError(f"'{node.name}': weights with a zero point cannot be trained, take weight: s8")
         value = self._floats.get(name.removesuffix(_SUFFIX))
         if value is None:
-            value = integers * (steps if axis is None else steps.reshape(_along(axis, integers.ndim)))
+            value = exact
         wide = integers.dtype == np.int32
         limit = _WIDE if wide else int(np.abs(integers.astype(np.int32)).max(initial=1))
         if name not in self._stored:  # one tensor that several read stays one
