@@ -90,6 +90,41 @@ def test_a_pad_of_integers_pads_with_what_they_stand_for(tmp_path: Path) -> None
     np.testing.assert_allclose(simulated(quantized, PICTURES, plain), expected, atol=near)
 
 
+def shifted(tmp_path: Path) -> tuple[ModelProto, ModelProto]:
+    """A small network that adds a constant of its own to every channel, in float and in integers."""
+    plain = mobile(side=16)
+    at = next(i for i, node in enumerate(plain.graph.node) if "widen" in node.output)
+    plain.graph.node[at].output[0] = "bare"
+    plain.graph.node.insert(at + 1, make_node("Add", ["bare", "mean"], ["widen"], name="add"))
+    mean = np.random.default_rng(2).normal(size=(1, 32, 1, 1)).astype(np.float32)
+    plain.graph.initializer.append(numpy_helper.from_array(mean, "mean"))
+    source = exported(tmp_path / "float", plain, SQUARE)
+    return plain, EIGHT.integers(plain, source.folder / graph.PREPROCESS, context(tmp_path / "int8"))
+
+
+def test_a_constant_in_integers_that_no_layer_reads_stays_as_it_is(tmp_path: Path) -> None:
+    plain, quantized = shifted(tmp_path)
+    assert "mean_quantized" in graph.weights(quantized)
+    network = Simulated(quantized, graph.weights(plain)).eval()
+    assert "mean_quantized" not in {one.integers for one in network.rounded}
+    expected = run(quantized, PICTURES, optimize=False)
+    with torch.inference_mode():
+        np.testing.assert_allclose(network(torch.from_numpy(PICTURES)).numpy(), expected, atol=1e-5)
+    written = trained(network, quantized)
+    assert written.SerializeToString(deterministic=True) == quantized.SerializeToString(deterministic=True)
+
+
+def test_weights_with_a_zero_point_are_refused(integers: tuple[ModelProto, ModelProto]) -> None:
+    changed = ModelProto()
+    changed.CopyFrom(integers[1])
+    reading = next(n for n in changed.graph.node if n.input[0] == "dense.weight_quantized")
+    zero = graph.weights(changed)[reading.input[2]] + np.int8(1)
+    changed.graph.initializer.append(numpy_helper.from_array(zero, "one"))
+    reading.input[2] = "one"
+    with pytest.raises(ModelError, match="weights with a zero point cannot be trained"):
+        Simulated(changed)
+
+
 def test_integers_that_two_nodes_read_stay_one_parameter(integers: tuple[ModelProto, ModelProto]) -> None:
     plain, quantized = integers
     twice = ModelProto()
@@ -97,6 +132,10 @@ def test_integers_that_two_nodes_read_stay_one_parameter(integers: tuple[ModelPr
     reading = next(n for n in twice.graph.node if n.input[0] == "dense.weight_quantized")
     again = make_node("DequantizeLinear", list(reading.input), ["again"], name="again", axis=0)
     twice.graph.node.insert(0, again)
+    layer = onnx.NodeProto()
+    layer.CopyFrom(next(n for n in twice.graph.node if n.input[1] == reading.output[0]))
+    layer.input[1], layer.output[0], layer.name = "again", "other", "other"
+    twice.graph.node.append(layer)
     network = Simulated(twice, graph.weights(plain))
     same = [one.index for one in network.rounded if one.integers == "dense.weight_quantized"]
     assert len(same) == 2
