@@ -43,7 +43,7 @@ class Qat(Distillation, Training, Step):
     step: Literal["qat"] = "qat"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX, "teacher": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "numpy", "pillow", *Quantize.libraries)
     teacher: str
