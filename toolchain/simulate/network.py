@@ -155,7 +155,9 @@ class Simulated(nn.Module):
         axis = attribute(node, "axis", 1) % max(integers.ndim, 1) if steps.size > 1 else None
         zero = self._known[node.input[2]] if len(node.input) > 2 and node.input[2] else np.zeros((), np.int32)
         shape = () if axis is None else _along(axis, integers.ndim)
-        exact = ((integers.astype(np.float64) - zero.reshape(shape)) * steps.reshape(shape)).astype(np.float32)
+        exact = ((integers.astype(np.float64) - zero.reshape(shape)) * steps.reshape(shape)).astype(
+            np.float32
+        )
         if node.output[0] not in self._learnt:
             self._known[node.output[0]] = exact
             return

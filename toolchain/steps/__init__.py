@@ -24,6 +24,7 @@ from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.prune import Prune
 from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
+from toolchain.steps.reconstruct import Reconstruct
 from toolchain.steps.recover import Recover
 from toolchain.steps.rescale import Rescale
 from toolchain.steps.simplify import Simplify
@@ -43,6 +44,7 @@ AnyStep = Annotated[
     | FoldNormalization
     | DropBlocks
     | Narrow
+    | Reconstruct
     | Join
     | PadStem
     | GreyStem
@@ -79,6 +81,7 @@ __all__ = [
     "Prune",
     "Qat",
     "Quantize",
+    "Reconstruct",
     "Recover",
     "Rescale",
     "Simplify",

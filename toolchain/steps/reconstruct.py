@@ -1,0 +1,74 @@
+"""Reconstruct: what a smaller network lost on its way is taken back layer by layer. No training, no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from toolchain import graph
+from toolchain.artifact import Artifact, Form
+from toolchain.calibration import pictures, sensitivity
+from toolchain.calibration.reconstruction import places, reconstruct
+from toolchain.errors import DataError
+from toolchain.lineage import hand_on
+from toolchain.record import Measurement
+from toolchain.runtime import host
+from toolchain.step import Context, Step
+
+
+class Reconstruct(Step):
+    """Fits pointwise convolutions anew, in turn, towards the teacher's streams (calibration/reconstruction.py).
+
+    teacher: the artifact that the network was made smaller from, in float. pictures: of train, for the least squares; a
+    fourth of them tells how far to go. probe: pictures of val on which both are compared; where the logits don't come
+    closer, the network stays as it is. Its place is behind `narrow` and `drop_blocks`, before `join`, which changes the
+    tensors' names.
+    Measures `refitted` (layers), and the logits' `sqnr` and `agreement` with the teacher's, before and after.
+    """
+
+    step: Literal["reconstruct"] = "reconstruct"
+    takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX, "teacher": Form.ONNX}
+    gives: ClassVar[Form] = Form.ONNX
+    uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
+    libraries: ClassVar[tuple[str, ...]] = (
+        "onnx", "numpy", *host.onnxruntimes(),
+    )  # fmt: skip
+    teacher: str
+    pictures: Annotated[int, Field(ge=16)] = 256
+    probe: Annotated[int, Field(ge=1)] = 128
+
+    def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
+        """Fit the layers of inputs["model"]'s plain network; the preprocessing stays as it is.
+
+        Raises DataError without pictures enough, ModelError for a network that is quantized.
+        """
+        source, data = inputs["model"].folder, context.data
+        model, teacher = (graph.read(inputs[name].folder / graph.PLAIN) for name in ("model", "teacher"))
+        for one in (model, teacher):
+            graph.require_float(one)
+        seen, compared = pictures.choose(data.train, self.pictures), pictures.choose(data.val, self.probe)
+        if len(seen) < 16 or not compared:
+            raise DataError(
+                "reconstruct fits on 16 training pictures at least and compares on validation pictures"
+            )
+        preprocess = source / graph.PREPROCESS
+        taught = list(pictures.prepared(preprocess, data.train, seen))
+        probe = list(pictures.prepared(preprocess, data.val, compared))
+        with context.progress.task("reconstruct", len(list(places(model, teacher)))) as task:
+            changed, done = reconstruct(model, teacher, taught, task.advance)
+        reference = sensitivity.answers(teacher, probe)
+        before, after = (
+            sensitivity.fidelity(reference, sensitivity.answers(one, probe)) for one in (model, changed)
+        )
+        if after.sqnr <= before.sqnr:
+            changed, done, after = model, [], before
+        hand_on(self, source, changed, context.out)
+        found = (("before", before), ("after", after))
+        return (
+            Measurement(name="refitted", value=len(done)),
+            *(Measurement(name="sqnr", value=round(f.sqnr, 2), unit="dB", where={"when": when}) for when, f in found),
+            *(Measurement(name="agreement", value=f.agreement, where={"when": when}) for when, f in found),
+            *graph.sizes(context.out),
+        )  # fmt: skip
