@@ -84,13 +84,14 @@ def pictures(folder: Path) -> Data:
     return Data("imagenet-sample", labels, train=calibration, val=calibration, test=held_back)
 
 
-def make(step: Step, source: Path, out: Path, data: Data) -> Path:
-    """Run one step outside of a pipeline."""
+def make(step: Step, source: Path, out: Path, data: Data, teacher: Path | None = None) -> Path:
+    """Run one step outside of a pipeline; teacher: the folder that a step with one learns from."""
     out.mkdir()
     record = Record(key="", step="", version=1, settings={}, parents={}, libraries={}, seconds=0)
     form = step.takes["model"]
     context = Context(out, out, data, select("cpu", 1), 0, Silent())
-    step.run({"model": Artifact(form, source, record)}, context)
+    folders = {"model": source} | ({"teacher": teacher} if teacher and "teacher" in step.takes else {})
+    step.run({name: Artifact(form, folder, record) for name, folder in folders.items()}, context)
     return out
 
 

@@ -47,11 +47,17 @@ from toolchain.steps.join import Join
 from toolchain.steps.narrow import Narrow
 from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.quantize import Quantize
+from toolchain.steps.reconstruct import Reconstruct
 from toolchain.steps.weight_only import WeightOnly
 
 RESULT = ROOT / "benchmarks" / "results" / f"ptq.{host.isa()}.json"
 _CLASSIFIER = ("classifier",)
-FASTEST = "narrow, join, mse, classifier weight-only"
+FASTEST = "blocks 1 and 2 narrowed, reconstruct, join, mse, classifier weight-only"
+NARROWED = "blocks 1 and 2 narrowed, join, mse, classifier weight-only"
+EARLY = Narrow(min_sqnr=11, layers=("conv_stem", "blocks.1.*", "blocks.2.*"))
+CLASSIFIER_APART: list[Step] = [
+    Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
+]  # fmt: skip
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
@@ -61,12 +67,10 @@ FILES: dict[str, list[Step]] = {
     "all in int8": [Quantize(float_stem=False)],
     "pad_stem, all in int8": [PadStem(), Quantize(float_stem=False)],
     "narrow, join, mse": [Narrow(), Join(), Quantize(calibration="mse")],
-    FASTEST: [
-        Narrow(), Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
-    ],
-    "mse, classifier weight-only": [
-        Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
-    ],
+    "narrow, join, mse, classifier weight-only": [Narrow(), *CLASSIFIER_APART],
+    NARROWED: [EARLY, *CLASSIFIER_APART],
+    FASTEST: [EARLY, Reconstruct(teacher="fp32"), *CLASSIFIER_APART],
+    "mse, classifier weight-only": CLASSIFIER_APART[1:],
     "7 bits": [Quantize(weight_bits=7)],
     "7 bits, adaptive": [Quantize(weight_bits=7, rounding="adaptive")],
     "pairwise": [Quantize(weight_bits="pairwise")],
@@ -92,17 +96,19 @@ BESIDE = {
     "equalize, per tensor, adaptive": "per tensor, adaptive",
     "equalize, per channel": "int8",
     "mse, classifier weight-only": "mse",
+    FASTEST: NARROWED,
 }
 TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", FASTEST)
 
 
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
-    """The file after a chain of steps; what an earlier chain has made already is not made again."""
+    """The file after a chain of steps from `source`, the teacher of those that have one; nothing is made twice."""
+    teacher = source
     for step in steps:
         settings = step.resolved()
         name = f"{len(list(work.iterdir()))}_{settings.step}"
         known = _MADE.get((str(source), settings.model_dump_json()))
-        made = known or make(settings, source, work / name, data)
+        made = known or make(settings, source, work / name, data, teacher)
         _MADE[(str(source), settings.model_dump_json())] = made
         source = made
     return source / graph.PLAIN
