@@ -52,9 +52,9 @@ from toolchain.steps.weight_only import WeightOnly
 
 RESULT = ROOT / "benchmarks" / "results" / f"ptq.{host.isa()}.json"
 _CLASSIFIER = ("classifier",)
-FASTEST = "blocks 1 and 2 narrowed, reconstruct, join, mse, classifier weight-only"
-NARROWED = "blocks 1 and 2 narrowed, join, mse, classifier weight-only"
-EARLY = Narrow(min_sqnr=11, layers=("conv_stem", "blocks.1.*", "blocks.2.*"))
+FASTEST = "block 1 narrowed, reconstruct, join, mse, classifier weight-only"
+NARROWED = "block 1 narrowed, join, mse, classifier weight-only"
+EARLY = Narrow(min_sqnr=16, layers=("conv_stem", "blocks.1.*"))
 CLASSIFIER_APART: list[Step] = [
     Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
 ]  # fmt: skip
