@@ -132,10 +132,6 @@ def test_integers_that_two_nodes_read_stay_one_parameter(integers: tuple[ModelPr
     reading = next(n for n in twice.graph.node if n.input[0] == "dense.weight_quantized")
     again = make_node("DequantizeLinear", list(reading.input), ["again"], name="again", axis=0)
     twice.graph.node.insert(0, again)
-    layer = onnx.NodeProto()
-    layer.CopyFrom(next(n for n in twice.graph.node if n.input[1] == reading.output[0]))
-    layer.input[1], layer.output[0], layer.name = "again", "other", "other"
-    twice.graph.node.append(layer)
     network = Simulated(twice, graph.weights(plain))
     same = [one.index for one in network.rounded if one.integers == "dense.weight_quantized"]
     assert len(same) == 2

@@ -40,7 +40,10 @@ class Place:
 
 @dataclass
 class Sums:
-    """Means over pictures of x x', x y' and y y, with x [C + 1] the layer's input and a one, y [M] what it should make."""
+    """Of x x', x y' and y y, over pictures each one's mean.
+
+    x [C + 1]: the layer's input and a one; y [M]: what it should make of it.
+    """
 
     inputs: Doubles
     both: Doubles
@@ -68,7 +71,7 @@ class Sums:
         return np.asarray(np.linalg.solve(self.inputs + np.diag(pull), drawn).T)
 
     def error(self, weight: Doubles) -> float:
-        """Mean square of what `weight` [M, C + 1] makes less what it should."""
+        """The squares of what `weight` [M, C + 1] makes less what it should, summed in the same way."""
         return (
             float(np.einsum("mc,cd,md->", weight, self.inputs, weight) - 2 * (weight.T * self.both).sum())
             + self.power
@@ -76,8 +79,10 @@ class Sums:
 
 
 def places(model: ModelProto, teacher: ModelProto) -> Iterator[Place]:
-    """The pointwise convolutions with nothing but additions behind them, where the teacher has a tensor of that name."""
+    """The pointwise convolutions that no activation follows, where the teacher has the tensor: their sum with the stream,
+    or their own output."""
     readers = consumers(model.graph)
+    constant = {tensor.name for tensor in model.graph.initializer}
     known = {name for node in teacher.graph.node for name in node.output}
     for layer in layers(model):
         made = layer.node.output[0]
@@ -85,6 +90,7 @@ def places(model: ModelProto, teacher: ModelProto) -> Iterator[Place]:
         if not pointwise(layer) or any(node.op_type not in ("Conv", "Add") for node in reading):
             continue
         add = reading[0] if len(reading) == 1 and reading[0].op_type == "Add" else None
+        add = None if add and constant.intersection(add.input) else add
         target = add.output[0] if add else made
         if target in known:
             yield Place(
@@ -112,7 +118,10 @@ def reconstruct(
 
 
 def _fitted(model: ModelProto, teacher: ModelProto, place: Place, inputs: Sequence[Floats]) -> Doubles | None:
-    """Weights and bias [M, C + 1], or None where those that are there are as good, or the teacher's tensor is another."""
+    """Weights and bias [M, C + 1]; None where those that are there are as good, or the tensors' sizes differ (strides).
+
+    Pictures are left out while the ridge of this layer is chosen, and counted in afterwards.
+    """
     layer = place.layer
     rows = layer.rows.reshape(len(layer.rows), -1).astype(np.float64)
     now = np.concatenate([rows, bias_of(model, layer.node)[:, None]], axis=1)

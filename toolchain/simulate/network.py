@@ -65,7 +65,10 @@ class Simulated(nn.Module):
     def __init__(self, model: ModelProto, floats: Arrays | None = None) -> None:
         super().__init__()
         self._known = weights(model)
-        self._learnt = {name for n in model.graph.node if n.op_type in _TRAINED for name in n.input[1:]}
+        read = {name for node in model.graph.node if node.op_type in _TRAINED for name in node.input[1:]}
+        self._learnt = {
+            n.input[0] for n in model.graph.node if n.op_type == DEQUANTIZE and n.output[0] in read
+        }
         self._floats = floats or {}
         self.values = nn.ParameterList()
         self.rounded: list[Rounded] = []
@@ -158,7 +161,7 @@ class Simulated(nn.Module):
         exact = ((integers.astype(np.float64) - zero.reshape(shape)) * steps.reshape(shape)).astype(
             np.float32
         )
-        if node.output[0] not in self._learnt:
+        if name not in self._learnt:
             self._known[node.output[0]] = exact
             return
         if np.any(zero):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+from onnx import ModelProto
 from pydantic import Field
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
+from toolchain.backbones.network import read
 from toolchain.calibration import pictures, sensitivity
 from toolchain.calibration.reconstruction import places, reconstruct
-from toolchain.errors import DataError
+from toolchain.errors import DataError, ModelError
 from toolchain.lineage import hand_on
 from toolchain.record import Measurement
 from toolchain.runtime import host
@@ -23,8 +25,8 @@ class Reconstruct(Step):
 
     teacher: the artifact that the network was made smaller from, in float. pictures: of train, for the least squares; a
     fourth of them tells how far to go. probe: pictures of val on which both are compared; where the logits don't come
-    closer, the network stays as it is. Its place is behind `narrow` and `drop_blocks`, before `join`, which changes the
-    tensors' names.
+    closer, the network stays as it is. Its place is behind `narrow` and `drop_blocks`, before `join` and `equalize`, which
+    change the streams' names and scales.
     Measures `refitted` (layers), and the logits' `sqnr` and `agreement` with the teacher's, before and after.
     """
 
@@ -42,12 +44,11 @@ class Reconstruct(Step):
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Fit the layers of inputs["model"]'s plain network; the preprocessing stays as it is.
 
-        Raises DataError without pictures enough, ModelError for a network that is quantized.
+        Raises DataError without pictures enough, ModelError for a network that is quantized, a teacher of other labels or
+        preprocessing, or one that has none of the streams.
         """
         source, data = inputs["model"].folder, context.data
-        model, teacher = (graph.read(inputs[name].folder / graph.PLAIN) for name in ("model", "teacher"))
-        for one in (model, teacher):
-            graph.require_float(one)
+        model, teacher = self._networks(inputs)
         seen, compared = pictures.choose(data.train, self.pictures), pictures.choose(data.val, self.probe)
         if len(seen) < 16 or not compared:
             raise DataError(
@@ -56,7 +57,8 @@ class Reconstruct(Step):
         preprocess = source / graph.PREPROCESS
         taught = list(pictures.prepared(preprocess, data.train, seen))
         probe = list(pictures.prepared(preprocess, data.val, compared))
-        with context.progress.task("reconstruct", len(list(places(model, teacher)))) as task:
+        ends = len(list(places(model, teacher)))
+        with context.progress.task("reconstruct", ends) as task:
             changed, done = reconstruct(model, teacher, taught, task.advance)
         reference = sensitivity.answers(teacher, probe)
         before, after = (
@@ -72,3 +74,21 @@ class Reconstruct(Step):
             *(Measurement(name="agreement", value=f.agreement, where={"when": when}) for when, f in found),
             *graph.sizes(context.out),
         )  # fmt: skip
+
+    def _networks(self, inputs: Mapping[str, Artifact]) -> tuple[ModelProto, ModelProto]:
+        """The network and its teacher; raises ModelError where they don't fit together."""
+        own, other = (inputs[name].folder for name in ("model", "teacher"))
+        model, teacher = (graph.read(folder / graph.PLAIN) for folder in (own, other))
+        for one in (model, teacher):
+            graph.require_float(one)
+        for name in ("labels", "preprocess"):
+            if getattr(read(own), name) != getattr(read(other), name):
+                raise ModelError(
+                    f"reconstruct: the teacher '{self.teacher}' has other {name} than the network"
+                )
+        if not any(places(model, teacher)):
+            raise ModelError(
+                f"reconstruct: no pointwise convolution at a block's end has its tensor in '{self.teacher}'; "
+                "put it right behind narrow or drop_blocks, before join"
+            )
+        return model, teacher
