@@ -153,6 +153,13 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
+def drop_unread(model: ModelProto) -> None:
+    """Remove constant tensors that nothing reads, in place."""
+    read = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
+        model.graph.initializer.remove(tensor)
+
+
 def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     """The nodes that read each tensor."""
     found: dict[str, list[NodeProto]] = {}

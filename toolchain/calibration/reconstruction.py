@@ -19,7 +19,7 @@ from toolchain.calibration.chains import pointwise
 from toolchain.calibration.elimination import Doubles
 from toolchain.calibration.weights import Floats, Layer, layers
 from toolchain.calibration.weights import bias as bias_of
-from toolchain.graph import INPUT, consumers
+from toolchain.graph import INPUT, consumers, drop_unread
 from toolchain.runtime.session import Session
 
 _POSITIONS = 392  # of each picture
@@ -175,9 +175,9 @@ def _put(model: ModelProto, layer: Layer, fitted: Doubles) -> None:
         f"{node.name}.fitted": fitted[:, :-1].reshape(layer.rows.shape),
         f"{node.name}.fitted_bias": fitted[:, -1],
     }
-    node.input[:] = [node.input[0], *values]
-    read = {name for one in model.graph.node for name in one.input} - values.keys()
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
-        model.graph.initializer.remove(tensor)
-    for name, value in values.items():
-        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    del node.input[1:]
+    drop_unread(model)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()
+    )
+    node.input.extend(values)

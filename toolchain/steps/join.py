@@ -74,7 +74,7 @@ def join(model: ModelProto) -> list[str]:
         net.node.remove(next(node for node in net.node if node.name == second.node.name))
         gone.append(first.node.name)
         before.name = second.node.name
-        _drop(model)
+        graph.drop_unread(model)
     return gone
 
 
@@ -100,10 +100,3 @@ def _put_product(model: ModelProto, first: Layer, second: Layer) -> None:
         for old in [other for other in model.graph.initializer if other.name == tensor.name]:
             model.graph.initializer.remove(old)
         model.graph.initializer.append(tensor)
-
-
-def _drop(model: ModelProto) -> None:
-    """Remove weights that nothing reads, in place."""
-    read = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
-        model.graph.initializer.remove(tensor)
