@@ -202,7 +202,7 @@ def test_a_shorter_recovery_where_backbones_share_the_budget() -> None:
         )  # fmt: skip
         return Search(alone, lambda _: None, among=among).rungs()
 
-    assert (rungs(1), rungs(3)) == ((20, 40), (5, 10, 20))
+    assert (rungs(1), rungs(3), rungs(10)) == ((5, 20, 40), (5, 20), (2, 10))
     assert rungs(1, budget=300, sized_by=1800) == rungs(1) != rungs(1, budget=300)
 
 

@@ -234,6 +234,13 @@ def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm()
     assert Design(first, epochs=4) not in proposed
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_size_that_keeps_the_accuracy_as_it_is_is_pruned_first_and_boldly(kept: bool) -> None:
+    world = World(Asked(max_drop=1.0), lambda design: 0.5 if kept or design.trained else -1.0)
+    first = next(design for design in world.run() if design.ratio)
+    assert (first.size, first.ratio) == ((96, 0.5) if kept else (None, 0.5))
+
+
 def test_a_rival_of_another_backbone_has_to_be_beaten() -> None:
     world = World(Asked(max_drop=1.0), grows)
     world.history = {

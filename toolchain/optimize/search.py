@@ -237,7 +237,8 @@ class Search:
         return [*relu, *dict.fromkeys([first, uniform]), *sizes, *taylor]
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs of recovery, the shortest first: so short that some trainings fit the budget, up to twice the recipe's.
+        """Epochs of recovery, the shortest first: a quarter of the recipe's, or so short that some trainings fit the budget,
+        up to twice the recipe's where that fits. What a short one reaches needs no longer one.
 
         A function of the whole budget (Asked.sized_by) and of recorded times, so that it is the same after a restart.
         """
@@ -248,9 +249,9 @@ class Search:
             / self.among
             / (_TRAININGS * max(self.trials.durations.tuning, 1e-9))
         )
-        divisor = next((d for d in (1, 2, 4) if full / d <= affordable), 8)
-        found = {max(1, round(full / d)) for d in (divisor, divisor / 2, divisor / 4) if d >= 0.5}
-        return tuple(sorted(found))
+        divisor = next((d for d in (2, 4) if full / d <= affordable), 8)
+        divisors = {2: (4, 1, 0.5), 4: (4, 1), 8: (8, 2)}[divisor]
+        return tuple(sorted({max(1, round(full / d)) for d in divisors}))
 
     def predict(self, design: Design) -> float:
         """The latency in ms that a design is predicted to have: fp32's, by shares that were measured apart."""

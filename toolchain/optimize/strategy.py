@@ -24,7 +24,7 @@ PROMISE = 0.97  # of the best latency so far: what a design must be predicted to
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
-_HOPELESS = 8.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
+_HOPELESS = 15.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
 OF_FILES: frozenset[Goal] = frozenset({"size", "memory"})  # goals that integers serve at any latency
 _BY_WEIGHTS: frozenset[Scheme] = frozenset({"int8-narrow"})  # how fast they are is known after recovery only
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
@@ -108,21 +108,28 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     for arm in space.arms:
         if arm.size:
             yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole, space.asked.goal))
-    for level, arm in _order(space):
+    for level, arm in _order(history, space):
         ratio = next_ratio(history, space, predict, arm, level)
         if ratio is not None:
             yield arm.design(ratio, space.rungs[level], leading(history, arm.whole, space.asked.goal))
 
 
-def _order(space: Space) -> Iterator[tuple[int, Arm]]:
-    """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one."""
+def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
+    """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one. First
+    come sizes that the network keeps its accuracy at as it is, the fastest of them before the others."""
+    shares = _kept_sizes(history)
+    arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
     places = [
-        (level * 2 + number, level, number)
-        for level in range(len(space.rungs))
-        for number in range(len(space.arms))
-    ]
+        (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
+    ]  # fmt: skip
     for _, level, number in sorted(places):
-        yield level, space.arms[number]
+        yield level, arms[number]
+
+
+def _kept_sizes(history: History) -> dict[Design, float]:
+    """Networks at other sizes that keep the accuracy without training, and the least share of fp32's latency of each."""
+    kept = [p for p in points(history) if p.accurate and p.design.size and not p.design.trained]
+    return {p.design.network: p.share for p in sorted(kept, key=lambda p: -p.share)}
 
 
 def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
@@ -233,7 +240,8 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
         return None
     if not any(own):
         later = low > 0 and any(point.design.trained for point in points(history))
-        careful = arm.starts_whole or space.asked.max_latency_ms or later
+        unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in _kept_sizes(history)
+        careful = unsure or space.asked.max_latency_ms or later
         first = _snapped(low + GRID)
         first = first if careful else max(first, min(START, arm.top))
         return first if first <= arm.top else None
