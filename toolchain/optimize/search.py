@@ -234,7 +234,7 @@ class Search:
             if self.trials.template.prune.importance == "taylor"
             else [replace(uniform, importance="taylor")]
         )
-        return [*relu, *dict.fromkeys([first, uniform]), *sizes, *taylor]
+        return [*relu, *dict.fromkeys([first, *sizes, uniform]), *taylor]
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: a quarter of the recipe's, or so short that some trainings fit the budget,

@@ -27,6 +27,7 @@ _ROUNDING = 0.1  # points that rounding to integers must have cost, or another w
 _HOPELESS = 15.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
 OF_FILES: frozenset[Goal] = frozenset({"size", "memory"})  # goals that integers serve at any latency
 _BY_WEIGHTS: frozenset[Scheme] = frozenset({"int8-narrow"})  # how fast they are is known after recovery only
+_LONGER = 2 * GRID  # how much more than what a short recovery failed at is worth a longer one
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 
 Predict = Callable[[Design], float]
@@ -166,8 +167,27 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
         for scheme in ways:
             sibling = replace(point.design, scheme=scheme)
-            if _alike(history, sibling, space.asked.goal) and _promising(history, space, predict, sibling):
+            if _alike(history, sibling, space.asked.goal) and _worth(history, space, predict, point, sibling):
                 yield sibling
+
+
+def _worth(history: History, space: Space, predict: Predict, point: Point, sibling: Design) -> bool:
+    """Whether a network that was trained is promising in another way to quantize it.
+
+    Integers gain less the smaller a network is, so where float leads, they are held against it on the network most like
+    this one that has both; what `narrow` takes differs from network to network. The rest is by prediction.
+    """
+    if point.design.scheme == "fp32" and sibling.scheme not in _BY_WEIGHTS:
+        both = [p for p in points(history) if p.design.trained and p.design.whole == sibling.whole]
+        floats = {p.design: p.latency_ms for p in both if p.design.scheme == "fp32"}
+        ways = [p for p in both if p.design.scheme == sibling.scheme and p.design.network in floats]
+        near = min(
+            ways, default=None,
+            key=lambda p: (p.design.size != sibling.size, abs(p.design.ratio - sibling.ratio), p.name),
+        )  # fmt: skip
+        if near is not None and near.latency_ms > PROMISE * floats[near.design.network]:
+            return False
+    return _promising(history, space, predict, sibling)
 
 
 def _in_float(trained: Sequence[Point]) -> Iterator[Design]:
@@ -225,17 +245,18 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     """The next ratio of an arm at a level of recovery, or None when its bisection has ended.
 
     With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. Longer recovery
-    starts at the least ratio that failed with a shorter one.
+    starts at the least ratio that failed with a shorter one, or the first above it that is promising.
     """
     own = [_judged(history, space, arm, epochs) for epochs in space.rungs]
     kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
     low = max([_floor(history, space, predict, arm, level), *kept])
     high = min((ratio for ratio, up in own[level].items() if not up), default=arm.top + GRID)
     if not own[level] and level > 0:
-        before = min((ratio for ratio, up in own[level - 1].items() if not up), default=0.0)
-        return (
-            before if before > low and not _hopeless(history, arm, before, space.rungs[level - 1]) else None
-        )
+        before = min((ratio for ratio, up in own[level - 1].items() if not up), default=None)
+        if before is None or _hopeless(history, arm, before, space.rungs[level - 1]):
+            return None
+        first = max(before, _snapped(low + GRID))
+        return first if first <= min(arm.top, before + _LONGER) + GRID / 2 else None
     if high <= low:
         return None
     if not any(own):
