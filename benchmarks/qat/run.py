@@ -11,7 +11,7 @@ before, so a run that was killed goes on.
 Writes benchmarks/results/qat.ISA.json, a row a task and form: means over seeds of what the files lose against their float
 network on test; what QAT gains over PTQ on the same pictures, in points of top-1, of answers equal to float's and in dB of
 the logits' signal over noise, with 95 % intervals (of points: pictures drawn, each with all its seeds; of dB: Student's t
-over seeds); and how far simulated and deployed accuracy on val lie apart at most.
+over seeds); and how far simulated and deployed accuracy, on all pictures of val and test, lie apart at most.
 Passes (issue 5, bar 5) when that is at most 0.3 points everywhere, no QAT file is for certain worse, and every form of HARD
 is for certain closer to its float network (answers equal to float's, or dB); exit 1 otherwise.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
@@ -35,10 +36,11 @@ from toolchain import graph, stats, workflow
 from toolchain.artifact import Artifact
 from toolchain.calibration.pictures import prepared
 from toolchain.calibration.sensitivity import answers, fidelity
-from toolchain.data.dataset import PictureSet
+from toolchain.data.dataset import Data, PictureSet
 from toolchain.progress import Silent
 from toolchain.recipe import Recipe, build
 from toolchain.runtime import host
+from toolchain.simulate.network import Simulated
 from toolchain.workflow import Wishes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +65,7 @@ def digits(data: Path) -> dict[str, Any]:
         "data": {"source": "digits"},
         "backbone": {"bundled": "nano", "preprocess": {"size": 32, "crop_pct": 1.0}},
         "training": {"batch_size": 64, "lr": 0.002, "warmup_epochs": 1, "augment": WOBBLE},
-        "epochs": {"tune": 8, "recover": 12, "qat": 5}, "qat": {"batch_size": 64, "augment": WOBBLE, "lr": 3e-5},
+        "epochs": {"tune": 8, "recover": 12, "qat": 5}, "qat": {"batch_size": 64, "augment": WOBBLE},
     }  # fmt: skip
 
 
@@ -77,7 +79,7 @@ def blood_cells(data: Path) -> dict[str, Any]:
             "timm": "mobilenetv2_100", "weights": str(weights), "kwargs": {"pad_type": "same"}, "preprocess": prepared,
         },
         "training": {"lr": 0.001, "warmup_epochs": 0.5, "augment": FLIPS},
-        "epochs": {"tune": 4, "recover": 6, "qat": 3}, "qat": {"augment": FLIPS, "lr": 3e-5},
+        "epochs": {"tune": 4, "recover": 6, "qat": 3}, "qat": {"augment": FLIPS},
     }  # fmt: skip
 
 
@@ -90,11 +92,13 @@ def cifar10(data: Path) -> dict[str, Any]:
         },
         "backbone": {"bundled": "nano", "preprocess": {"size": 32, "crop_pct": 1.0}},
         "training": {"batch_size": 128, "lr": 0.002, "warmup_epochs": 1, "augment": shifts},
-        "epochs": {"tune": 10, "recover": 10, "qat": 5}, "qat": {"batch_size": 128, "augment": shifts, "lr": 1e-4},
+        "epochs": {"tune": 10, "recover": 10, "qat": 5}, "qat": {"batch_size": 128, "augment": shifts},
     }  # fmt: skip
 
 
 TASKS = {"digits": digits, "blood-cells": blood_cells, "cifar10": cifar10}
+# Learning rates of qat in the order of FORMS, those of blood cells by val of another seed (100).
+RATES = {"digits": (1e-5, 1e-5, 1e-5), "blood-cells": (1e-5, 1e-4, 1e-5), "cifar10": (3e-5, 3e-5, 3e-5)}
 
 
 def recipe(task: str, seed: int, data: Path) -> Recipe:
@@ -111,7 +115,8 @@ def recipe(task: str, seed: int, data: Path) -> Recipe:
         "half": {"from": "tuned", "steps": half},
     }
     for number, (source, quantize) in enumerate(FORMS.values()):
-        learning = {"teacher": source, "quantize": quantize, "epochs": epochs["qat"], **own["qat"]}
+        rate = {"lr": RATES[task][number], "epochs": epochs["qat"]}
+        learning = {"teacher": source, "quantize": quantize, **rate, **own["qat"]}
         variants[f"ptq{number}"] = {"from": source, "steps": [{"quantize": quantize}]}
         variants[f"qat{number}"] = {"from": source, "steps": [{"qat": learning}]}
     raw = {
@@ -127,8 +132,22 @@ def logits(artifact: Artifact, pictures: PictureSet) -> Floats:
     return answers(graph.read(artifact.folder / graph.PLAIN), list(inputs))
 
 
+def apart(artifact: Artifact, data: Data) -> float:
+    """Simulated less deployed accuracy on val and test, in points: the file's roundings in torch, and ONNX Runtime."""
+    model, right = Simulated(graph.read(artifact.folder / graph.PLAIN)), 0
+    for pictures in (data.val, data.test):
+        inputs = prepared(artifact.folder / graph.PREPROCESS, pictures, list(range(len(pictures))))
+        with torch.inference_mode():
+            simulated = np.concatenate([model(torch.from_numpy(one)).numpy() for one in inputs])
+        deployed = logits(artifact, pictures)
+        right += int(
+            (simulated.argmax(1) == pictures.labels).sum() - (deployed.argmax(1) == pictures.labels).sum()
+        )
+    return 100 * right / (len(data.val) + len(data.test))
+
+
 def trial(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
-    """Test's labels and everybody's answers to it; simulated less deployed accuracy on val by form, in points."""
+    """Test's labels and everybody's answers to it; simulated less deployed accuracy by form, in points."""
     pipeline = workflow.open_pipeline(recipe(task, seed, asked.data), asked.store, Wishes(), Silent())
     data, _ = pipeline.data()
     made = pipeline.build(data)
@@ -136,10 +155,7 @@ def trial(task: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     for number, (form, (source, _)) in enumerate(FORMS.items()):
         files = {"float": source, "ptq": f"ptq{number}", "qat": f"qat{number}"}
         found[form] = {name: logits(made[file], data.test) for name, file in files.items()}
-        record = made[f"qat{number}"].record
-        simulated = next(m.value for m in record.measurements if m.name == "top1")
-        deployed = stats.top1(logits(made[f"qat{number}"], data.val), data.val.labels)
-        found["apart"][form] = 100 * (simulated - deployed)
+        found["apart"][form] = apart(made[f"qat{number}"], data)
         print(task, seed, form, "simulated less deployed", round(found["apart"][form], 3), flush=True)
     return found
 
