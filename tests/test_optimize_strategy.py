@@ -218,6 +218,33 @@ def test_longer_recovery_starts_where_the_shorter_one_failed() -> None:
     assert ratio(history, Asked(max_drop=1.0), level=1) == 0.55
 
 
+@pytest.mark.parametrize(("beaten", "first"), [(0.5, 0.55), (0.6, 0.65), (0.8, None)])
+def test_longer_recovery_goes_on_where_the_best_is_beaten_if_that_is_near(
+    beaten: float, first: float | None
+) -> None:
+    world = World(
+        Asked(max_drop=1.0), lambda design: 0.5 if not design.size else 0.95, arms=(Arm("uniform"),)
+    )
+    other = world.measure(Design(beaten, "table", epochs=4))
+    other = replace(other, share=(1 - beaten) ** 1.5, misses=())
+    history = judged(other, *(world.measure(Design(r, epochs=4)) for r in (0.5, 0.55, 0.7)))
+    assert ratio(history, Asked(max_drop=1.0), level=1) == first
+
+
+@pytest.mark.parametrize("goal", ["latency", "size"])
+def test_integers_that_float_beat_on_a_like_network_are_not_tried_again_unless_size_counts(
+    goal: Goal,
+) -> None:
+    world = World(Asked(max_drop=1.0, goal=goal), lambda design: 0.9, arms=(Arm("uniform"),))
+    half, smaller = (world.measure(Design(r, epochs=4)) for r in (0.5, 0.6))
+    integers = replace(world.measure(half.design), design=replace(half.design, scheme="int8"), latency_ms=0.4)
+    smaller = replace(smaller, share=0.1, megabytes=0.1)
+    whole = (world.measure(Design(scheme="int8-stem")), world.measure(Design(scheme="int8")))
+    history = judged(world.measure(Design()), *whole, half, integers, smaller)
+    proposed = list(propose(history, world.space(), lambda design: 0.01))
+    assert (replace(smaller.design, scheme="int8") in proposed) == (goal == "size")
+
+
 def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm() -> None:
     asked = Asked(max_drop=1.0, max_latency_ms=0.9)
     first = ratio(judged(), asked)
