@@ -190,7 +190,8 @@ def judge(recipe: str) -> bool:
                 "of the best of all": round(min(shares) / min(own), 3) if own else None,
             }
         )  # fmt: skip
-    passed = all(kept(row, rows) for row in rows if row["method"] == "ours")
+    judged = [kept(row, rows) for row in rows if row["method"] == "ours"]
+    passed = bool(judged) and all(judged)
     what = f"toolchain optimize on {recipe}: the search against others at equal time, all within the same bounds on val"
     curve = {
         f"{one['method']} {one['seed']}": [[row["seconds"], row["share"]] for row in one["curve"]]

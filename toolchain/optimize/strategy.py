@@ -177,11 +177,11 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
     Integers gain less the smaller a network is, so where float leads, they are held against it on the network most like
     this one that has both; what `narrow` takes differs from network to network. The rest is by prediction.
     """
-    faster = space.asked.goal not in OF_FILES and sibling.scheme not in _BY_WEIGHTS
-    if faster and point.design.scheme == "fp32":
-        both = [p for p in points(history) if p.design.trained and p.design.whole == sibling.whole]
-        floats = {p.design: p.latency_ms for p in both if p.design.scheme == "fp32"}
-        ways = [p for p in both if p.design.scheme == sibling.scheme and p.design.network in floats]
+    by_latency = space.asked.goal not in OF_FILES and sibling.scheme not in _BY_WEIGHTS
+    if by_latency and point.design.scheme == "fp32":
+        small = [p for p in points(history) if p.design.trained and p.design.whole == sibling.whole]
+        floats = {p.design: p.latency_ms for p in small if p.design.scheme == "fp32"}
+        ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in floats]
         near = min(
             ways, default=None,
             key=lambda p: (p.design.size != sibling.size, abs(p.design.ratio - sibling.ratio), p.name),
