@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks import table
 from benchmarks.peers import cells, install, process, record
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import Entrant, entrants
-from benchmarks.peers.places import case_folder, digest, read_json, write_json
+from benchmarks.peers.places import FOLDS, case_folder, digest, parts, read_json, write_json
 from benchmarks.peers.rivals import RIVALS, Rival, Setting
 from tests.onnx_helpers import convolution, model
 
@@ -139,6 +140,46 @@ def test_every_setting_is_a_row_and_says_what_went_wrong(
     assert "no such wheel" in table.section(kept)
 
 
+def test_a_case_of_folds_is_one_table_over_all_its_pictures(
+    build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FOLDS, CASE, 2)
+    monkeypatch.setattr(record, "entrants", lambda part, build: entrants(part, build, (FAKE,)))
+    folder, (first, second) = case_folder(CASE, build), parts(CASE)
+    shutil.copytree(folder, folder.with_name(first))
+    folder.rename(folder.with_name(second))
+    for part in (first, second):
+        cells.make(part, FAKE, FAKE.settings[0], build=build)
+        timed(part, build, {"toolchain.fp32": 900, "toolchain.int8": 300 if part == first else 400})
+    cells.make(first, FAKE, FAKE.settings[3], build=build)
+    kept = json.loads(record.write(CASE, build).read_text())
+    rows = {row["setting"]: row for row in kept["rows"]}
+    assert "4 training pictures calibrate, 24 others score" in kept["note"]
+    assert rows["int8"]["faster"] == pytest.approx(900 / 350, abs=0.005)
+    assert rows["copy"]["agrees, %"] == 100
+    assert "faster" not in rows["copy"]
+    assert rows["broken"]["remark"] == f"{first}: not run: python -m benchmarks.peers.cells"
+    assert rows["rubbish"]["remark"].startswith(f"{first}: its file does not run")
+    own = ("toolchain.fp32", "toolchain.int8", "fake.copy")
+    assert set(kept["files"]) == {f"{part}/{name}" for part in (first, second) for name in own}
+    assert parts("imagenet_sample") == ("imagenet_sample",)
+    (build / "times" / second / "times.json").unlink()
+    untimed = json.loads(record.write(CASE, build).read_text())
+    assert "Times not measured" in untimed["note"]
+    assert all("faster" not in row for row in untimed["rows"])
+
+
+def timed(part: str, build: Path, nanoseconds: dict[str, int]) -> None:
+    """What a timing run of a part leaves."""
+    folder = build / "times" / part
+    folder.mkdir(parents=True)
+    raw = {f"blocks/{name}": np.full((20, 5), value) for name, value in nanoseconds.items()}
+    raw |= {f"mixed/{name}": np.full(9, value) for name, value in nanoseconds.items()}
+    np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
+    hashes = {each.name: each.sha256 for each in entrants(part, build, ())}
+    write_json(folder / "times.json", {"sha256": hashes, "host": {"cores": 2}, "blocks": 20})
+
+
 def test_a_file_that_does_not_run_is_a_reason_kept_by_content(build: Path) -> None:
     cells.make(CASE, FAKE, FAKE.settings[3], build=build)
     (rubbish,) = [each for each in entrants(CASE, build, (FAKE,)) if each.setting == "rubbish"]
@@ -181,7 +222,7 @@ def side(tool: str, setting: str, wrong: int, ns: int, *, foreign: bool = False)
     own = Entrant(tool, setting, "", "", "", Path("none"), "s", foreign=foreign)
     answered = np.where(np.arange(400) < wrong, 1, 0)
     blocks = np.random.default_rng(wrong).normal(ns, ns / 50, (20, 25)).astype(np.int64)
-    return record.Scored(own, np.eye(2)[answered], blocks, blocks[0])
+    return record.Scored((own,), np.eye(2)[answered], blocks, blocks[0])
 
 
 def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
@@ -216,7 +257,7 @@ def test_what_is_within_a_point_goes_by_the_recipes_metric() -> None:
         answered = np.where(np.arange(400) < lost, 0, labels)
         blocks = np.random.default_rng(lost).normal(ns, ns / 50, (20, 25)).astype(np.int64)
         return record.Scored(
-            Entrant(tool, setting, "", "", "", Path("none"), "s"), np.eye(2)[answered], blocks, blocks[0]
+            (Entrant(tool, setting, "", "", "", Path("none"), "s"),), np.eye(2)[answered], blocks, blocks[0]
         )
 
     files = [

@@ -1,6 +1,6 @@
 """The bare script to beat: MobileNetV2 at 224, AdamW, 20 epochs, nothing else. One fold a call, resumable by fold.
 
-python benchmarks/magnetic_tile/bare.py        # all folds that are not done yet (hours on a small CPU)
+python -m benchmarks.magnetic_tile.bare        # all folds that are not done yet (hours on a small CPU)
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from folds import FOLDS, folder, folds, tiles
 from PIL import Image
+
+from benchmarks.magnetic_tile.folds import FOLDS, folder, folds, tiles
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "magnetic_tile"
 EPOCHS, BATCH, SIZE, LR = 20, 32, 224, 1e-3

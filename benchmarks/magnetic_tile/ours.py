@@ -1,8 +1,8 @@
 """Our side: the training of recipes/surface-inspection.yaml over the same five folds, and its ablations.
 
-    python benchmarks/magnetic_tile/ours.py                  # the recipe as it is, all folds that are not done yet
-    python benchmarks/magnetic_tile/ours.py --row all        # every ablation too (hours on a small CPU)
-    python benchmarks/magnetic_tile/ours.py --folds 0 2 4    # one of two processes that share the work
+    python -m benchmarks.magnetic_tile.ours                  # the recipe as it is, all folds that are not done yet
+    python -m benchmarks.magnetic_tile.ours --row all        # every ablation too (hours on a small CPU)
+    python -m benchmarks.magnetic_tile.ours --folds 0 2 4    # one of two processes that share the work
 
 Of each fold's four training fifths a sixth is held back as val, by tile, for what the training decides by it. The
 held-out fifth is answered once. Each row changes one setting of the recipe.
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from folds import FOLDS, SEED, Tiles, folder, folds, tiles
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from benchmarks.magnetic_tile.folds import FOLDS, SEED, Tiles, folder, folds, tiles
 from toolchain.backbones.network import build
 from toolchain.data.dataset import Data, PictureSet, Sample
 from toolchain.data.loader import evaluation_tensor

@@ -1,6 +1,6 @@
 """Score both sides of the magnetic tile comparison: balanced accuracy over all out-of-fold answers.
 
-    python benchmarks/magnetic_tile/score.py      # reads results/magnetic_tile/*.json, writes results/magnetic_tile.json
+    python -m benchmarks.magnetic_tile.score      # reads results/magnetic_tile/*.json, writes results/magnetic_tile.json
 
 Intervals draw tiles, not pictures (a tile is photographed up to six times). Rows whose five folds are not all done
 are named as not measured. Pass: ours is at least 10 points of balanced accuracy above the bare script.
@@ -13,11 +13,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from bare import OUT
-from folds import Tiles, folds, tiles
 from numpy.typing import NDArray
-from ours import ROWS, slug
 
+from benchmarks.magnetic_tile.bare import OUT
+from benchmarks.magnetic_tile.folds import Tiles, folds, tiles
+from benchmarks.magnetic_tile.ours import ROWS, slug
 from toolchain import stats
 from toolchain.runtime import host
 

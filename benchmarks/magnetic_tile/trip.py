@@ -1,7 +1,7 @@
 """The whole trip of recipes/surface-inspection.yaml over the five folds: what the compressed files lose, out of fold.
 
-    python benchmarks/magnetic_tile/trip.py               # every fold that is not done yet, then their times and the record
-    python benchmarks/magnetic_tile/trip.py --folds 0 2   # one of two processes that share the work
+    python -m benchmarks.magnetic_tile.trip               # every fold that is not done yet, then their times and the record
+    python -m benchmarks.magnetic_tile.trip --folds 0 2   # one of two processes that share the work
 
 The recipe's own test split has 5 to 18 pictures a rare class, where one picture is 1 to 3 points. Here every fold's
 training fifths teach and calibrate (a sixth of them is val, by tile), and its held-out fifth is answered once by each
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from folds import FOLDS, Tiles, folder, folds, tiles
 from numpy.typing import NDArray
-from ours import OUT, RECIPE, split
-from score import Answers
 
+from benchmarks.magnetic_tile.folds import FOLDS, Tiles, folder, folds, tiles
+from benchmarks.magnetic_tile.ours import OUT, RECIPE, split
+from benchmarks.magnetic_tile.score import Answers
 from toolchain import stats
 from toolchain.data.dataset import Data
 from toolchain.data.settings import DataSettings

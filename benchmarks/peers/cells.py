@@ -24,6 +24,7 @@ from benchmarks.peers.places import (
     case_folder,
     cell_folder,
     digest,
+    parts,
     read_json,
     write_json,
 )
@@ -43,11 +44,11 @@ def main() -> int:
     parser.add_argument("--retry", action="store_true", help="run failed cells again")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds a driver may take")
     asked = parser.parse_args()
-    for case in asked.cases:
-        for rival in RIVALS:
-            for setting in rival.settings if rival.name in asked.only else ():
-                cell = make(case, rival, setting, retry=asked.retry, limit_s=asked.limit)
-                print(f"{case}: {rival.cell(setting)}: {cell['error'] or 'made'}", flush=True)
+    wanted = [(rival, setting) for rival in RIVALS if rival.name in asked.only for setting in rival.settings]
+    for part in [part for case in asked.cases for part in parts(case)]:
+        for rival, setting in wanted:
+            cell = make(part, rival, setting, retry=asked.retry, limit_s=asked.limit)
+            print(f"{part}: {rival.cell(setting)}: {cell['error'] or 'made'}", flush=True)
     return 0
 
 

@@ -15,10 +15,16 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "peers"
 RESULTS = ROOT / "benchmarks" / "results"
 CASES = ("imagenet_sample", "blood_cells", "blood_cells_small", "magnetic_tile")
+FOLDS = {"magnetic_tile": 5}  # cases of which every picture scores, each with a network that never saw it
+
+
+def parts(case: str) -> tuple[str, ...]:
+    """What a case is made of: a part a fold, or the case itself."""
+    return tuple(f"{case}_{fold}" for fold in range(FOLDS[case])) if case in FOLDS else (case,)
 
 
 def case_folder(case: str, build: Path = BUILD) -> Path:
-    """The inputs of a case: fp32.onnx, our files, calibration.npy, held_back.npy, labels.npy, case.json."""
+    """The inputs of a case or part: fp32.onnx, our files, calibration.npy, held_back.npy, labels.npy, case.json."""
     return build / "cases" / case
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import FP32, OURS, Entrant, entrants
-from benchmarks.peers.places import BUILD, case_folder, read_json, record_path, write_json
+from benchmarks.peers.places import BUILD, case_folder, parts, read_json, record_path, write_json
 from toolchain import stats
 from toolchain.runtime import host
 
@@ -20,7 +20,7 @@ WHAT = {
     "imagenet_sample": "Rivals, after training only: ImageNet's MobileNetV2 at 224 pixels, 744 held-back pictures",
     "blood_cells": "Rivals: MobileNetV2 fine-tuned by recipes/blood-cells.yaml, 128 pixels, test split",
     "blood_cells_small": "Rivals: the bundled `small` fine-tuned by recipes/blood-cells-small.yaml, 64 pixels, test split",
-    "magnetic_tile": "Rivals: MobileNetV2 fine-tuned by recipes/surface-inspection.yaml, 160 pixels, test split",
+    "magnetic_tile": "Rivals: MobileNetV2 fine-tuned by recipes/surface-inspection.yaml, 160 pixels, out of five folds",
 }
 MOST_WAITING = 1  # processes that may have waited for a core while files were timed
 # What the gates of the case's recipe are of.
@@ -41,12 +41,18 @@ BARS: dict[str, tuple[float, float | None]] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """A row that answered: logits [n, C], and raw nanoseconds [blocks, calls] and [calls] where it was timed."""
+    """A row that answered, a file a part: logits [n, C] of all parts, and raw nanoseconds [blocks, calls] and [calls] where
+    all were timed."""
 
-    entrant: Entrant
+    entrants: Sequence[Entrant]
     logits: Any
     blocks: Any = None
     mixed: Any = None
+
+    @property
+    def entrant(self) -> Entrant:
+        """The first part's: tool, setting and words are the same for all."""
+        return self.entrants[0]
 
 
 @dataclass(frozen=True)
@@ -59,37 +65,63 @@ class Truth:
 
 def write(case: str, build: Path = BUILD) -> Path:
     """Put the record of a case together from build/peers. Times are taken only where every file is still the one timed."""
-    folder = case_folder(case, build)
-    inputs = read_json(folder / "case.json") or {}
-    groups = inputs["groups"]
-    truth = Truth(np.load(folder / "labels.npy"), tuple(groups) if groups else None)
-    timed = times(case, build)
-    found: dict[str, Scored | str] = {}
-    every = entrants(case, build)
-    for entrant in every:
-        logits, error = answers(case, entrant, build)
-        found[entrant.name] = error or Scored(entrant, logits, *timed.samples(entrant))
+    inputs = {part: read_json(case_folder(part, build) / "case.json") or {} for part in parts(case)}
+    truth = truth_of(inputs, build)
+    timed = {part: times(part, build) for part in inputs}
+    every = list(zip(*(entrants(part, build) for part in inputs), strict=True))
+    found = {files[0].name: scored_row(files, timed, build) for files in every}
     scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
+    first, last = timed[next(iter(inputs))], timed[next(reversed(inputs))]
+    load = [first.load[0], last.load[1]] if first.load and last.load else None
+    calibration = min(each["calibration"] for each in inputs.values())
     content = {
         "what": WHAT[case],
         "rows": [
             row(each, scored[FLOAT], truth, METRICS[case])
             if isinstance(each, Scored)
-            else failed(entrant, each)
-            for entrant, each in zip(every, found.values(), strict=True)
+            else failed(files[0], each)
+            for files, each in zip(every, found.values(), strict=True)
         ],
         "verdict": (said := verdict(scored, truth, BARS[case], METRICS[case])),
-        "note": " ".join([note(said, timed.load, inputs), *absent(found.keys() - scored.keys())]),
+        "note": " ".join([
+            note(said, load, {"calibration": calibration, "scored": len(truth.labels)}),
+            *absent(found.keys() - scored.keys()),
+        ]),
         "threads": 1,
         "batch": 1,
-        "blocks": timed.count,
-        "host": timed.host or host.facts(),
-        "load": timed.load,
-        "inputs": inputs["sha256"],
-        "files": {name: each.entrant.sha256 for name, each in scored.items()},
-    }
+        "blocks": first.count,
+        "host": first.host or host.facts(),
+        "load": load,
+        "inputs": {f"{part}/{name}": sha for part, each in inputs.items() for name, sha in each["sha256"].items()},
+        "files": {
+            f"{part}/{name}": entrant.sha256
+            for name, each in scored.items() for part, entrant in zip(inputs, each.entrants, strict=True)
+        },
+    }  # fmt: skip
     write_json(record_path(case), content)
     return record_path(case)
+
+
+def truth_of(inputs: Mapping[str, Mapping[str, Any]], build: Path) -> Truth:
+    """Labels and groups of all parts, one after the other."""
+    labels = np.concatenate([np.load(case_folder(part, build) / "labels.npy") for part in inputs])
+    groups = [each["groups"] for each in inputs.values()]
+    return Truth(labels, tuple(name for part in groups for name in part) if all(groups) else None)
+
+
+def scored_row(files: Sequence[Entrant], timed: Mapping[str, Times], build: Path) -> Scored | str:
+    """A row over all parts of its case; why not, where one of them has no file that runs."""
+    logits, samples = [], []
+    for part, entrant in zip(timed, files, strict=True):
+        given, error = answers(part, entrant, build)
+        if error is not None:
+            return f"{part}: {error}" if len(files) > 1 else error
+        logits.append(given)
+        samples.append(timed[part].samples(entrant))
+    if any(blocks is None for blocks, _ in samples):
+        return Scored(files, np.concatenate(logits))
+    blocks, mixed = (np.concatenate(each) for each in zip(*samples, strict=True))
+    return Scored(files, np.concatenate(logits), blocks, mixed)
 
 
 @dataclass(frozen=True)
@@ -108,14 +140,14 @@ class Times:
         return self.raw[f"blocks/{entrant.name}"], self.raw[f"mixed/{entrant.name}"]
 
 
-def times(case: str, build: Path = BUILD) -> Times:
-    """The last timing run of a case; empty when one of its files has been made anew since, without samples when the
+def times(part: str, build: Path = BUILD) -> Times:
+    """The last timing run of a part; empty when one of its files has been made anew since, without samples when the
     machine was so busy that they say nothing."""
-    folder = build / "times" / case
+    folder = build / "times" / part
     state = read_json(folder / "times.json")
     if state is None:
         return Times()
-    now = {entrant.name: entrant.sha256 for entrant in entrants(case, build)}
+    now = {entrant.name: entrant.sha256 for entrant in entrants(part, build)}
     if any(now.get(name) != sha for name, sha in state["sha256"].items()):
         return Times()
     raw = dict(np.load(folder / "raw.npz"))
@@ -144,7 +176,7 @@ def row(scored: Scored, base: Scored, truth: Truth, metric: stats.Metric = "top1
         "agrees, %": round(100 * stats.agreement(base.logits, logits).value, 2),
         "within 1 point": within(balanced if metric == "balanced" else lost),
         **speed(scored, base),
-        **making(own),
+        **making(scored.entrants),
         "remark": own.documented,
     }
 
@@ -162,16 +194,30 @@ def speed(scored: Scored, base: Scored) -> dict[str, Any]:
     }
 
 
-def making(own: Entrant) -> dict[str, Any]:
-    """Size, and what making the file took."""
-    weights = own.file.with_suffix(".bin") if own.foreign else None
+def making(files: Sequence[Entrant]) -> dict[str, Any]:
+    """Size, and what making the file took; means over the parts of a case."""
+    seconds, cpu, peak = (
+        mean([getattr(file, name) for file in files]) for name in ("seconds", "cpu_seconds", "peak_bytes")
+    )
     return {
-        "bytes": own.file.stat().st_size + (weights.stat().st_size if weights else 0),
-        "made in, s": own.seconds,
-        "CPU, s": own.cpu_seconds,
-        "peak, MB": round(own.peak_bytes / 1e6) if own.peak_bytes else None,
-        "made with": own.needs,
+        "bytes": round(sum(size(file) for file in files) / len(files)),
+        "made in, s": seconds,
+        "CPU, s": cpu,
+        "peak, MB": round(peak / 1e6) if peak else None,
+        "made with": files[0].needs,
     }
+
+
+def size(own: Entrant) -> int:
+    """Bytes of a file, and of the weights beside it in OpenVINO's form."""
+    weights = own.file.with_suffix(".bin") if own.foreign else None
+    return own.file.stat().st_size + (weights.stat().st_size if weights else 0)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """To a tenth; None where one is not known."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 1) if len(known) == len(values) else None
 
 
 def absent(names: Collection[str]) -> list[str]:

@@ -14,7 +14,7 @@ import sys
 from benchmarks.peers import record
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import entrants
-from benchmarks.peers.places import CASES
+from benchmarks.peers.places import CASES, parts
 
 
 def main() -> int:
@@ -24,9 +24,10 @@ def main() -> int:
     )
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
     for case in parser.parse_args().cases:
-        for entrant in entrants(case):
-            _, error = answers(case, entrant)
-            print(f"{case}: {entrant.name}: {error or 'scored'}", flush=True)
+        for part in parts(case):
+            for entrant in entrants(part):
+                _, error = answers(part, entrant)
+                print(f"{part}: {entrant.name}: {error or 'scored'}", flush=True)
         print(f"{case}: {record.write(case)}", flush=True)
     return 0
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.peers import install, process, record
 from benchmarks.peers.answering import FOREIGN, answers, program, surroundings
 from benchmarks.peers.entrants import entrants
-from benchmarks.peers.places import BUILD, CASES, case_folder, write_json
+from benchmarks.peers.places import BUILD, CASES, case_folder, parts, write_json
 from toolchain.runtime import host
 
 LIMIT_S = 7200.0
@@ -33,14 +33,14 @@ def main() -> int:
     asked = parser.parse_args()
     failed = 0
     for case in asked.cases:
-        error = measure(case, asked.blocks)
-        failed += error is not None
-        print(f"{case}: {error or record.write(case)}", flush=True)
+        errors = [f"{part}: {error}" for part in parts(case) if (error := measure(part, asked.blocks))]
+        failed += bool(errors)
+        print("\n".join(errors) or f"{case}: {record.write(case)}", flush=True)
     return 1 if failed else 0
 
 
 def measure(case: str, blocks: int, build: Path = BUILD) -> str | None:
-    """Time all files of a case that answered; returns why not, or None. Leaves raw samples below build."""
+    """Time all files of a case or part that answered; returns why not, or None. Leaves raw samples below build."""
     with_foreign = install.problem(FOREIGN, build) is None
     running = {
         entrant.name: entrant
