@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from toolchain.data.settings import DataSettings
 from toolchain.measure import accuracy, latency
 from toolchain.pipeline import Pipeline
 from toolchain.progress import Silent
-from toolchain.recipe import load
+from toolchain.recipe import Recipe, Variant, load
 from toolchain.runtime import host
 from toolchain.workflow import Wishes, open_pipeline
 
 RESULT = OUT.with_name("magnetic_tile_trip.json")
+SCRATCH = Path(__file__).resolve().parents[2] / "build" / "magnetic_tile" / "trip"
 CPU = "cpu"
 FILES = ("fp32", "int8", "pruned", "pruned-int8")
 # variant: (pictures that must be answered as fp32 answers them, points of balanced accuracy, times faster)
@@ -50,7 +52,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
-    parser.add_argument("--scratch", type=Path, default=Path("build/magnetic_tile/trip"), help="the store")
+    parser.add_argument("--scratch", type=Path, default=SCRATCH, help="the store")
     asked = parser.parse_args()
     found = tiles()
     for fold in asked.folds:
@@ -71,8 +73,16 @@ def path(fold: int) -> Path:
     return OUT / f"trip_fold{fold}.json"
 
 
-def opened(found: Tiles, fold: int, scratch: Path) -> tuple[Pipeline, Data]:
-    """The recipe over a fold: its training fifths are train and val, its held-out fifth is test."""
+def opened(
+    found: Tiles,
+    fold: int,
+    scratch: Path,
+    variants: Callable[[Recipe], dict[str, Variant]] = lambda recipe: recipe.variants,
+) -> tuple[Pipeline, Data]:
+    """The recipe over a fold: its training fifths are train and val, its held-out fifth is test.
+
+    variants: what to make, from the recipe; its own when not given.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     base = folder() / "factory_magnetic_tile"
     train, held = folds(found)[fold]
@@ -85,7 +95,8 @@ def opened(found: Tiles, fold: int, scratch: Path) -> tuple[Pipeline, Data]:
             rows.writerows((s.name, found.classes[s.label], s.group, name) for s in part.samples)
     recipe, _ = load(RECIPE, ("threads=1",)).for_providers([CPU])
     given = DataSettings(csv=table.resolve(), root=base)
-    recipe = recipe.model_copy(update={"data": given, "name": f"{RECIPE}-fold{fold}"})
+    changed = {"data": given, "name": f"{RECIPE}-fold{fold}", "variants": variants(recipe)}
+    recipe = recipe.model_copy(update=changed)
     pipeline = open_pipeline(recipe, scratch / "store", Wishes(device="cpu"), Silent())
     return pipeline, pipeline.data()[0]
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.magnetic_tile import trip
+from benchmarks.magnetic_tile.folds import tiles
 from benchmarks.peers.places import (
     BUILD,
     CASES,
@@ -77,8 +79,9 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--data", type=Path, default=shared, help="folder of data sets and weights")
     parser.add_argument("--store", type=Path, default=BUILD / "store", help="a store of `toolchain run`")
-    folds = ROOT / "build" / "magnetic_tile" / "trip"
-    parser.add_argument("--trip", type=Path, default=folds, help="the --scratch of magnetic_tile's folds")
+    parser.add_argument(
+        "--trip", type=Path, default=trip.SCRATCH, help="the --scratch of magnetic_tile's folds"
+    )
     asked = parser.parse_args()
     os.environ["TOOLCHAIN_DATA"] = str(asked.data.resolve())
     for case in asked.cases:
@@ -128,10 +131,7 @@ def of_recipe(case: str, store: Path) -> None:
 
 def of_fold(case: str, part: str, fold: int, scratch: Path) -> None:
     """A fold of such a case: the recipe's files, made from the other four fifths."""
-    from benchmarks.magnetic_tile.folds import tiles
-    from benchmarks.magnetic_tile.trip import opened
-
-    ship(part, RECIPES[case], *opened(tiles(), fold, scratch))
+    ship(part, RECIPES[case], *trip.opened(tiles(), fold, scratch))
 
 
 def ship(part: str, name: str, pipeline: Pipeline, given: Data) -> None:
