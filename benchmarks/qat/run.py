@@ -59,6 +59,7 @@ FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "half of the channels, 8 bits": ("half", BEST),
     "half of the channels, a step a tensor": ("half", COARSE),
 }
+PRUNED = {form for form, (source, _) in FORMS.items() if source == "half"} | {tiles.NARROWED}
 Floats = NDArray[np.float32]
 Files = Mapping[str, Mapping[str, str]]
 
@@ -216,7 +217,7 @@ def passes(found: Sequence[Mapping[str, Any]]) -> bool:
     right = all(
         row["simulated and deployed apart, points"] <= APART and row["gained_ci95"][1] >= 0 for row in found
     )
-    gaining = {row["form"].startswith("half") for row in found if row["gained_ci95"][0] > 0}
+    gaining = {row["form"] in PRUNED for row in found if row["gained_ci95"][0] > 0}
     return right and gaining == {True, False}
 
 
