@@ -14,12 +14,12 @@ from toolchain.steps import Qat
 def test_the_tiles_files_differ_only_in_how_they_are_quantized() -> None:
     made = tiles.variants(load("surface-inspection"))
     assert made.keys() == {name for names in tiles.FORMS.values() for name in names.values()}
-    for name in ("whole", "half"):
+    for name in ("whole", "narrowed"):
         *before, last = made[f"{name}-qat"].steps
         assert isinstance(last, Qat)
         assert made[f"{name}-ptq"].steps == (*before, last.quantize)
     assert {step.step for step in made["whole-ptq"].steps} == {*tiles.REWRITING, "quantize"}
-    assert made["half-qat"].steps == load("surface-inspection").variants[tiles.SHIPPED].steps
+    assert made["narrowed-qat"].steps == load("surface-inspection").variants[tiles.SHIPPED].steps
 
 
 def row(form: str, low: float, high: float, apart: float = 0.1) -> dict[str, Any]:
