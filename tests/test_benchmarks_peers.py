@@ -134,7 +134,7 @@ def test_every_setting_is_a_row_and_says_what_went_wrong(
     assert rows["fake.rubbish"]["remark"].startswith("not run")
     assert rows["gone.copy"]["remark"] == "cannot be installed: ERROR: no such wheel"
     assert "top-1, %" not in rows["gone.copy"]
-    assert kept["verdict"] is None  # nothing was timed
+    assert kept["verdict"] is kept["verdict by top-1"] is None  # nothing was timed
     missing = "fake.broken, fake.rubbish, fake.silent, gone.copy"
     assert kept["note"].endswith(f"Not in the comparison (their rows say why): {missing}.")
     assert "no such wheel" in table.section(kept)
@@ -209,7 +209,9 @@ def test_times_of_other_files_are_not_shown(build: Path) -> None:
     assert record.times(CASE, build).raw is not None
     np.savez(folder / "raw.npz", load=np.full((2, 3), 20.0), **raw)
     assert record.times(CASE, build).raw is None
-    assert "too busy" in record.note(None, record.times(CASE, build).load, {"calibration": 4, "scored": 12})
+    assert "too busy" in record.note(
+        {"top1": None}, record.times(CASE, build).load, {"calibration": 4, "scored": 12}
+    )
     np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
     write_json(
         folder / "times.json", {"sha256": {"toolchain.int8": "another"}, "host": {"cores": 2}, "blocks": 3}
@@ -242,8 +244,10 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     nobody = record.verdict(alone, truth, (1.5, None))
     assert nobody == {"ours": "toolchain.int8", "best rival": None, "met": False}
     load = [[0.5, 0.5, 0.5]] * 2
-    assert "no file of rivals' " in record.note(nobody, load, {"calibration": 4, "scored": 400})
-    assert "a quiet machine" in record.note(said, load, {"calibration": 4, "scored": 400})
+    assert "no file of rivals' " in record.note({"top1": nobody}, load, {"calibration": 4, "scored": 400})
+    assert "a quiet machine" in record.note(
+        {"balanced": None, "top1": said}, load, {"calibration": 4, "scored": 400}
+    )
     missed = record.verdict(scored, truth, (1.5, 6.0))
     assert missed is not None
     assert not missed["met"]
