@@ -48,7 +48,7 @@ METRICS: tuple[stats.Metric, ...] = ("balanced", "top1")
 class Bar:
     """agrees: percent of the pictures that must be answered as fp32 answers them; balanced: points of balanced accuracy
     that may be lost; faster: times, in every fold; top1: points of top-1, and 2 more at
-    the interval's bad end (docs/measuring.md).
+    the interval's bad end.
     """
 
     balanced: float

@@ -63,7 +63,7 @@ FORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 METRICS: Mapping[str, stats.Metric] = {
     tiles.TASK: "balanced"
 }  # what the recipe's gates are of; top1 for the others
-PRUNED = {form for form, (source, _) in FORMS.items() if source == "half"} | {tiles.NARROWED}
+PRUNED = {form for form, (source, _) in FORMS.items() if source == "half"}
 Floats = NDArray[np.float32]
 Files = Mapping[str, Mapping[str, str]]
 
