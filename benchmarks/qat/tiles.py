@@ -1,7 +1,7 @@
 """Magnetic tiles for `bench-qat`: small margins, so that rounding costs answers; five folds in the place of seeds.
 
-The float network, the narrowing (to 50 to 55 % of the channels) and the settings of both quantizations are those of `pruned-int8` in
-recipes/surface-inspection.yaml. What was held out of a fold's training scores its files: 1,344 pictures in all.
+The float network, the narrowing (to half of the channels) and the settings of both quantizations are those of
+`pruned-int8` in recipes/surface-inspection.yaml. What was held out of a fold's training scores its files: 1,344 pictures.
 """
 
 from __future__ import annotations
