@@ -72,8 +72,8 @@ def write(case: str, build: Path = BUILD) -> Path:
     every = list(zip(*(entrants(part, build) for part in inputs), strict=True))
     found = {files[0].name: scored_row(files, timed, build) for files in every}
     scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
-    first, last = timed[next(iter(inputs))], timed[next(reversed(inputs))]
-    load = [first.load[0], last.load[1]] if first.load and last.load else None
+    first, loads = next(iter(timed.values())), [each.load for each in timed.values() if each.load is not None]
+    load = [max(ends) for ends in zip(*loads, strict=True)] if len(loads) == len(timed) else None
     pictures = {
         "calibration": min(each["calibration"] for each in inputs.values()),
         "scored": len(truth.labels),
