@@ -148,13 +148,15 @@ def test_a_case_of_folds_is_one_table_over_all_its_pictures(
     folder, (first, second) = case_folder(CASE, build), parts(CASE)
     shutil.copytree(folder, folder.with_name(first))
     folder.rename(folder.with_name(second))
+    right = [answered_rightly(part, build, offset) for offset, part in enumerate((first, second))]
     for part in (first, second):
         cells.make(part, FAKE, FAKE.settings[0], build=build)
         timed(part, build, {"toolchain.fp32": 900, "toolchain.int8": 300 if part == first else 400})
     cells.make(first, FAKE, FAKE.settings[3], build=build)
     kept = json.loads(record.write(CASE, build).read_text())
     rows = {row["setting"]: row for row in kept["rows"]}
-    assert "4 training pictures calibrate, 24 others score" in kept["note"]
+    assert "4 training pictures calibrate in each of 2 folds, 24 score, out of fold" in kept["note"]
+    assert rows["fp32"]["top-1, %"] == round(100 * sum(right) / 24, 2)
     assert rows["int8"]["faster"] == pytest.approx(900 / 350, abs=0.005)
     assert rows["copy"]["agrees, %"] == 100
     assert "faster" not in rows["copy"]
@@ -163,10 +165,31 @@ def test_a_case_of_folds_is_one_table_over_all_its_pictures(
     own = ("toolchain.fp32", "toolchain.int8", "fake.copy")
     assert set(kept["files"]) == {f"{part}/{name}" for part in (first, second) for name in own}
     assert parts("imagenet_sample") == ("imagenet_sample",)
-    (build / "times" / second / "times.json").unlink()
-    untimed = json.loads(record.write(CASE, build).read_text())
-    assert "Times not measured" in untimed["note"]
-    assert all("faster" not in row for row in untimed["rows"])
+    state = build / "times" / second / "times.json"
+    for change in ({"blocks": 30}, {"host": {"cores": 2, "cpu": "another"}}):
+        before = read_json(state) or {}
+        write_json(state, before | change)
+        untimed = json.loads(record.write(CASE, build).read_text())
+        assert "Times not measured" in untimed["note"]
+        assert all("faster" not in row for row in untimed["rows"])
+        write_json(state, before)
+
+
+def answered_rightly(part: str, build: Path, offset: int) -> int:
+    """Gives a part pictures, labels and groups of its own; how many its float file answers rightly."""
+    folder = case_folder(part, build)
+    np.save(
+        folder / "held_back.npy",
+        np.random.default_rng(offset + 5).normal(size=(12, 3, 8, 8)).astype(np.float32),
+    )
+    labels = (np.arange(12) + offset) % 3
+    np.save(folder / "labels.npy", labels)
+    state = read_json(folder / "case.json") or {}
+    hashes = {path.name: digest(path) for path in folder.iterdir() if path.suffix != ".json"}
+    groups = [f"{part}-{number // 2}" for number in range(12)]
+    write_json(folder / "case.json", state | {"sha256": hashes, "groups": groups})
+    logits, _ = answers(part, entrants(part, build, ())[0], build)
+    return int((logits.argmax(axis=1) == labels).sum())
 
 
 def timed(part: str, build: Path, nanoseconds: dict[str, int]) -> None:
@@ -210,7 +233,7 @@ def test_times_of_other_files_are_not_shown(build: Path) -> None:
     np.savez(folder / "raw.npz", load=np.full((2, 3), 20.0), **raw)
     assert record.times(CASE, build).raw is None
     assert "too busy" in record.note(
-        {"top1": None}, record.times(CASE, build).load, {"calibration": 4, "scored": 12}
+        {"top1": None}, record.times(CASE, build).load, {"calibration": 4, "scored": 12, "parts": 1}
     )
     np.savez(folder / "raw.npz", load=np.zeros((2, 3)), **raw)
     write_json(
@@ -244,9 +267,11 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     nobody = record.verdict(alone, truth, (1.5, None))
     assert nobody == {"ours": "toolchain.int8", "best rival": None, "met": False}
     load = [[0.5, 0.5, 0.5]] * 2
-    assert "no file of rivals' " in record.note({"top1": nobody}, load, {"calibration": 4, "scored": 400})
+    assert "no file of rivals' " in record.note(
+        {"top1": nobody}, load, {"calibration": 4, "scored": 400, "parts": 1}
+    )
     assert "a quiet machine" in record.note(
-        {"balanced": None, "top1": said}, load, {"calibration": 4, "scored": 400}
+        {"balanced": None, "top1": said}, load, {"calibration": 4, "scored": 400, "parts": 1}
     )
     missed = record.verdict(scored, truth, (1.5, 6.0))
     assert missed is not None

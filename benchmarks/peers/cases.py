@@ -1,13 +1,14 @@
 """What every rival starts from: one float file, calibration pictures, and held-back pictures with labels.
 
-    python -m benchmarks.peers.cases [CASE …] [--store DIR] [--data DIR]
+    python -m benchmarks.peers.cases [CASE …] [--store DIR] [--trip DIR] [--data DIR]
 
 imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, no labels; pictures, split and our files
 are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, blood_cells_small, magnetic_tile: fine-tuned by
 the recipes blood-cells, blood-cells-small and surface-inspection, our files are what those ship. Train calibrates; test
 is scored. magnetic_tile's own test split has 5 to 18 pictures a rare class: its parts are the five folds of
 benchmarks/magnetic_tile/trip.py, so that all 1,344 pictures are scored. A store that has the recipe's artifacts already
-saves the training. Writes build/peers/cases/CASE; one that is there is left alone.
+(--store; for the folds --trip) saves the training. Writes build/peers/cases/CASE, or CASE_FOLD; one that is there is
+left alone.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def main() -> int:
         "--trip", type=Path, default=trip.SCRATCH, help="the --scratch of magnetic_tile's folds"
     )
     asked = parser.parse_args()
+    if unknown := set(asked.cases) - set(CASES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     os.environ["TOOLCHAIN_DATA"] = str(asked.data.resolve())
     for case in asked.cases:
         for fold, part in enumerate(parts(case)):

@@ -95,7 +95,7 @@ def identity(case: str, rival: Rival, setting: Setting, build: Path = BUILD) -> 
     """What decides a cell: the case's float file and calibration pictures, the driver and the environment."""
     inputs = read_json(case_folder(case, build) / "case.json")
     if inputs is None:
-        raise SystemExit(f"{case}: no inputs; run python -m benchmarks.peers.cases {case}")
+        raise SystemExit(f"{case}: no inputs; run python -m benchmarks.peers.cases")
     state = read_json(install.environment(rival.environment, build).with_suffix(".json"))
     return {
         "model": inputs["sha256"]["fp32.onnx"],

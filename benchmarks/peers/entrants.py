@@ -46,7 +46,7 @@ def entrants(case: str, build: Path = BUILD, rivals: Iterable[Rival] = RIVALS) -
     folder = case_folder(case, build)
     inputs = read_json(folder / "case.json")
     if inputs is None:
-        raise SystemExit(f"{case}: no inputs; run python -m benchmarks.peers.cases {case}")
+        raise SystemExit(f"{case}: no inputs; run python -m benchmarks.peers.cases")
     hashes = inputs["sha256"]
     first = Entrant(
         OURS, FP32, "the float file that all start from", "", "", folder / "fp32.onnx", hashes["fp32.onnx"]

@@ -67,18 +67,14 @@ class Truth:
 def write(case: str, build: Path = BUILD) -> Path:
     """Put the record of a case together from build/peers. Times are taken only where every file is still the one timed."""
     inputs = {part: read_json(case_folder(part, build) / "case.json") or {} for part in parts(case)}
-    truth = truth_of(inputs, build)
-    timed = {part: times(part, build) for part in inputs}
+    truth, timed = truth_of(inputs, build), together(inputs, build)
     every = list(zip(*(entrants(part, build) for part in inputs), strict=True))
     found = {files[0].name: scored_row(files, timed, build) for files in every}
     scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
-    first, loads = next(iter(timed.values())), [each.load for each in timed.values() if each.load is not None]
-    load = [max(ends) for ends in zip(*loads, strict=True)] if len(loads) == len(timed) else None
-    pictures = {
-        "calibration": min(each["calibration"] for each in inputs.values()),
-        "scored": len(truth.labels),
-    }
     said = {metric: verdict(scored, truth, BARS[case], metric) for metric in (METRICS[case], "top1")}
+    first, load = next(iter(timed.values())), busiest(timed.values())
+    calibration = min(each["calibration"] for each in inputs.values())
+    counts = {"calibration": calibration, "scored": len(truth.labels), "parts": len(inputs)}
     content = {
         "what": WHAT[case],
         "rows": [
@@ -89,20 +85,42 @@ def write(case: str, build: Path = BUILD) -> Path:
         ],
         "verdict": said[METRICS[case]],
         "verdict by top-1": said["top1"],
-        "note": " ".join([note(said, load, pictures), *absent(found.keys() - scored.keys())]),
+        "note": " ".join([note(said, load, counts), *absent(found.keys() - scored.keys())]),
         "threads": 1,
         "batch": 1,
         "blocks": first.count,
         "host": first.host or host.facts(),
         "load": load,
-        "inputs": {f"{part}/{name}": sha for part, each in inputs.items() for name, sha in each["sha256"].items()},
-        "files": {
-            f"{part}/{name}": entrant.sha256
-            for name, each in scored.items() for part, entrant in zip(inputs, each.entrants, strict=True)
-        },
-    }  # fmt: skip
+        **digests(inputs, scored),
+    }
     write_json(record_path(case), content)
     return record_path(case)
+
+
+def digests(
+    inputs: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Scored]
+) -> dict[str, dict[str, str | None]]:
+    """sha256 of what went in and of the files that answered, by part and name."""
+    files = {
+        f"{part}/{name}": entrant.sha256
+        for name, each in scored.items() for part, entrant in zip(inputs, each.entrants, strict=True)
+    }  # fmt: skip
+    given = {f"{part}/{name}": sha for part, each in inputs.items() for name, sha in each["sha256"].items()}
+    return {"inputs": given, "files": files}
+
+
+def together(names: Collection[str], build: Path) -> dict[str, Times]:
+    """The times of all parts; none of any part, where one has none or they are of several processors or block counts."""
+    timed = {part: times(part, build) for part in names}
+    if len({(each.count, (each.host or {}).get("cpu")) for each in timed.values()}) > 1:
+        return dict.fromkeys(names, Times())
+    return timed
+
+
+def busiest(timed: Collection[Times]) -> list[list[float]] | None:
+    """The highest load before and after a part; None where one was not timed."""
+    loads = [each.load for each in timed if each.load is not None]
+    return [max(ends) for ends in zip(*loads, strict=True)] if len(loads) == len(timed) else None
 
 
 def truth_of(inputs: Mapping[str, Mapping[str, Any]], build: Path) -> Truth:
@@ -295,6 +313,9 @@ def note(
     """The circumstances in words, and the verdict of each metric."""
     lines = [
         f"{inputs['calibration']} training pictures calibrate, {inputs['scored']} others score; lost: points, paired."
+        if inputs["parts"] == 1
+        else f"{inputs['calibration']} training pictures calibrate in each of {inputs['parts']} folds, "
+        f"{inputs['scored']} score, out of fold; lost: points, paired."
     ]
     verdicts = {metric: one for metric, one in said.items() if one is not None}
     if load is None:
