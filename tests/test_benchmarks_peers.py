@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -368,3 +369,22 @@ def test_every_setting_has_a_driver_and_a_source(rival: Rival) -> None:
     for setting in rival.settings:
         assert f'"{setting.name}": ' in text
         assert setting.documented
+
+
+def test_the_entropy_driver_calibrates_on_whole_parts_only(build: Path) -> None:
+    """onnxruntime takes no part that is not whole: of 18 pictures the first 16 count, and not fewer."""
+    folder = case_folder(CASE, build)
+    pictures = np.random.default_rng(1).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    pictures[16:] *= 3
+    for count in (16, 18, 32):
+        np.save(build / f"{count}.npy", pictures[:count])
+        subprocess.run(
+            (
+                sys.executable, cells.HERE / "drivers" / "onnxruntime_driver.py", folder / "fp32.onnx", build / f"{count}.npy",
+                build / f"{count}.onnx", "static-u8s8-entropy",
+            ),
+            check=True, capture_output=True,
+        )  # fmt: skip
+    made = {count: (build / f"{count}.onnx").read_bytes() for count in (16, 18, 32)}
+    assert made[18] == made[16]
+    assert made[32] != made[16]
