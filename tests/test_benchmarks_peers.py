@@ -8,17 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from benchmarks import table
-from benchmarks.peers import cells, install, process, record
+from benchmarks.peers import cases, cells, install, process, record
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import Entrant, entrants
 from benchmarks.peers.places import FOLDS, case_folder, digest, parts, read_json, write_json
-from benchmarks.peers.rivals import RIVALS, Rival, Setting
+from benchmarks.peers.rivals import RIVALS, SOME, Rival, Setting, rivals
 from tests.onnx_helpers import convolution, model
 
 CASE = "blood_cells"
@@ -156,7 +157,7 @@ def test_a_case_of_folds_is_one_table_over_all_its_pictures(
     cells.make(first, FAKE, FAKE.settings[3], build=build)
     kept = json.loads(record.write(CASE, build).read_text())
     rows = {row["setting"]: row for row in kept["rows"]}
-    assert "4 training pictures calibrate in each of 2 folds, 24 score, out of fold" in kept["note"]
+    assert "4 training pictures calibrate in each of 2 trainings, 24 score, out of fold" in kept["note"]
     assert rows["fp32"]["top-1, %"] == round(100 * sum(right) / 24, 2)
     assert rows["int8"]["faster"] == pytest.approx(900 / 350, abs=0.005)
     assert rows["copy"]["agrees, %"] == 100
@@ -362,6 +363,33 @@ def test_requirements_are_exact_and_name_no_index(path: Path) -> None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z]+\])?==[A-Za-z0-9.!]+", line), line
 
 
+def test_a_case_may_name_the_settings_that_are_run_on_it(build: Path) -> None:
+    """They are the rows of each of its parts; other cases have all."""
+    part = parts("magnetic_tile_seeds")[14]
+    shutil.copytree(case_folder(CASE, build), case_folder(part, build))
+    few = [each.name for each in entrants(part, build) if each.tool != "toolchain"]
+    assert few == [
+        "NNCF.accurate", "Neural Compressor 2.6.tuned", "OpenVINO.float", "OpenVINO.nncf-mixed",
+    ]  # fmt: skip
+    named = {(tool, setting) for tools in SOME.values() for tool, kept in tools.items() for setting in kept}
+    assert named <= {(rival.name, setting.name) for rival in RIVALS for setting in rival.settings}
+    assert rivals("magnetic_tile_3") == rivals("imagenet_sample") == RIVALS
+
+
+@pytest.mark.parametrize(("number", "fold", "seed"), [(0, 0, 0), (4, 4, 0), (5, 0, 1), (14, 4, 2)])
+def test_a_part_of_several_seeds_is_a_fold_with_its_seed(
+    number: int, fold: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cases, "tiles", lambda: "tiles")
+    monkeypatch.setattr(cases.trip, "opened", lambda *asked: (opened.append(asked), ("pipeline", "data"))[1])
+    monkeypatch.setattr(cases, "ship", lambda *shipped: opened.append(shipped))
+    cases.of_fold("magnetic_tile_seeds", "part", number, Path("store"))
+    assert opened == [
+        ("tiles", fold, Path("store"), seed), ("part", "surface-inspection", "pipeline", "data"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.name)
 def test_every_setting_has_a_driver_and_a_source(rival: Rival) -> None:
     text = (cells.DRIVERS / rival.driver).read_text()
@@ -380,8 +408,8 @@ def test_the_entropy_driver_calibrates_on_whole_parts_only(build: Path) -> None:
         np.save(build / f"{count}.npy", pictures[:count])
         subprocess.run(
             (
-                sys.executable, cells.HERE / "drivers" / "onnxruntime_driver.py", folder / "fp32.onnx", build / f"{count}.npy",
-                build / f"{count}.onnx", "static-u8s8-entropy",
+                sys.executable, cells.HERE / "drivers" / "onnxruntime_driver.py", folder / "fp32.onnx",
+                build / f"{count}.npy", build / f"{count}.onnx", "static-u8s8-entropy",
             ),
             check=True, capture_output=True,
         )  # fmt: skip

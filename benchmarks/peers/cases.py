@@ -6,7 +6,8 @@ imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, 
 are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, blood_cells_small, magnetic_tile: fine-tuned by
 the recipes blood-cells, blood-cells-small and surface-inspection, our files are what those ship. Train calibrates; test
 is scored. magnetic_tile's own test split has 5 to 18 pictures a rare class: its parts are the five folds of
-benchmarks/magnetic_tile/trip.py, so that all 1,344 pictures are scored. A store that has the recipe's artifacts already
+benchmarks/magnetic_tile/trip.py, so that all 1,344 pictures are scored; magnetic_tile_seeds is these folds with each
+of its three seeds, for the rivals that came near (rivals.py). A store that has the recipe's artifacts already
 (--store; for the folds --trip) saves the training. Writes build/peers/cases/CASE, or CASE_FOLD; one that is there is
 left alone.
 """
@@ -57,6 +58,7 @@ RECIPES = {
     "blood_cells": "blood-cells",
     "blood_cells_small": "blood-cells-small",
     "magnetic_tile": "surface-inspection",
+    "magnetic_tile_seeds": "surface-inspection",
 }
 
 
@@ -88,10 +90,10 @@ def main() -> int:
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     os.environ["TOOLCHAIN_DATA"] = str(asked.data.resolve())
     for case in asked.cases:
-        for fold, part in enumerate(parts(case)):
+        for number, part in enumerate(parts(case)):
             if read_json(case_folder(part) / "case.json") is None:
                 if case in FOLDS:
-                    of_fold(case, part, fold, asked.trip)
+                    of_fold(case, part, number, asked.trip)
                 elif case in RECIPES:
                     of_recipe(case, asked.store)
                 else:
@@ -132,9 +134,10 @@ def of_recipe(case: str, store: Path) -> None:
     ship(case, RECIPES[case], pipeline, pipeline.data()[0])
 
 
-def of_fold(case: str, part: str, fold: int, scratch: Path) -> None:
-    """A fold of such a case: the recipe's files, made from the other four fifths."""
-    ship(part, RECIPES[case], *trip.opened(tiles(), fold, scratch))
+def of_fold(case: str, part: str, number: int, scratch: Path) -> None:
+    """A fold of such a case, with the seed whose turn it is: the recipe's files, made from the other four fifths."""
+    turn, fold = divmod(number, trip.FOLDS)
+    ship(part, RECIPES[case], *trip.opened(tiles(), fold, scratch, trip.SEEDS[turn]))
 
 
 def ship(part: str, name: str, pipeline: Pipeline, given: Data) -> None:

@@ -28,7 +28,7 @@ from benchmarks.peers.places import (
     read_json,
     write_json,
 )
-from benchmarks.peers.rivals import RIVALS, Rival, Setting
+from benchmarks.peers.rivals import RIVALS, Rival, Setting, rivals
 
 DRIVERS = HERE / "drivers"
 LIMIT_S = 1800.0
@@ -44,8 +44,10 @@ def main() -> int:
     parser.add_argument("--retry", action="store_true", help="run failed cells again")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds a driver may take")
     asked = parser.parse_args()
-    wanted = [(rival, setting) for rival in RIVALS if rival.name in asked.only for setting in rival.settings]
     for part in [part for case in asked.cases for part in parts(case)]:
+        wanted = [
+            (rival, one) for rival in rivals(part) if rival.name in asked.only for one in rival.settings
+        ]
         for rival, setting in wanted:
             cell = make(part, rival, setting, retry=asked.retry, limit_s=asked.limit)
             print(f"{part}: {rival.cell(setting)}: {cell['error'] or 'made'}", flush=True)

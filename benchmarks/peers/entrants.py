@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.places import BUILD, case_folder, cell_folder, read_json
-from benchmarks.peers.rivals import RIVALS, Rival, Setting
+from benchmarks.peers.rivals import Rival, Setting
+from benchmarks.peers.rivals import rivals as those_of
 
 FP32 = "fp32"
 OURS = "toolchain"
@@ -41,8 +42,8 @@ class Entrant:
         return f"{self.tool}.{self.setting}"
 
 
-def entrants(case: str, build: Path = BUILD, rivals: Iterable[Rival] = RIVALS) -> list[Entrant]:
-    """The rows of a case, float first, then ours, then rivals; a cell that was never run says so."""
+def entrants(case: str, build: Path = BUILD, rivals: Iterable[Rival] | None = None) -> list[Entrant]:
+    """The rows of a case, float first, then ours, then rivals (those of the case); a cell that was never run says so."""
     folder = case_folder(case, build)
     inputs = read_json(folder / "case.json")
     if inputs is None:
@@ -58,7 +59,7 @@ def entrants(case: str, build: Path = BUILD, rivals: Iterable[Rival] = RIVALS) -
         )
         for made in inputs["ours"]
     ]  # fmt: skip
-    return [first, *own, *_cells(case, build, rivals)]
+    return [first, *own, *_cells(case, build, those_of(case) if rivals is None else rivals)]
 
 
 def _cells(case: str, build: Path, rivals: Iterable[Rival]) -> Iterator[Entrant]:

@@ -14,12 +14,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "peers"
 RESULTS = ROOT / "benchmarks" / "results"
-CASES = ("imagenet_sample", "blood_cells", "blood_cells_small", "magnetic_tile")
-FOLDS = {"magnetic_tile": 5}  # cases of which every picture scores, each with a network that never saw it
+CASES = ("imagenet_sample", "blood_cells", "blood_cells_small", "magnetic_tile", "magnetic_tile_seeds")
+# Cases of which every picture scores, each with a network that never saw it: five folds, once or with each of three seeds.
+FOLDS = {"magnetic_tile": 5, "magnetic_tile_seeds": 15}
 
 
 def parts(case: str) -> tuple[str, ...]:
-    """What a case is made of: a part a fold, or the case itself."""
+    """What a case is made of: a part a fold (and seed, one seed after the other), or the case itself."""
     return tuple(f"{case}_{fold}" for fold in range(FOLDS[case])) if case in FOLDS else (case,)
 
 
