@@ -6,10 +6,10 @@ imagenet_sample: MobileNetV2 with ImageNet's weights, quantized after training, 
 are those of benchmarks/imagenet_sample and benchmarks/ptq. blood_cells, blood_cells_small, magnetic_tile: fine-tuned by
 the recipes blood-cells, blood-cells-small and surface-inspection, our files are what those ship. Train calibrates; test
 is scored. magnetic_tile's own test split has 5 to 18 pictures a rare class: its parts are the five folds of
-benchmarks/magnetic_tile/trip.py, so that all 1,344 pictures are scored; magnetic_tile_seeds is these folds with each
-of its three seeds, for the rivals that came near (rivals.py). A store that has the recipe's artifacts already
-(--store; for the folds --trip) saves the training. Writes build/peers/cases/CASE, or CASE_FOLD; one that is there is
-left alone.
+benchmarks/magnetic_tile/trip.py, so that all 1,344 pictures are scored. The cases whose names end in _seeds are these with
+each of three seeds, for the settings that came near with the first (rivals.py). A store that has the recipe's artifacts
+already (--store; for the folds --trip) saves the training. Writes build/peers/cases/CASE, or CASE_NUMBER; one that is
+there is left alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from benchmarks.magnetic_tile.folds import tiles
 from benchmarks.peers.places import (
     BUILD,
     CASES,
-    FOLDS,
     ROOT,
     case_folder,
     digest,
@@ -56,9 +55,11 @@ CALIBRATION = 256
 CPU = "CPUExecutionProvider"
 RECIPES = {
     "blood_cells": "blood-cells",
+    "blood_cells_seeds": "blood-cells",
     "blood_cells_small": "blood-cells-small",
-    "magnetic_tile": "surface-inspection",
-    "magnetic_tile_seeds": "surface-inspection",
+    "blood_cells_small_seeds": "blood-cells-small",
+    "magnetic_tile": trip.RECIPE,
+    "magnetic_tile_seeds": trip.RECIPE,
 }
 
 
@@ -92,10 +93,10 @@ def main() -> int:
     for case in asked.cases:
         for number, part in enumerate(parts(case)):
             if read_json(case_folder(part) / "case.json") is None:
-                if case in FOLDS:
+                if RECIPES.get(case) == trip.RECIPE:
                     of_fold(case, part, number, asked.trip)
                 elif case in RECIPES:
-                    of_recipe(case, asked.store)
+                    of_recipe(case, part, number, asked.store)
                 else:
                     of_imagenet(case, asked.data)
             print(f"{part}: {case_folder(part)}", flush=True)
@@ -127,11 +128,11 @@ def words(chain: Sequence[Step]) -> str:
     )
 
 
-def of_recipe(case: str, store: Path) -> None:
-    """A case with a fine-tuned network: the files that the recipe ships."""
-    recipe, _ = load(RECIPES[case]).for_providers([CPU])
+def of_recipe(case: str, part: str, seed: int, store: Path) -> None:
+    """A case with a fine-tuned network: the files that the recipe ships with a seed (its own is 0)."""
+    recipe, _ = load(RECIPES[case], (f"seed={seed}",)).for_providers([CPU])
     pipeline = open_pipeline(recipe, store, Wishes(device="cpu"), Silent())
-    ship(case, RECIPES[case], pipeline, pipeline.data()[0])
+    ship(part, RECIPES[case], pipeline, pipeline.data()[0])
 
 
 def of_fold(case: str, part: str, number: int, scratch: Path) -> None:

@@ -14,14 +14,23 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "peers"
 RESULTS = ROOT / "benchmarks" / "results"
-CASES = ("imagenet_sample", "blood_cells", "blood_cells_small", "magnetic_tile", "magnetic_tile_seeds")
-# Cases of which every picture scores, each with a network that never saw it: five folds, once or with each of three seeds.
-FOLDS = {"magnetic_tile": 5, "magnetic_tile_seeds": 15}
+CASES = (
+    "imagenet_sample", "blood_cells", "blood_cells_seeds", "blood_cells_small", "blood_cells_small_seeds", "magnetic_tile",
+    "magnetic_tile_seeds",
+)  # fmt: skip
+# Cases of several trainings: three seeds; five folds, so that every picture is scored by files that never saw it; or both,
+# one seed after the other.
+TRAININGS = {
+    "blood_cells_seeds": 3,
+    "blood_cells_small_seeds": 3,
+    "magnetic_tile": 5,
+    "magnetic_tile_seeds": 15,
+}
 
 
 def parts(case: str) -> tuple[str, ...]:
-    """What a case is made of: a part a fold (and seed, one seed after the other), or the case itself."""
-    return tuple(f"{case}_{fold}" for fold in range(FOLDS[case])) if case in FOLDS else (case,)
+    """What a case is made of: a part a training, or the case itself."""
+    return tuple(f"{case}_{number}" for number in range(TRAININGS[case])) if case in TRAININGS else (case,)
 
 
 def case_folder(case: str, build: Path = BUILD) -> Path:
