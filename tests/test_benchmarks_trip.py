@@ -54,6 +54,8 @@ def test_answers_of_all_seeds_lie_with_their_labels(found: Tiles) -> None:
     record = trip.scored(found, trip.whole(found, [0, 1]), SPEED, [0, 1])
     (row,) = [row for row in record["rows"] if row["file"] == "int8"]
     assert row["top-1 lost"] == pytest.approx(100 * 3 / 80)
+    assert row["top-1 lost by seed"] == [100 * 1 / 40, 100 * 2 / 40]
+    assert row["agrees by seed, %"] == [97.5, 95]
     assert not record["passed"]
 
 

@@ -19,11 +19,11 @@ FLOAT = f"{OURS}.{FP32}"
 WHAT = {
     "imagenet_sample": "Rivals, after training only: ImageNet's MobileNetV2 at 224 pixels, 744 held-back pictures",
     "blood_cells": "Rivals: MobileNetV2 fine-tuned by recipes/blood-cells.yaml, 128 pixels, test split",
-    "blood_cells_seeds": "Rivals that came near there: the same recipe with each of three seeds, test split",
+    "blood_cells_seeds": "Rivals on blood cells, MobileNetV2, three seeds: the settings that came near with the first",
     "blood_cells_small": "Rivals: the bundled `small` fine-tuned by recipes/blood-cells-small.yaml, 64 pixels, test split",
-    "blood_cells_small_seeds": "Rivals that came near there: the same recipe with each of three seeds, test split",
+    "blood_cells_small_seeds": "Rivals on blood cells, `small`, three seeds: the settings that came near with the first",
     "magnetic_tile": "Rivals: MobileNetV2 fine-tuned by recipes/surface-inspection.yaml, 160 pixels, out of five folds",
-    "magnetic_tile_seeds": "Rivals that came near there: the same folds with each of three seeds",
+    "magnetic_tile_seeds": "Rivals on magnetic tile, five folds, three seeds: the settings that came near with the first",
 }
 MOST_WAITING = 1  # processes that may have waited for a core while files were timed
 # What the gates of the case's recipe are of.
