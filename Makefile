@@ -226,7 +226,7 @@ $(DEVICE)/system-amd64.tar:
 test-images: setup base boot device-wheels $(DEVICE)/system-amd64.tar
 	TOOLCHAIN_DEVICE=$(abspath $(DEVICE)) $(BIN)/python -m pytest -m root tests/test_package_images.py
 
-# Rivals side by side (docs/peers.md): an environment for each (about 8 GB below build/peers), their files, scores, and times,
+# Rivals side by side (docs/peers.md): an environment for each (16 GB below build/peers with the inputs), their files, scores, and times,
 # which want a quiet machine. Goes on where it was; `make peers-times` repeats the times only.
 .PHONY: peers peers-times
 peers: setup

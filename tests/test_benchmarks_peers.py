@@ -18,7 +18,17 @@ from benchmarks import table
 from benchmarks.peers import cases, cells, install, process, record
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import Entrant, entrants
-from benchmarks.peers.places import RESULTS, TRAININGS, case_folder, digest, parts, read_json, write_json
+from benchmarks.peers.places import (
+    CASES,
+    RESULTS,
+    TRAININGS,
+    case_folder,
+    digest,
+    parts,
+    read_json,
+    task,
+    write_json,
+)  # fmt: skip
 from benchmarks.peers.rivals import RIVALS, SOME, Rival, Setting, rivals
 from tests.onnx_helpers import convolution, model
 
@@ -300,7 +310,8 @@ def test_what_is_within_a_point_goes_by_the_recipes_metric() -> None:
     assert plain is not None
     assert balanced is not None
     assert (plain["ours"], balanced["ours"]) == ("lossy", "int8")
-    assert set(record.METRICS) == set(record.BARS) == set(record.WHAT)
+    assert set(record.METRICS) == set(record.BARS) == {task(case) for case in CASES}
+    assert set(record.WHAT) == set(CASES)
 
 
 def test_without_a_speed_over_fp32_ours_may_not_be_worse_than_the_rival() -> None:

@@ -38,6 +38,7 @@ from benchmarks.peers.places import (
     digest,
     parts,
     read_json,
+    task,
     write_json,
 )
 from toolchain import graph
@@ -55,11 +56,8 @@ CALIBRATION = 256
 CPU = "CPUExecutionProvider"
 RECIPES = {
     "blood_cells": "blood-cells",
-    "blood_cells_seeds": "blood-cells",
     "blood_cells_small": "blood-cells-small",
-    "blood_cells_small_seeds": "blood-cells-small",
     "magnetic_tile": trip.RECIPE,
-    "magnetic_tile_seeds": trip.RECIPE,
 }
 
 
@@ -93,9 +91,9 @@ def main() -> int:
     for case in asked.cases:
         for number, part in enumerate(parts(case)):
             if read_json(case_folder(part) / "case.json") is None:
-                if RECIPES.get(case) == trip.RECIPE:
+                if RECIPES.get(task(case)) == trip.RECIPE:
                     of_fold(case, part, number, asked.trip)
-                elif case in RECIPES:
+                elif task(case) in RECIPES:
                     of_recipe(case, part, number, asked.store)
                 else:
                     of_imagenet(case, asked.data)
@@ -130,15 +128,15 @@ def words(chain: Sequence[Step]) -> str:
 
 def of_recipe(case: str, part: str, seed: int, store: Path) -> None:
     """A case with a fine-tuned network: the files that the recipe ships with a seed (its own is 0)."""
-    recipe, _ = load(RECIPES[case], (f"seed={seed}",)).for_providers([CPU])
+    recipe, _ = load(RECIPES[task(case)], (f"seed={seed}",)).for_providers([CPU])
     pipeline = open_pipeline(recipe, store, Wishes(device="cpu"), Silent())
-    ship(part, RECIPES[case], pipeline, pipeline.data()[0])
+    ship(part, RECIPES[task(case)], pipeline, pipeline.data()[0])
 
 
 def of_fold(case: str, part: str, number: int, scratch: Path) -> None:
     """A fold of such a case, with the seed whose turn it is: the recipe's files, made from the other four fifths."""
     turn, fold = divmod(number, trip.FOLDS)
-    ship(part, RECIPES[case], *trip.opened(tiles(), fold, scratch, trip.SEEDS[turn]))
+    ship(part, RECIPES[task(case)], *trip.opened(tiles(), fold, scratch, trip.SEEDS[turn]))
 
 
 def ship(part: str, name: str, pipeline: Pipeline, given: Data) -> None:

@@ -33,6 +33,11 @@ def parts(case: str) -> tuple[str, ...]:
     return tuple(f"{case}_{number}" for number in range(TRAININGS[case])) if case in TRAININGS else (case,)
 
 
+def task(case: str) -> str:
+    """What a case is of, whatever its seeds: its recipe, metric and bars are the same."""
+    return case.removesuffix("_seeds")
+
+
 def case_folder(case: str, build: Path = BUILD) -> Path:
     """The inputs of a case or part: fp32.onnx, our files, calibration.npy, held_back.npy, labels.npy, case.json."""
     return build / "cases" / case

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import FP32, OURS, Entrant, entrants
-from benchmarks.peers.places import BUILD, case_folder, parts, read_json, record_path, write_json
+from benchmarks.peers.places import BUILD, case_folder, parts, read_json, record_path, task, write_json
 from toolchain import stats
 from toolchain.runtime import host
 
@@ -30,22 +30,16 @@ MOST_WAITING = 1  # processes that may have waited for a core while files were t
 METRICS: dict[str, stats.Metric] = {
     "imagenet_sample": "top1",
     "blood_cells": "top1",
-    "blood_cells_seeds": "top1",
     "blood_cells_small": "top1",
-    "blood_cells_small_seeds": "top1",
     "magnetic_tile": "balanced",
-    "magnetic_tile_seeds": "balanced",
 }
 WORDS: dict[stats.Metric, str] = {"top1": "top-1", "balanced": "balanced accuracy"}
 # How many times faster than the best rival, and than fp32, ours shall be.
 BARS: dict[str, tuple[float, float | None]] = {
     "imagenet_sample": (1.2, None),
     "blood_cells": (3.0, 6.0),
-    "blood_cells_seeds": (3.0, 6.0),
     "blood_cells_small": (2.0, 4.0),
-    "blood_cells_small_seeds": (2.0, 4.0),
     "magnetic_tile": (2.0, 4.0),
-    "magnetic_tile_seeds": (2.0, 4.0),
 }
 
 
@@ -80,19 +74,18 @@ def write(case: str, build: Path = BUILD) -> Path:
     every = list(zip(*(entrants(part, build) for part in inputs), strict=True))
     found = {files[0].name: scored_row(files, timed, build) for files in every}
     scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
-    said = {metric: verdict(scored, truth, BARS[case], metric) for metric in (METRICS[case], "top1")}
+    metric, bar = METRICS[task(case)], BARS[task(case)]
+    said = {each: verdict(scored, truth, bar, each) for each in (metric, "top1")}
     first, load = next(iter(timed.values())), busiest(timed.values())
     calibration = min(each["calibration"] for each in inputs.values())
     counts = {"calibration": calibration, "scored": len(truth.labels), "parts": len(inputs)}
     content = {
         "what": WHAT[case],
         "rows": [
-            row(each, scored[FLOAT], truth, METRICS[case])
-            if isinstance(each, Scored)
-            else failed(files[0], each)
+            row(each, scored[FLOAT], truth, metric) if isinstance(each, Scored) else failed(files[0], each)
             for files, each in zip(every, found.values(), strict=True)
         ],
-        "verdict": said[METRICS[case]],
+        "verdict": said[metric],
         "verdict by top-1": said["top1"],
         "note": " ".join([note(said, load, counts), *absent(found.keys() - scored.keys())]),
         "threads": 1,
