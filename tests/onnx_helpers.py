@@ -66,7 +66,7 @@ def convolution(
     return nodes
 
 
-def mobile(classes: int = 3, seed: int = 0, side: int = 8) -> onnx.ModelProto:
+def mobile(classes: int = 3, seed: int = 0, side: int = 8, narrow: int = 8) -> onnx.ModelProto:
     """A plain network in the manner of MobileNetV2: stem, depthwise, narrow, widen, pool, classify."""
     rng = np.random.default_rng(seed)
     constants: dict[str, Any] = {}
@@ -77,8 +77,8 @@ def mobile(classes: int = 3, seed: int = 0, side: int = 8) -> onnx.ModelProto:
     nodes = [
         *convolution("input", "stem", random(16, 3, 3, 3), constants),
         *convolution("stem", "dw", random(16, 1, 3, 3), constants, groups=16),
-        *convolution("dw", "narrow", random(8, 16, 1, 1), constants, activation=None),
-        *convolution("narrow", "widen", random(32, 8, 1, 1), constants),
+        *convolution("dw", "narrow", random(narrow, 16, 1, 1), constants, activation=None),
+        *convolution("narrow", "widen", random(32, narrow, 1, 1), constants),
         *convolution("widen", "dense", random(32, 32, 3, 3), constants),
         make_node("GlobalAveragePool", ["dense"], ["pooled"], name="pool"),
         make_node("Flatten", ["pooled"], ["flat"], name="flat", axis=1),

@@ -18,6 +18,7 @@ from tiny import TinyRun, command, tiny_run
 from toolchain import graph
 from toolchain.artifact import Artifact
 from toolchain.bundle import rounding, tolerances
+from toolchain.calibration.layouts import straighten
 from toolchain.errors import ModelError, PackageError, RecipeError
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.workflow import prepared
@@ -27,7 +28,7 @@ from toolchain.runtime import host
 from toolchain.runtime.bundle import Bundle
 from toolchain.runtime.session import OPTIMIZED_FOR, Session, optimized_for
 from toolchain.steps.adopt import Adopt
-from toolchain.steps.optimize_offline import OptimizeOffline
+from toolchain.steps.optimize_offline import OptimizeOffline, optimized
 from toolchain.steps.quantize import Quantize
 from toolchain.store import hash_path
 from toolchain.workflow import Wishes
@@ -75,6 +76,43 @@ def test_what_it_gained_is_measured(network: Artifact, tmp_path: Path) -> None:
         (state, kind) for state in ("before", "after") for kind in ("plain", "fused")
     }
     assert all(m.value > 0 and m.unit == "ms" for m in found)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_moves_between_layouts_go_and_the_answers_stay_to_the_bit(width: int, tmp_path: Path) -> None:
+    floats, lent = (
+        exported(tmp_path / "float", mobile(side=16, narrow=width), SQUARE),
+        context(tmp_path / "int8"),
+    )
+    Quantize(weight_bits=7, float_stem=True, pictures=8).run({"model": floats}, lent)
+    model = graph.read(lent.out / graph.PLAIN)
+    height, across = model.graph.input[0].type.tensor_type.shape.dim[2:]
+    height.dim_value, across.dim_value = 12, 20  # height and width must not be taken for one another
+    onnx.save(model, tmp_path / "oblong.onnx")
+    feed = np.random.default_rng(0).normal(size=(2, 3, 12, 20)).astype(np.float32)
+    by_onnxruntime, less = (optimized(tmp_path / "oblong.onnx") for _ in range(2))
+    one_block = width == 16 and host.layout() == "x86-avx512f"
+    assert straighten(less, host.layout(), {graph.INPUT: feed[:1]}) == 1 + one_block
+    before, after = ([node.op_type for node in one.graph.node] for one in (by_onnxruntime, less))
+    assert after.count("Transpose") == before.count("Transpose") - 1
+    assert after.count("ReorderOutput") == before.count("ReorderOutput") - one_block
+    np.testing.assert_array_equal(run(less, feed), run(by_onnxruntime, feed))
+    assert straighten(less, host.layout(), {graph.INPUT: feed[:1]}) == 0
+
+
+def test_the_step_tells_how_many_moves_went_and_the_price(tmp_path: Path) -> None:
+    floats, int8 = exported(tmp_path / "float", mobile(side=16), SQUARE), context(tmp_path / "int8")
+    Quantize(weight_bits=7, float_stem=True, pictures=8).run({"model": floats}, int8)
+    lent = context(tmp_path / "offline")
+    found = OptimizeOffline().run({"model": Artifact(floats.form, int8.out, floats.record)}, lent)
+    told = {m.name: m.value for m in found}
+    assert told["moves"] >= 1
+    assert told["price"] > 0
+    pictures = np.random.default_rng(1).integers(0, 256, (1, 20, 24, 3), np.uint8)
+    answers = [
+        Session(folder / graph.FUSED).run({"pictures": pictures})[0] for folder in (lent.out, int8.out)
+    ]
+    np.testing.assert_array_equal(*answers)
 
 
 @pytest.mark.parametrize("name", FILES)

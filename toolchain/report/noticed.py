@@ -54,10 +54,11 @@ def _rounded(step: str, measured: Sequence[Measurement]) -> str:
 
 def _offline(settings: Mapping[str, JSON], measured: Sequence[Measurement]) -> str:
     loads = {(m.where["state"], m.where["file"]): m.value for m in measured if m.name == "load"}
+    price = _price("optimize_offline", measured).removeprefix("optimize_offline: ")
     return (
         f"optimize_offline: a session of the fused file is ready in {loads['after', 'fused']:.1f} ms instead of "
         f"{loads['before', 'fused']:.1f}, on {settings['target']} only"
-    )
+    ) + (price and f"; {price}")
 
 
 def _activations(measured: Sequence[Measurement]) -> str:
