@@ -26,6 +26,7 @@ from toolchain.steps.qat import Qat
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.reconstruct import Reconstruct
 from toolchain.steps.recover import Recover
+from toolchain.steps.relu_stem import ReluStem
 from toolchain.steps.rescale import Rescale
 from toolchain.steps.simplify import Simplify
 from toolchain.steps.smooth import Smooth
@@ -48,6 +49,7 @@ AnyStep = Annotated[
     | Join
     | PadStem
     | GreyStem
+    | ReluStem
     | Equalize
     | SplitChannels
     | Smooth
@@ -83,6 +85,7 @@ __all__ = [
     "Quantize",
     "Reconstruct",
     "Recover",
+    "ReluStem",
     "Rescale",
     "Simplify",
     "Smooth",
