@@ -45,19 +45,24 @@ from toolchain.step import Step
 from toolchain.steps.equalize import Equalize
 from toolchain.steps.join import Join
 from toolchain.steps.narrow import Narrow
+from toolchain.steps.optimize_offline import OptimizeOffline
 from toolchain.steps.pad_stem import PadStem
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.reconstruct import Reconstruct
+from toolchain.steps.relu_stem import ReluStem
 from toolchain.steps.weight_only import WeightOnly
 
 RESULT = ROOT / "benchmarks" / "results" / f"ptq.{host.isa()}.json"
 _CLASSIFIER = ("classifier",)
-FASTEST = "block 1 narrowed, reconstruct, join, mse, classifier weight-only"
+FASTEST = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only, optimized offline"
+PORTABLE = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only"
+RECONSTRUCTED = "block 1 narrowed, reconstruct, join, mse, classifier weight-only"
 NARROWED = "block 1 narrowed, join, mse, classifier weight-only"
 EARLY = Narrow(min_sqnr=16, layers=("conv_stem", "blocks.1.*"))
 CLASSIFIER_APART: list[Step] = [
     Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
 ]  # fmt: skip
+SMALLER: list[Step] = [ReluStem(), Narrow(min_sqnr=17), Reconstruct(teacher="fp32"), *CLASSIFIER_APART]
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
@@ -69,7 +74,9 @@ FILES: dict[str, list[Step]] = {
     "narrow, join, mse": [Narrow(), Join(), Quantize(calibration="mse")],
     "narrow, join, mse, classifier weight-only": [Narrow(), *CLASSIFIER_APART],
     NARROWED: [EARLY, *CLASSIFIER_APART],
-    FASTEST: [EARLY, Reconstruct(teacher="fp32"), *CLASSIFIER_APART],
+    RECONSTRUCTED: [EARLY, Reconstruct(teacher="fp32"), *CLASSIFIER_APART],
+    PORTABLE: SMALLER,
+    FASTEST: [*SMALLER, OptimizeOffline()],
     "mse, classifier weight-only": CLASSIFIER_APART[1:],
     "7 bits": [Quantize(weight_bits=7)],
     "7 bits, adaptive": [Quantize(weight_bits=7, rounding="adaptive")],
@@ -96,9 +103,9 @@ BESIDE = {
     "equalize, per tensor, adaptive": "per tensor, adaptive",
     "equalize, per channel": "int8",
     "mse, classifier weight-only": "mse",
-    FASTEST: NARROWED,
+    RECONSTRUCTED: NARROWED,
 }
-TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", FASTEST)
+TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", RECONSTRUCTED, PORTABLE, FASTEST)
 
 
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
