@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from benchmarks import table
-from benchmarks.peers import cases, cells, install, process, record
+from benchmarks.peers import cases, cells, install, process, record, timing
 from benchmarks.peers.answering import answers
 from benchmarks.peers.entrants import Entrant, entrants
 from benchmarks.peers.places import (
@@ -225,6 +225,17 @@ def test_a_file_that_does_not_run_is_a_reason_kept_by_content(build: Path) -> No
     done = next((build / "answers").rglob("done.json"))
     write_json(done, {"error": "as remembered"})
     assert answers(CASE, rubbish, build)[1] == "its file does not run: as remembered"
+
+
+def test_rounds_of_several_processes_count_as_one_run_at_the_highest_load() -> None:
+    def one(load: float, value: int) -> dict[str, Any]:
+        samples = {"blocks/a": np.full((2, 3), value), "mixed/a": np.full(4, value)}
+        return {"load": np.array([[load, 1, 1], [0.5, 2, 2]]), **samples}
+
+    found = timing.pooled([one(0.1, 5), one(0.7, 6)])
+    assert found["load"].tolist() == [[0.7, 1, 1], [0.5, 2, 2]]
+    assert found["blocks/a"].tolist() == [[5] * 3] * 2 + [[6] * 3] * 2
+    assert found["mixed/a"].tolist() == [5] * 4 + [6] * 4
 
 
 def test_times_of_other_files_are_not_shown(build: Path) -> None:

@@ -91,6 +91,7 @@ def write(case: str, build: Path = BUILD) -> Path:
         "threads": 1,
         "batch": 1,
         "blocks": first.count,
+        "processes": first.processes,
         "host": first.host or host.facts(),
         "load": load,
         **digests(inputs, scored),
@@ -149,12 +150,13 @@ def scored_row(files: Sequence[Entrant], timed: Mapping[str, Times], build: Path
 
 @dataclass(frozen=True)
 class Times:
-    """What a timing run left: the host then, the load before and after, raw samples and the hashes of the files."""
+    """What a timing run left: the host then, the load before and after, blocks in how many processes, raw samples."""
 
     host: dict[str, Any] | None = None
     load: list[list[float]] | None = None
     count: int | None = None
     raw: Mapping[str, Any] | None = None
+    processes: int = 1
 
     def samples(self, entrant: Entrant) -> tuple[Any, Any]:
         """(blocks, mixed) of a row, or (None, None)."""
@@ -176,7 +178,8 @@ def times(part: str, build: Path = BUILD) -> Times:
     raw = dict(np.load(folder / "raw.npz"))
     load = [[round(value, 2) for value in at] for at in raw.pop("load").tolist()]
     crowded = max(at[0] for at in load) > state["host"]["cores"] + MOST_WAITING
-    return Times(state["host"], load, state["blocks"], None if crowded else raw)
+    samples = None if crowded else raw
+    return Times(state["host"], load, state["blocks"], samples, state.get("processes", 1))
 
 
 def row(scored: Scored, base: Scored, truth: Truth, metric: stats.Metric = "top1") -> dict[str, Any]:
