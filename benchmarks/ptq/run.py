@@ -62,7 +62,7 @@ EARLY = Narrow(min_sqnr=16, layers=("conv_stem", "blocks.1.*"))
 CLASSIFIER_APART: list[Step] = [
     Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
 ]  # fmt: skip
-SMALLER: list[Step] = [ReluStem(), Narrow(min_sqnr=16), Reconstruct(teacher="fp32"), *CLASSIFIER_APART]
+SMALLER: list[Step] = [ReluStem(), Narrow(min_sqnr=17), Reconstruct(teacher="fp32"), *CLASSIFIER_APART]
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
