@@ -54,20 +54,15 @@ from toolchain.steps.weight_only import WeightOnly
 
 RESULT = ROOT / "benchmarks" / "results" / f"ptq.{host.isa()}.json"
 _CLASSIFIER = ("classifier",)
-FASTEST = (
-    "ReLU stem, blocks 1 and 2 narrowed, reconstruct, join, mse, classifier weight-only, optimized offline"
-)
-PORTABLE = "ReLU stem, blocks 1 and 2 narrowed, reconstruct, join, mse, classifier weight-only"
+FASTEST = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only, optimized offline"
+PORTABLE = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only"
 RECONSTRUCTED = "block 1 narrowed, reconstruct, join, mse, classifier weight-only"
 NARROWED = "block 1 narrowed, join, mse, classifier weight-only"
 EARLY = Narrow(min_sqnr=16, layers=("conv_stem", "blocks.1.*"))
 CLASSIFIER_APART: list[Step] = [
     Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
 ]  # fmt: skip
-EARLY_BLOCKS = ("conv_stem", "blocks.1.*", "blocks.2.*")
-SMALLER: list[Step] = [
-    ReluStem(), Narrow(min_sqnr=15, layers=EARLY_BLOCKS), Reconstruct(teacher="fp32"), *CLASSIFIER_APART,
-]  # fmt: skip
+SMALLER: list[Step] = [ReluStem(), Narrow(min_sqnr=17), Reconstruct(teacher="fp32"), *CLASSIFIER_APART]
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
