@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from onnx_helpers import SQUARE, exported, mobile, noise_ratio, run, values
 
 from toolchain import graph
 from toolchain.artifact import Artifact
-from toolchain.errors import ModelError
+from toolchain.errors import DataError, ModelError
 from toolchain.steps.quantize import Quantize
 from toolchain.steps.relu_stem import ReluStem, unclip
 
@@ -42,14 +43,20 @@ def feed() -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
 
 
-def test_the_stem_alone_loses_its_limit(tmp_path: Path) -> None:
+def test_the_stem_alone_loses_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faked(before: onnx.ModelProto, after: onnx.ModelProto, _: NDArray[np.float32]) -> float:
+        return sum(n.op_type == "Clip" for n in after.graph.node) / sum(
+            n.op_type == "Clip" for n in before.graph.node
+        )
+
+    monkeypatch.setattr("toolchain.steps.relu_stem.latency_ratio", faked)
     source, lent = network(tmp_path / "float", 6.0), context(tmp_path / "out")
     told = values(ReluStem().run({"model": source}, lent))
     model = graph.read(lent.out / graph.PLAIN)
     assert [n.op_type for n in model.graph.node][:2] == ["Conv", "Relu"]
     assert clips(lent.out) == clips(source.folder) - 1
     assert told["replaced"] == 1
-    assert told["price"] > 0
+    assert told["price"] == round((clips(source.folder) - 1) / clips(source.folder), 3)
     assert told["sqnr"] > 20
     # What lies below the limit passes as before.
     small = 0.01 * feed()
@@ -63,6 +70,7 @@ def test_a_limit_that_the_logits_hear_stays(tmp_path: Path) -> None:
     told = values(ReluStem().run({"model": source}, lent))
     assert told["replaced"] == 0
     assert told["sqnr"] < 20
+    assert "price" not in told
     assert clips(lent.out) == clips(source.folder)
     np.testing.assert_array_equal(
         run(lent.out / graph.PLAIN, feed()), run(source.folder / graph.PLAIN, feed())
@@ -84,7 +92,20 @@ def test_nothing_to_do_is_told_and_changes_nothing(tmp_path: Path) -> None:
 def test_a_clip_from_elsewhere_is_none_of_it() -> None:
     assert not unclip(clipped(-1.0, 6.0))
     assert not unclip(mobile(side=16))
+    open_below = clipped(0.0, 6.0)
+    next(node for node in open_below.graph.node if node.op_type == "Clip").input[1] = ""
+    assert not unclip(open_below)
+    read_twice = clipped(0.0, 6.0)
+    read_twice.graph.node.append(onnx.helper.make_node("Relu", ["stem/linear"], ["other"], name="other"))
+    assert not unclip(read_twice)
     assert unclip(clipped(0.0, 6.0))
+
+
+def test_without_validation_pictures_nothing_is_decided(tmp_path: Path) -> None:
+    source, lent = network(tmp_path / "float", 6.0), context(tmp_path / "out")
+    none = replace(lent.data, val=lent.data.val.subset([]))
+    with pytest.raises(DataError, match="relu_stem compares answers on validation pictures"):
+        ReluStem().run({"model": source}, replace(lent, data=none))
 
 
 def test_it_is_quantized_as_before_and_stands_before_it(tmp_path: Path) -> None:

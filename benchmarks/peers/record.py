@@ -75,8 +75,9 @@ def write(case: str, build: Path = BUILD) -> Path:
     found = {files[0].name: scored_row(files, timed, build) for files in every}
     scored = {name: each for name, each in found.items() if isinstance(each, Scored)}
     metric, bar = METRICS[task(case)], BARS[task(case)]
-    said = {each: verdict(scored, truth, bar, each) for each in (metric, "top1")}
     first, load = next(iter(timed.values())), busiest(timed.values())
+    processes = first.processes if len(timed) == 1 else 1
+    said = {each: verdict(scored, truth, bar, each, processes) for each in (metric, "top1")}
     calibration = min(each["calibration"] for each in inputs.values())
     counts = {"calibration": calibration, "scored": len(truth.labels), "parts": len(inputs)}
     content = {
@@ -262,11 +263,12 @@ def within(lost: stats.Interval) -> bool:
 
 
 def verdict(
-    scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None], metric: stats.Metric = "top1"
-) -> dict[str, Any] | None:
+    scored: Mapping[str, Scored], truth: Truth, bar: tuple[float, float | None], metric: stats.Metric = "top1",
+    processes: int = 1,
+) -> dict[str, Any] | None:  # fmt: skip
     """Our fastest file that loses at most 1 point of the metric against the fastest such file of a rival (OpenVINO's
     runtime apart), for certain (by the intervals' low ends); where the bar names no speed over fp32, ours must be within
-    1 point of that file as well, paired.
+    1 point of that file as well, paired. processes: whose rounds follow one another; each one's own ratio is told.
 
     None when nothing was timed; without figures when one side has no such file.
     """
@@ -289,11 +291,15 @@ def verdict(
     lost = stats.accuracy_difference(rival.logits, ours.logits, truth.labels, truth.groups, metric)
     wanted, wanted_float = bar
     enough = within(lost) if wanted_float is None else over_float.ci95[0] >= wanted_float
+    by_process = (
+        {"faster than the best rival by process": apart(rival, ours, processes)} if processes > 1 else {}
+    )
     return {
         "ours": ours.entrant.setting,
         "best rival": rival.entrant.name,
         "faster than the best rival": round(over_rival.value, 2),
         "faster than the best rival ci95": [round(end, 2) for end in over_rival.ci95],
+        **by_process,
         "wanted": wanted,
         "faster than fp32": round(over_float.value, 2),
         "faster than fp32 ci95": [round(end, 2) for end in over_float.ci95],
@@ -303,6 +309,12 @@ def verdict(
         "metric": metric,
         "met": over_rival.ci95[0] >= wanted and enough,
     }
+
+
+def apart(rival: Scored, ours: Scored, processes: int) -> list[float]:
+    """The ratio of medians of each process."""
+    pairs = zip(np.array_split(rival.blocks, processes), np.array_split(ours.blocks, processes), strict=True)
+    return [round(float(np.median(theirs) / np.median(own)), 2) for theirs, own in pairs]
 
 
 def fastest(files: list[Scored]) -> Scored | None:

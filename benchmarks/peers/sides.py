@@ -5,7 +5,8 @@
 
 Runs in our environment, or in that of OpenVINO, which has onnxruntime too: of our code only toolchain.runtime is
 imported. ONNX files run through the session that ships; OpenVINO's files (.xml) in OpenVINO's runtime, as a
-foreign reference, with its default precision. PLAN: JSON {"files": {name: path}, "picture": path, "blocks": n}.
+foreign reference, with its default precision. PLAN: JSON {"files": {name: path}, "picture": path, "blocks": n,
+"seed": of the order of turns}.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def times(plan: dict[str, Any]) -> dict[str, Any]:
     picture = np.load(plan["picture"])
     sides = {name: partial(answerer(Path(file)), picture) for name, file in plan["files"].items()}
     before = os.getloadavg()
-    blocks = interleave(sides, blocks=plan["blocks"])
-    mixed = alternate(sides, calls=10 * plan["blocks"])
+    blocks = interleave(sides, blocks=plan["blocks"], seed=plan["seed"])
+    mixed = alternate(sides, calls=10 * plan["blocks"], seed=plan["seed"])
     found: dict[str, Any] = {"load": np.array([before, os.getloadavg()])}
     found |= {f"blocks/{name}": samples for name, samples in blocks.items()}
     return found | {f"mixed/{name}": samples for name, samples in mixed.items()}

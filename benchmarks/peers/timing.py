@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers.timing [CASE …] [--blocks 30] [--processes 1]
 
-All files take turns in one process; several such processes, one after another, load each file anew: where its memory
-comes to lie moved a file's speed by 2 % (Zen 4). Runs in OpenVINO's environment where there is one, so that its files take
-turns with the others; otherwise in ours, and those rows have no times. The load before and after goes into the record.
+All files take turns in one process; several such processes, one after another, load each file anew, for two copies of
+one file differ by 1 to 2 % in a process (Zen 4). Intervals draw rounds, as if all were of one process. Runs in OpenVINO's
+environment where there is one, so that its files take turns with the others; otherwise in ours, and those rows have no
+times. The load before and after goes into the record.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=30, help="rounds; 20 at least for a record")
     parser.add_argument("--processes", type=int, default=1, help="how often all of it, each file loaded anew")
     asked = parser.parse_args()
+    if asked.processes < 1:
+        parser.error("--processes: one at least")
     failed = 0
     for case in asked.cases:
         errors = [
@@ -60,10 +63,10 @@ def measure(case: str, blocks: int, processes: int = 1, build: Path = BUILD) -> 
     np.save(folder / "picture.npy", np.load(case_folder(case, build) / "held_back.npy", mmap_mode="r")[:1])
     files = {name: str(entrant.file.absolute()) for name, entrant in running.items()}
     plan = {"files": files, "picture": str((folder / "picture.npy").absolute()), "blocks": blocks}
-    write_json(folder / "plan.json", plan)
     (folder / "times.json").unlink(missing_ok=True)
     taken = []
-    for _ in range(processes):
+    for seed in range(processes):
+        write_json(folder / "plan.json", plan | {"seed": seed})
         command = [*program(with_foreign, build), "times", str(folder / "plan.json"), str(folder / "raw.npz")]
         outcome = process.run(command, folder / "log.txt", surroundings(), LIMIT_S)
         if outcome.error is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_attribute, make_empty_tensor_value_info
 
+from toolchain.errors import ModelError
 from toolchain.graph import attribute, consumers
 from toolchain.runtime.session import Session
 
@@ -36,16 +37,26 @@ class _Crossing:
 def straighten(model: ModelProto, layout: str, feed: Mapping[str, NDArray[Any]]) -> int:
     """Take needless moves out of an optimized graph, in place, and return how many; answers stay the same to the bit.
 
-    layout: of the machine that it was optimized on and is for, as host.layout() says. feed: any input; whatever is
-    read, inner tensors must be of one size, but for the batch.
+    layout: of the machine that it was optimized on and is for, as host.layout() says. feed: any input; what the graph reads
+    must be of one size, but for the batch and for pictures that it resizes itself. Both graphs answer it: raises ModelError
+    where they differ, as they would if a block held another number of channels than is known of this layout.
     """
     found = list(_crossings(model.graph))
+    if not found:
+        return 0
+    before, moved = _run(model, [crossing.move.output[0] for crossing in found], feed)
     one_block = [attribute(c.reorder, "channels", 0) == _BLOCKS.get(layout) for c in found]
-    for crossing, lies, size in zip(found, one_block, _sizes(model, found, feed), strict=True):
+    for crossing, lies, tensor in zip(found, one_block, moved, strict=True):
         if lies:
-            _as_it_lies(model.graph, crossing, size)
+            _as_it_lies(model.graph, crossing, tensor.shape)
         else:
             _write_last(model.graph, crossing)
+    after, _ = _run(model, [], feed)
+    if not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+        raise ModelError(
+            "the graph answers otherwise with fewer moves between layouts: ONNX Runtime does not lay tensors out on "
+            f"{layout} as it did where this was tried; leave optimize_offline out"
+        )
     return len(found) + one_block.count(True)
 
 
@@ -67,30 +78,26 @@ def _crossings(net: GraphProto) -> Iterator[_Crossing]:
             yield _Crossing(reorder, rounding, move)
 
 
-def _sizes(
-    model: ModelProto, found: Sequence[_Crossing], feed: Mapping[str, NDArray[Any]]
-) -> list[tuple[int, int]]:
-    """Height and width of what is moved."""
-    if not found:
-        return []
+def _run(
+    model: ModelProto, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """The outputs, and the inner tensors of these names."""
     shown = ModelProto()
     shown.CopyFrom(model)
-    shown.graph.output.extend(make_empty_tensor_value_info(c.move.output[0]) for c in found)
-    made = Session(shown.SerializeToString()).run(feed)[len(model.graph.output) :]
-    return [(int(tensor.shape[1]), int(tensor.shape[2])) for tensor in made]
+    shown.graph.output.extend(make_empty_tensor_value_info(name) for name in names)
+    made = Session(shown.SerializeToString()).run(feed)
+    own = len(model.graph.output)
+    return made[:own], made[own:]
 
 
-def _as_it_lies(net: GraphProto, crossing: _Crossing, size: tuple[int, int]) -> None:
-    """Round the one block where it lies, and call what comes out by its right shape."""
-    channels = attribute(crossing.reorder, "channels", 0)
-    shape = numpy_helper.from_array(
-        np.array([0, *size, channels]), f"{crossing.rounding.output[0]}/channels_last"
-    )
-    net.initializer.append(shape)
+def _as_it_lies(net: GraphProto, crossing: _Crossing, shape: Sequence[int]) -> None:
+    """Round the one block where it lies, and call what comes out by its right shape, [N, h, w, C]."""
+    name = f"{crossing.rounding.output[0]}/channels_last"
+    net.initializer.append(numpy_helper.from_array(np.array([0, *shape[1:]]), name))
     crossing.rounding.input[0] = crossing.reorder.input[0]
     crossing.move.op_type = "Reshape"
     del crossing.move.attribute[:]
-    crossing.move.input.append(shape.name)
+    crossing.move.input.append(name)
     net.node.remove(crossing.reorder)
 
 

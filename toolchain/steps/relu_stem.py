@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from onnx import ModelProto
@@ -21,13 +22,13 @@ from toolchain.step import Context, Step
 
 
 class ReluStem(Step):
-    """For networks with ReLU6 whose stem stays in float: its Clip is a pass over the greatest tensor, a ReLU is none.
+    """For networks with ReLU6 whose stem stays in float: its Clip is a pass over a large tensor, a ReLU is none.
 
     Integers clip for nothing, so that only the stem is worth it. What was above the limit is so no longer: that changes
     answers, and is done only if the logits' noise stays `min_sqnr` dB below their signal on `probe` pictures of val; no
     label is looked at. Put it first, so that `narrow` and `reconstruct` see it.
-    Measures the `sqnr` and `agreement` that it would leave, `replaced` (0 or 1), and `price`, how many times the latency
-    of the file before.
+    Measures `replaced` (0 or 1); the `sqnr` and `agreement` that it leaves or would leave, where there is such a Clip; and
+    where it goes `price`, how many times the latency of the file before.
     """
 
     step: Literal["relu_stem"] = "relu_stem"
@@ -43,38 +44,43 @@ class ReluStem(Step):
 
         Raises DataError without validation pictures, ModelError for a network that is quantized.
         """
-        source, val = inputs["model"].folder, context.data.val
+        source = inputs["model"].folder
         original = graph.read(source / graph.PLAIN)
         graph.require_float(original)
         changed = ModelProto()
         changed.CopyFrom(original)
         if not unclip(changed):
             context.progress.say(
-                "relu_stem has nothing to do: no Clip from 0 alone reads a first convolution"
+                "relu_stem has nothing to do: the first convolution is not followed by one Clip alone, with 0 below"
             )
             hand_on(self, source, original, context.out)
             return (Measurement(name="replaced", value=0), *graph.sizes(context.out))
-        chosen = pictures.choose(val, self.probe)
-        if not chosen:
-            raise DataError("relu_stem compares answers on validation pictures, and there are none")
-        probe = list(pictures.prepared(source / graph.PREPROCESS, val, chosen))
+        probe = self._probe(source / graph.PREPROCESS, context)
         before, after = (sensitivity.answers(model, probe) for model in (original, changed))
         reached = sensitivity.fidelity(before, after)
         kept = reached.sqnr >= self.min_sqnr
-        if not kept:
+        hand_on(self, source, changed if kept else original, context.out)
+        measured = [
+            Measurement(name="replaced", value=int(kept)),
+            Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
+            Measurement(name="agreement", value=reached.agreement),
+        ]
+        if kept:
+            price = latency_ratio(original, changed, probe[0])
+            measured.append(Measurement(name="price", value=round(price, 3)))
+        else:
             context.progress.say(
                 f"relu_stem leaves the Clip: without it the logits keep {reached.sqnr:.1f} dB of signal over noise, less "
                 f"than min_sqnr ({self.min_sqnr:g})"
             )
-        price = round(latency_ratio(original, changed, probe[0]), 3) if kept else 1.0
-        hand_on(self, source, changed if kept else original, context.out)
-        return (
-            Measurement(name="replaced", value=int(kept)),
-            Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
-            Measurement(name="agreement", value=reached.agreement),
-            Measurement(name="price", value=price),
-            *graph.sizes(context.out),
-        )
+        return (*measured, *graph.sizes(context.out))
+
+    def _probe(self, preprocess: Path, context: Context) -> list[sensitivity.Floats]:
+        val = context.data.val
+        chosen = pictures.choose(val, self.probe)
+        if not chosen:
+            raise DataError("relu_stem compares answers on validation pictures, and there are none")
+        return list(pictures.prepared(preprocess, val, chosen))
 
 
 def unclip(model: ModelProto) -> bool:
