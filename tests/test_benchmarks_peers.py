@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,13 @@ def test_rounds_of_several_processes_count_as_one_run_at_the_highest_load() -> N
     assert found["load"].tolist() == [[0.7, 1, 1], [0.5, 2, 2]]
     assert found["blocks/a"].tolist() == [[5] * 3] * 2 + [[6] * 3] * 2
     assert found["mixed/a"].tolist() == [5] * 4 + [6] * 4
+
+
+def test_each_process_has_its_own_ratio() -> None:
+    def rounds(*values: int) -> Any:
+        return SimpleNamespace(blocks=np.repeat(values, 2)[:, None] * np.ones((1, 3)))
+
+    assert record.apart(rounds(6, 6), rounds(5, 4), 2) == [1.2, 1.5]
 
 
 def test_times_of_other_files_are_not_shown(build: Path) -> None:

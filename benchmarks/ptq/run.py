@@ -4,7 +4,8 @@
 
 Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
 benchmarks/imagenet_sample:
-256 pictures calibrate, 744 score. Nothing is chosen by the 744. TIMED files are timed in one process, interleaved,
+256 pictures calibrate, 744 score. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
+nothing else is. TIMED files are timed in one process, interleaved,
 on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
 of it a technique gains over the form without it (BESIDE; 95 % interval over pictures), top-1, what that loses against
 fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
