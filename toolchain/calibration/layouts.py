@@ -103,10 +103,8 @@ def _as_it_lies(net: GraphProto, crossing: _Crossing, shape: Sequence[int]) -> N
 
 def _write_last(net: GraphProto, crossing: _Crossing) -> None:
     """Let the reordering write the channels last, and the rounding hand that on."""
-    for given in crossing.reorder.attribute:
-        if given.name == "channels_last":
-            crossing.reorder.attribute.remove(given)
-            break
-    crossing.reorder.attribute.append(make_attribute("channels_last", 1))
+    others = [given for given in crossing.reorder.attribute if given.name != "channels_last"]
+    del crossing.reorder.attribute[:]
+    crossing.reorder.attribute.extend([*others, make_attribute("channels_last", 1)])
     crossing.rounding.output[0] = crossing.move.output[0]
     net.node.remove(crossing.move)

@@ -41,6 +41,11 @@ def prepared(
         advance()
 
 
+def some(preprocess: Path, pictures: PictureSet, count: int) -> list[NDArray[np.float32]]:
+    """At most `count` pictures as `choose` picks them, each float32 [1, 3, h, w]; none of an empty set."""
+    return list(prepared(preprocess, pictures, choose(pictures, count)))
+
+
 def _quotas(sizes: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Pictures a class: proportional, largest remainders first, then one for each class that got none."""
     share = sizes * count / sizes.sum()

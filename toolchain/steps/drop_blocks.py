@@ -49,14 +49,13 @@ class DropBlocks(Step):
         source, data = inputs["model"].folder, context.data
         original = graph.read(source / graph.PLAIN)
         graph.require_float(original)
-        seen, compared = pictures.choose(data.train, self.pictures), pictures.choose(data.val, self.probe)
-        if not seen or not compared:
+        preprocess = source / graph.PREPROCESS
+        taught = pictures.some(preprocess, data.train, self.pictures)
+        probe = pictures.some(preprocess, data.val, self.probe)
+        if not taught or not probe:
             raise DataError(
                 "drop_blocks fits on training pictures and compares answers on validation pictures"
             )
-        preprocess = source / graph.PREPROCESS
-        taught = list(pictures.prepared(preprocess, data.train, seen))
-        probe = list(pictures.prepared(preprocess, data.val, compared))
         left, measured = self._search(original, taught, probe, context)
         hand_on(self, source, left, context.out)
         price = round(latency_ratio(original, left, probe[0]), 3) if measured else 1.0

@@ -82,6 +82,5 @@ class Equalize(Step):
     def _reached(
         self, original: ModelProto, model: ModelProto, preprocess: Path, context: Context
     ) -> tuple[Measurement, ...]:
-        val = context.data.val
-        probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
+        probe = pictures.some(preprocess, context.data.val, self.probe)
         return (sensitivity.against(original, model, probe),) if probe else ()

@@ -74,11 +74,9 @@ class FallBack(Step):
         changed = ModelProto()
         changed.CopyFrom(original)
         quantized = settings.quantize.integers(changed, source / graph.PREPROCESS, context)
-        val = context.data.val
-        chosen = pictures.choose(val, self.pictures)
-        if not chosen:
+        prepared = pictures.some(source / graph.PREPROCESS, context.data.val, self.pictures)
+        if not prepared:
             raise DataError("fall_back compares int8 with fp32 on validation pictures, and there are none")
-        prepared = list(pictures.prepared(source / graph.PREPROCESS, val, chosen))
         kept, measured = self._search(quantized, original, prepared, context)
         hand_on(settings, source, kept, context.out)
         return (

@@ -70,8 +70,7 @@ class Half(Step):
         _skip_detours(half)
         hand_on(self, source, half, context.out)
         _require_finite(context.out / graph.PLAIN, pictures.prepared(preprocess, train, chosen[:8]))
-        val = context.data.val
-        probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
+        probe = pictures.some(preprocess, context.data.val, self.probe)
         reached = (sensitivity.against(graph.read(source / graph.PLAIN), half, probe),) if probe else ()
         return (Measurement(name="nodes_float32", value=len(kept)), *reached, *graph.sizes(context.out))
 

@@ -105,11 +105,10 @@ class Narrow(Step):
         )
 
     def _probe(self, preprocess: Path, context: Context) -> list[sensitivity.Floats]:
-        val = context.data.val
-        chosen = pictures.choose(val, self.probe)
-        if not chosen:
+        probe = pictures.some(preprocess, context.data.val, self.probe)
+        if not probe:
             raise DataError("narrow compares answers on validation pictures, and there are none")
-        return list(pictures.prepared(preprocess, val, chosen))
+        return probe
 
     def _candidates(self, model: ModelProto, source: Artifact, context: Context) -> list[Candidate]:
         """The chains with their moments; chains without a channel to spare are left out."""

@@ -115,8 +115,7 @@ def _fidelity(
     teacher: ModelProto, files: Mapping[str, ModelProto], simulated: Simulated, source: Path, context: Context
 ) -> Iterator[Measurement]:  # fmt: skip
     """How close files answer to the teacher on val pictures, and how close the last one to its simulation."""
-    val = context.data.val
-    prepared = list(pictures.prepared(source / graph.PREPROCESS, val, pictures.choose(val, _COMPARED)))
+    prepared = pictures.some(source / graph.PREPROCESS, context.data.val, _COMPARED)
     reference = sensitivity.answers(teacher, prepared)
     for when, model in files.items():
         answers = sensitivity.answers(model, prepared)

@@ -192,8 +192,7 @@ class Quantize(Step):
         free = self.model_copy(update={"weight_bits": 8, "targets": ()})
         files = {"portable": restricted, "8 bits": free.integers(copied, preprocess, context)}
         products.lower(files["8 bits"])
-        train = context.data.train
-        inputs = list(pictures.prepared(preprocess, train, pictures.choose(train, _COMPARED)))
+        inputs = pictures.some(preprocess, context.data.train, _COMPARED)
         reference = sensitivity.answers(original, inputs)
         for name, file in files.items():
             found = sensitivity.fidelity(reference, sensitivity.answers(file, inputs))

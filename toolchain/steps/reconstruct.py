@@ -49,14 +49,13 @@ class Reconstruct(Step):
         """
         source, data = inputs["model"].folder, context.data
         model, teacher = self._networks(inputs)
-        seen, compared = pictures.choose(data.train, self.pictures), pictures.choose(data.val, self.probe)
-        if len(seen) < 16 or not compared:
+        preprocess = source / graph.PREPROCESS
+        taught = pictures.some(preprocess, data.train, self.pictures)
+        probe = pictures.some(preprocess, data.val, self.probe)
+        if len(taught) < 16 or not probe:
             raise DataError(
                 "reconstruct fits on 16 training pictures at least and compares on validation pictures"
             )
-        preprocess = source / graph.PREPROCESS
-        taught = list(pictures.prepared(preprocess, data.train, seen))
-        probe = list(pictures.prepared(preprocess, data.val, compared))
         ends = len(list(places(model, teacher)))
         with context.progress.task("reconstruct", ends) as task:
             changed, done = reconstruct(model, teacher, taught, task.advance)

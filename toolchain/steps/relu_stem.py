@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from onnx import ModelProto
@@ -55,7 +54,9 @@ class ReluStem(Step):
             )
             hand_on(self, source, original, context.out)
             return (Measurement(name="replaced", value=0), *graph.sizes(context.out))
-        probe = self._probe(source / graph.PREPROCESS, context)
+        probe = pictures.some(source / graph.PREPROCESS, context.data.val, self.probe)
+        if not probe:
+            raise DataError("relu_stem compares answers on validation pictures, and there are none")
         before, after = (sensitivity.answers(model, probe) for model in (original, changed))
         reached = sensitivity.fidelity(before, after)
         kept = reached.sqnr >= self.min_sqnr
@@ -74,13 +75,6 @@ class ReluStem(Step):
                 f"than min_sqnr ({self.min_sqnr:g})"
             )
         return (*measured, *graph.sizes(context.out))
-
-    def _probe(self, preprocess: Path, context: Context) -> list[sensitivity.Floats]:
-        val = context.data.val
-        chosen = pictures.choose(val, self.probe)
-        if not chosen:
-            raise DataError("relu_stem compares answers on validation pictures, and there are none")
-        return list(pictures.prepared(preprocess, val, chosen))
 
 
 def unclip(model: ModelProto) -> bool:

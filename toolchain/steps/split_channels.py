@@ -52,15 +52,14 @@ class SplitChannels(Step):
         Raises DataError without training pictures, ModelError for a network that is quantized, for a pattern without a
         match, or where a named convolution's channels cannot be split.
         """
-        source, train = inputs["model"].folder, context.data.train
+        source = inputs["model"].folder
         original = graph.read(source / graph.PLAIN)
         graph.require_float(original)
         model = ModelProto()
         model.CopyFrom(original)
-        chosen = pictures.choose(train, self.pictures)
-        if not chosen:
+        seen = pictures.some(source / graph.PREPROCESS, context.data.train, self.pictures)
+        if not seen:
             raise DataError("split_channels rounds channels on training pictures, and there are none")
-        seen = list(pictures.prepared(source / graph.PREPROCESS, train, chosen))
         found = ranges.observe(model, lambda: iter(seen), "minmax").ranges
         measured: list[Measurement] = []
         for name in selection.matching(model, self.layers, "layers"):

@@ -78,8 +78,7 @@ class WeightOnly(Step):
     def _told(
         self, original: ModelProto, model: ModelProto, preprocess: Path, context: Context
     ) -> tuple[Measurement, ...]:
-        val = context.data.val
-        probe = list(pictures.prepared(preprocess, val, pictures.choose(val, self.probe)))
+        probe = pictures.some(preprocess, context.data.val, self.probe)
         if not probe:
             return ()
         price = round(latency_ratio(original, model, probe[0]), 3)
