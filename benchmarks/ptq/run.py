@@ -4,7 +4,7 @@
 
 Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
 benchmarks/imagenet_sample:
-256 pictures calibrate, 744 score. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
+256 pictures calibrate, 744 score; chains with `narrow` fit on 192 of the 256 and are judged on the other 64. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
 nothing else is. TIMED files are timed in one process, interleaved,
 on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
 of it a technique gains over the form without it (BESIDE; 95 % interval over pictures), top-1, what that loses against
@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,22 @@ TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", RECONSTRUC
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
     """The file after a chain of steps from `source`, the teacher of those that have one; nothing is made twice."""
     teacher = source
+    given = apart(data) if any(isinstance(step, Narrow) for step in steps) else data
     for step in steps:
         settings = step.resolved()
         name = f"{len(list(work.iterdir()))}_{settings.step}"
         known = _MADE.get((str(source), settings.model_dump_json()))
-        made = known or make(settings, source, work / name, data, teacher)
+        made = known or make(settings, source, work / name, given, teacher)
         _MADE[(str(source), settings.model_dump_json())] = made
         source = made
     return source / graph.PLAIN
+
+
+def apart(data: Data) -> Data:
+    """With the calibration pictures in two: three fourths to fit, the rest to tell `narrow` and `reconstruct` how far to go."""
+    told = [index % 4 == 3 for index in range(len(data.train))]
+    fit, tell = ([i for i, is_told in enumerate(told) if is_told == wanted] for wanted in (False, True))
+    return replace(data, train=data.train.subset(fit), val=data.train.subset(tell))
 
 
 _MADE: dict[tuple[str, str], Path] = {}
