@@ -3,10 +3,10 @@
     python -m benchmarks.ptq.run [--blocks 30] [--data DIR] [--only scores]
 
 Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
-benchmarks/imagenet_sample:
-256 pictures calibrate, 744 score; chains with `narrow` fit on 192 of the 256 and are judged on the other 64. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
-nothing else is. TIMED files are timed in one process, interleaved,
-on one thread. Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
+benchmarks/imagenet_sample: 256 pictures calibrate, 744 score. Chains with `narrow` fit on 192 of the 256 and judge
+themselves on the other 64. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
+nothing else is. TIMED files are timed in one process, interleaved, on one thread.
+Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
 of it a technique gains over the form without it (BESIDE; 95 % interval over pictures), top-1, what that loses against
 fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
 Passes (issue 5, bar 2) when FASTEST loses at most 1 point against the rival (bad end of the interval at most 3) and is
@@ -125,7 +125,7 @@ def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
 
 
 def apart(data: Data) -> Data:
-    """With the calibration pictures in two: three fourths to fit, the rest to tell `narrow` and `reconstruct` how far to go."""
+    """The calibration pictures in two: three fourths to fit, the rest to tell `narrow` and `reconstruct` when to stop."""
     told = [index % 4 == 3 for index in range(len(data.train))]
     fit, tell = ([i for i, is_told in enumerate(told) if is_told == wanted] for wanted in (False, True))
     return replace(data, train=data.train.subset(fit), val=data.train.subset(tell))
