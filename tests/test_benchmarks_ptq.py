@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.ptq.paired import gained
+from benchmarks.ptq.run import apart
+from toolchain.data.dataset import Data, PictureSet, Sample
 
 
 def test_half_of_the_noise_is_six_decibels_for_certain() -> None:
@@ -30,3 +32,12 @@ def test_what_is_added_to_all_classes_alike_is_no_noise() -> None:
     moved = reference + noise + chance.normal(size=(100, 1)).astype(np.float32)
     found = gained(reference, reference + noise, moved, beside="plain")
     assert found["gained_db"] == pytest.approx(0, abs=0.01)
+
+
+def test_pictures_that_are_fitted_tell_nothing() -> None:
+    samples = tuple(Sample(f"{index}.png", 0, str(index)) for index in range(256))
+    calibration = PictureSet(samples, lambda name: np.zeros((2, 2, 3), np.uint8))
+    parts = apart(Data("all", ("one",), train=calibration, val=calibration, test=calibration.subset([])))
+    fit, tell = ({sample.sha256 for sample in part.samples} for part in (parts.train, parts.val))
+    assert (len(fit), len(tell)) == (192, 64)
+    assert not fit & tell

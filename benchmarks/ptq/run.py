@@ -4,8 +4,8 @@
 
 Pictures, split and rival (optimum's avx512_vnni static per-channel preset; the other rivals: benchmarks/peers) are those of
 benchmarks/imagenet_sample: 256 pictures calibrate, 744 score. Chains with `narrow` fit on 192 of the 256 and judge
-themselves on the other 64. Which chain is FASTEST was chosen after the 744 had been read for five (docs/peers.md);
-nothing else is. TIMED files are timed in one process, interleaved, on one thread.
+themselves on the other 64. FASTEST's settings were chosen after the 744 had been read for others (docs/peers.md);
+nothing else was. TIMED files are timed in one process, interleaved, on one thread.
 Writes benchmarks/results/ptq.ISA.json: per file the logits' signal over noise against fp32, how many dB
 of it a technique gains over the form without it (BESIDE; 95 % interval over pictures), top-1, what that loses against
 fp32 and against the rival (paired, in points) and agreement; size; speed over fp32 and the rival.
@@ -113,25 +113,26 @@ TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", RECONSTRUC
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
     """The file after a chain of steps from `source`, the teacher of those that have one; nothing is made twice."""
     teacher = source
-    given = apart(data) if any(isinstance(step, Narrow) for step in steps) else data
+    is_told = any(isinstance(step, Narrow) for step in steps)
+    given = apart(data) if is_told else data
     for step in steps:
         settings = step.resolved()
         name = f"{len(list(work.iterdir()))}_{settings.step}"
-        known = _MADE.get((str(source), settings.model_dump_json()))
-        made = known or make(settings, source, work / name, given, teacher)
-        _MADE[(str(source), settings.model_dump_json())] = made
+        key = (str(source), settings.model_dump_json(), is_told)
+        made = _MADE.get(key) or make(settings, source, work / name, given, teacher)
+        _MADE[key] = made
         source = made
     return source / graph.PLAIN
 
 
 def apart(data: Data) -> Data:
     """The calibration pictures in two: three fourths to fit, the rest to tell `narrow` and `reconstruct` when to stop."""
-    told = [index % 4 == 3 for index in range(len(data.train))]
-    fit, tell = ([i for i, is_told in enumerate(told) if is_told == wanted] for wanted in (False, True))
+    everyone = range(len(data.train))
+    fit, tell = [index for index in everyone if index % 4 != 3], list(everyone[3::4])
     return replace(data, train=data.train.subset(fit), val=data.train.subset(tell))
 
 
-_MADE: dict[tuple[str, str], Path] = {}
+_MADE: dict[tuple[str, str, bool], Path] = {}  # by source, step, and whether its pictures are kept apart
 
 
 def main() -> int:
