@@ -56,20 +56,15 @@ from toolchain.steps.weight_only import WeightOnly
 
 RESULT = ROOT / "benchmarks" / "results" / f"ptq.{host.isa()}.json"
 _CLASSIFIER = ("classifier",)
-FASTEST = (
-    "ReLU stem, narrowed in two rounds, reconstruct, join, mse, classifier weight-only, optimized offline"
-)
-PORTABLE = "ReLU stem, narrowed in two rounds, reconstruct, join, mse, classifier weight-only"
-ONE_ROUND = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only"
+FASTEST = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only, optimized offline"
+PORTABLE = "ReLU stem, narrow, reconstruct, join, mse, classifier weight-only"
 RECONSTRUCTED = "block 1 narrowed, reconstruct, join, mse, classifier weight-only"
 NARROWED = "block 1 narrowed, join, mse, classifier weight-only"
 EARLY = Narrow(min_sqnr=16, layers=("conv_stem", "blocks.1.*"))
 CLASSIFIER_APART: list[Step] = [
     Join(), Quantize(calibration="mse", exclude=_CLASSIFIER), WeightOnly(layers=_CLASSIFIER, block=128),
 ]  # fmt: skip
-RECOVER = Reconstruct(teacher="fp32")
-DEAREST = Narrow(min_sqnr=15, layers=("conv_stem", "blocks.1.0.conv_pw"))  # at 112 by 112 pixels
-SMALLER: list[Step] = [ReluStem(), DEAREST, RECOVER, Narrow(min_sqnr=20), RECOVER, *CLASSIFIER_APART]
+SMALLER: list[Step] = [ReluStem(), Narrow(min_sqnr=17), Reconstruct(teacher="fp32"), *CLASSIFIER_APART]
 FILES: dict[str, list[Step]] = {
     "int8": [Quantize()],
     "mse": [Quantize(calibration="mse")],
@@ -81,8 +76,7 @@ FILES: dict[str, list[Step]] = {
     "narrow, join, mse": [Narrow(), Join(), Quantize(calibration="mse")],
     "narrow, join, mse, classifier weight-only": [Narrow(), *CLASSIFIER_APART],
     NARROWED: [EARLY, *CLASSIFIER_APART],
-    RECONSTRUCTED: [EARLY, RECOVER, *CLASSIFIER_APART],
-    ONE_ROUND: [ReluStem(), Narrow(min_sqnr=17), RECOVER, *CLASSIFIER_APART],
+    RECONSTRUCTED: [EARLY, Reconstruct(teacher="fp32"), *CLASSIFIER_APART],
     PORTABLE: SMALLER,
     FASTEST: [*SMALLER, OptimizeOffline()],
     "mse, classifier weight-only": CLASSIFIER_APART[1:],
@@ -113,16 +107,7 @@ BESIDE = {
     "mse, classifier weight-only": "mse",
     RECONSTRUCTED: NARROWED,
 }
-TIMED = (
-    "int8",
-    "mse",
-    "pad_stem, all in int8",
-    "narrow, join, mse",
-    RECONSTRUCTED,
-    ONE_ROUND,
-    PORTABLE,
-    FASTEST,
-)
+TIMED = ("int8", "mse", "pad_stem, all in int8", "narrow, join, mse", RECONSTRUCTED, PORTABLE, FASTEST)
 
 
 def build(steps: list[Step], source: Path, work: Path, data: Data) -> Path:
