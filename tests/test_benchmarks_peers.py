@@ -246,6 +246,17 @@ def test_each_process_has_its_own_ratio() -> None:
     assert record.apart(rounds(6, 6), rounds(5, 4), 2) == [1.2, 1.5]
 
 
+def test_ten_processes_are_drawn_whole_and_fewer_by_their_rounds() -> None:
+    def timed(values: Any) -> Any:
+        return SimpleNamespace(blocks=np.repeat(values, 8)[:, None] * np.ones((1, 3)))
+
+    chance = np.random.default_rng(0)  # 8 rounds a process; what differs differs between processes
+    slow, fast = np.full(10, 120.0), chance.normal(100, 3, size=10)
+    few, many = (record.faster(timed(slow[:n]), timed(fast[:n]), n) for n in (9, 10))
+    assert many.value == pytest.approx(few.value, rel=0.02)
+    assert np.ptp(many.ci95) > 1.5 * np.ptp(few.ci95)
+
+
 def test_times_of_other_files_are_not_shown(build: Path) -> None:
     cells.make(CASE, FAKE, FAKE.settings[0], build=build)
     folder = build / "times" / CASE

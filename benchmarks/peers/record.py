@@ -26,6 +26,7 @@ WHAT = {
     "magnetic_tile_seeds": "Rivals on magnetic tile, five folds, three seeds: the settings that came near with the first",
 }
 MOST_WAITING = 1  # processes that may have waited for a core while files were timed
+FEWEST_DRAWN = 10  # processes for intervals to draw processes: of fewer, they would spread too little
 # What the gates of the case's recipe are of.
 METRICS: dict[str, stats.Metric] = {
     "imagenet_sample": "top1",
@@ -83,7 +84,9 @@ def write(case: str, build: Path = BUILD) -> Path:
     content = {
         "what": WHAT[case],
         "rows": [
-            row(each, scored[FLOAT], truth, metric) if isinstance(each, Scored) else failed(files[0], each)
+            row(each, scored[FLOAT], truth, metric, processes)
+            if isinstance(each, Scored)
+            else failed(files[0], each)
             for files, each in zip(every, found.values(), strict=True)
         ],
         "verdict": said[metric],
@@ -93,6 +96,7 @@ def write(case: str, build: Path = BUILD) -> Path:
         "batch": 1,
         "blocks": first.count,
         "processes": first.processes,
+        "intervals draw": "processes" if processes >= FEWEST_DRAWN else "rounds",
         "host": first.host or host.facts(),
         "load": load,
         **digests(inputs, scored),
@@ -183,10 +187,12 @@ def times(part: str, build: Path = BUILD) -> Times:
     return Times(state["host"], load, state["blocks"], samples, state.get("processes", 1))
 
 
-def row(scored: Scored, base: Scored, truth: Truth, metric: stats.Metric = "top1") -> dict[str, Any]:
+def row(
+    scored: Scored, base: Scored, truth: Truth, metric: stats.Metric = "top1", processes: int = 1
+) -> dict[str, Any]:
     """Accuracy in percent, losses against fp32 in points (paired), times in ms, speed over fp32.
 
-    metric: what "within 1 point" is of, as in the case's recipe.
+    metric: what "within 1 point" is of, as in the case's recipe. processes: whose rounds follow one another.
     """
     own, logits = scored.entrant, scored.logits
     lost = stats.accuracy_difference(base.logits, logits, truth.labels, truth.groups)
@@ -202,23 +208,29 @@ def row(scored: Scored, base: Scored, truth: Truth, metric: stats.Metric = "top1
         "balanced lost": round(balanced.value, 2),
         "agrees, %": round(100 * stats.agreement(base.logits, logits).value, 2),
         "within 1 point": within(balanced if metric == "balanced" else lost),
-        **speed(scored, base),
+        **speed(scored, base, processes),
         **making(scored.entrants),
         "remark": own.documented,
     }
 
 
-def speed(scored: Scored, base: Scored) -> dict[str, Any]:
+def speed(scored: Scored, base: Scored, processes: int = 1) -> dict[str, Any]:
     """p50 in ms and speed over fp32, interleaved and with every call after another file's; nothing when not timed."""
     if scored.blocks is None or base.blocks is None:
         return {}
-    ratio = stats.ratio_of_medians(base.blocks, scored.blocks)
+    ratio = faster(base, scored, processes)
     return {
         "p50, ms": round(float(np.median(scored.blocks)) / 1e6, 3),
         "faster": round(ratio.value, 2),
         "faster ci95": [round(end, 2) for end in ratio.ci95],
         "faster, alternating": round(float(np.median(base.mixed) / np.median(scored.mixed)), 2),
     }
+
+
+def faster(slow: Scored, fast: Scored, processes: int) -> stats.Ratio:
+    """The ratio of medians; its interval draws processes where there are FEWEST_DRAWN, else rounds."""
+    units = processes if processes >= FEWEST_DRAWN else len(slow.blocks)
+    return stats.ratio_of_medians(slow.blocks.reshape(units, -1), fast.blocks.reshape(units, -1))
 
 
 def making(files: Sequence[Entrant]) -> dict[str, Any]:
@@ -286,8 +298,7 @@ def verdict(
     if ours is None or rival is None:
         names = [each.entrant.name if each else None for each in (ours, rival)]
         return {"ours": names[0], "best rival": names[1], "met": False}
-    over_rival = stats.ratio_of_medians(rival.blocks, ours.blocks)
-    over_float = stats.ratio_of_medians(base.blocks, ours.blocks)
+    over_rival, over_float = (faster(other, ours, processes) for other in (rival, base))
     lost = stats.accuracy_difference(rival.logits, ours.logits, truth.labels, truth.groups, metric)
     wanted, wanted_float = bar
     enough = within(lost) if wanted_float is None else over_float.ci95[0] >= wanted_float

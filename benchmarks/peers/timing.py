@@ -3,9 +3,9 @@
     python -m benchmarks.peers.timing [CASE …] [--blocks 30] [--processes 1]
 
 All files take turns in one process; several such processes, one after another, load each file anew, for two copies of
-one file differ by 1 to 2 % in a process (Zen 4). Intervals draw rounds, as if all were of one process. Runs in OpenVINO's
-environment where there is one, so that its files take turns with the others; otherwise in ours, and those rows have no
-times. The load before and after goes into the record.
+one file differ by 1 to 2 % in a process (Zen 4). Intervals draw processes where there are ten; of fewer they draw rounds,
+as if all were of one process. Runs in OpenVINO's environment where there is one, so that its files take turns with the
+others; otherwise in ours, and those rows have no times. The load before and after goes into the record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def main() -> int:
     )
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--blocks", type=int, default=30, help="rounds; 20 at least for a record")
-    parser.add_argument("--processes", type=int, default=1, help="how often all of it, each file loaded anew")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="how often all of it, each file loaded anew; ten for intervals over processes",
+    )
     asked = parser.parse_args()
     if asked.processes < 1:
         parser.error("--processes: one at least")
