@@ -284,9 +284,11 @@ def test_times_of_other_files_are_not_shown(build: Path) -> None:
     assert record.times(CASE, build).raw is None
 
 
-def side(tool: str, setting: str, wrong: int, ns: int, *, foreign: bool = False) -> record.Scored:
+def side(
+    tool: str, setting: str, wrong: int, ns: int, *, foreign: bool = False, found: bool = False
+) -> record.Scored:
     """A file that answers `wrong` of 400 pictures wrongly, and takes about `ns`."""
-    own = Entrant(tool, setting, "", "", "", Path("none"), "s", foreign=foreign)
+    own = Entrant(tool, setting, "", "", "", Path("none"), "s", foreign=foreign, found=found)
     answered = np.where(np.arange(400) < wrong, 1, 0)
     blocks = np.random.default_rng(wrong).normal(ns, ns / 50, (20, 25)).astype(np.int64)
     return record.Scored((own,), np.eye(2)[answered], blocks, blocks[0])
@@ -310,14 +312,25 @@ def test_the_verdict_takes_the_fastest_within_a_point_on_both_sides() -> None:
     assert nobody == {"ours": "toolchain.int8", "best rival": None, "met": False}
     load = [[0.5, 0.5, 0.5]] * 2
     assert "no file of rivals' " in record.note(
-        {"top1": nobody}, load, {"calibration": 4, "scored": 400, "parts": 1}
+        {"By top-1": nobody}, load, {"calibration": 4, "scored": 400, "parts": 1}
     )
     assert "a quiet machine" in record.note(
-        {"balanced": None, "top1": said}, load, {"calibration": 4, "scored": 400, "parts": 1}
+        {"By balanced accuracy": None, "By top-1": said}, load, {"calibration": 4, "scored": 400, "parts": 1}
     )
     missed = record.verdict(scored, truth, (1.5, 6.0))
     assert missed is not None
     assert not missed["met"]
+
+
+def test_a_rivals_setting_whose_layers_we_chose_counts_in_one_verdict_and_not_in_the_other() -> None:
+    files = [
+        side("toolchain", "fp32", 4, 1000), side("toolchain", "int8", 4, 500),
+        side("rival", "as documented", 4, 1000), side("rival", "our choice", 4, 550, found=True),
+    ]  # fmt: skip
+    truth = record.Truth(np.zeros(400, np.int64), None)
+    said = record.verdicts("imagenet_sample", {each.entrant.name: each for each in files}, truth, 1)
+    rivals = {words: (one or {})["best rival"] for words, one in said.items()}
+    assert rivals == {record.BY["top1"]: "rival.our choice", record.DOCUMENTED: "rival.as documented"}
 
 
 def test_what_is_within_a_point_goes_by_the_recipes_metric() -> None:

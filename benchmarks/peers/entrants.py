@@ -20,7 +20,7 @@ class Entrant:
     """One row. `error` says why there is no file; seconds, cpu_seconds and peak_bytes are those of making it.
 
     needs: what it was made with besides the float file: "calibration" pictures, or "training pictures" with labels
-    or a teacher. foreign: runs in another runtime.
+    or a teacher. foreign: runs in another runtime. found: its setting's choice of layers is ours (rivals.py).
     """
 
     tool: str
@@ -35,6 +35,7 @@ class Entrant:
     peak_bytes: int | None = None
     error: str | None = None
     foreign: bool = False
+    found: bool = False
 
     @property
     def name(self) -> str:
@@ -74,5 +75,5 @@ def _cell(rival: Rival, setting: Setting, folder: Path, cell: dict[str, Any]) ->
     return Entrant(
         rival.name, setting.name, setting.what, setting.documented, "calibration", folder / setting.file,
         cell.get("sha256"), cell.get("seconds"), cell.get("cpu_seconds"), cell.get("peak_bytes"), cell["error"],
-        setting.foreign,
+        setting.foreign, setting.found,
     )  # fmt: skip

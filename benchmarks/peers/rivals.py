@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 class Setting:
     """One way to use a rival. `documented`: where its makers describe it; `what`: what it is, in words.
 
-    foreign: the file runs in another runtime than ONNX Runtime (OpenVINO's), and is a reference only.
+    foreign: the file runs in another runtime than ONNX Runtime (OpenVINO's), and is a reference only. found: which layers
+    it names is in no documentation of theirs; it was found here.
     """
 
     name: str
     what: str
     documented: str
     foreign: bool = False
+    found: bool = False
 
     @property
     def file(self) -> str:
@@ -60,9 +62,10 @@ RIVALS = (
         Setting("dynamic-u8", "quantize_dynamic, u8 weights, per channel", f"{ORT_PAGE}: Data type selection"),
     )),
     Rival("onnxruntime, nodes_to_exclude", "onnxruntime", "onnxruntime_exclude_driver.py", (
-        Setting("first-float", "u8s8 per channel, first convolution in float", f"{ORT_PAGE}: nodes_to_exclude, Debugging"),
+        Setting("first-float", "u8s8 per channel, first convolution in float",
+                f"{ORT_PAGE}: nodes_to_exclude, Debugging", found=True),
         Setting("first-two-float", "u8s8 per channel, first two convolutions in float",
-                f"{ORT_PAGE}: nodes_to_exclude, Debugging"),
+                f"{ORT_PAGE}: nodes_to_exclude, Debugging", found=True),
     )),
     Rival("Olive", "olive", "olive_driver.py", (
         Setting("static", "OnnxStaticQuantization, defaults", OLIVE_PAGE),
