@@ -37,6 +37,10 @@ VARIANTS: dict[str, Any] = {
     "fp32": {"from": "tuned", "steps": ["export"]},
     "int8": {"from": "fp32", "steps": [{"quantize": {"pictures": 16}}]},
     "pruned": {"from": "tuned", "steps": [{"prune": {"ratio": 0.5}}, RECOVER, "export"]},
+    "equalized": {
+        "from": "fp32",
+        "steps": ["equalize", {"quantize": {"pictures": 16, "per_channel": False}}],
+    },
 }
 BACKBONE = {
     "timm": "resnet10t", "weights": "random", "kwargs": {"channels": [16, 16, 32, 32], "stem_width": 16},
@@ -75,6 +79,18 @@ def test_it_searches_quantization_pruning_and_recovery(trip: Trip) -> None:
     trained = [point for point in points if point["design"]["epochs"]]
     assert any(point["design"]["shape"] == "table" for point in trained)
     assert trip.found["layers"]
+
+
+def test_a_variant_of_the_recipe_that_is_made_otherwise_is_a_point_as_run_makes_it(trip: Trip) -> None:
+    names = {point["name"]: point for point in trip.found["points"]}
+    assert {name for name in names if name.startswith("own-")} == {
+        "own-equalized"
+    }  # int8 and pruned are composed
+    assert names["own-equalized"]["design"]["own"] == "equalized"
+    pipeline = workflow.open_pipeline(load(trip.run.recipe), trip.run.store, Wishes(), Silent())
+    missing = {node.variant for node in pipeline.missing(pipeline.data()[0])}
+    assert "pruned" in missing  # another ratio than any that the search came to
+    assert not {"fp32", "int8", "equalized"} & missing
 
 
 def test_what_was_chosen_keeps_every_bound_and_is_not_slower_than_fp32(trip: Trip) -> None:

@@ -85,6 +85,24 @@ def test_cheap_ways_to_quantize_come_first() -> None:
     assert not any(design.trained for design in tried[:3])
 
 
+def test_variants_of_the_recipe_come_behind_the_ways_to_quantize_and_nothing_is_made_of_them() -> None:
+    class Given(World):
+        def space(self) -> Space:
+            return replace(super().space(), own=("sharp",))
+
+        def latency(self, design: Design) -> float:
+            return 0.05 if design.own else super().latency(design)
+
+    world = Given(Asked(max_drop=1.0), grows)
+    tried = world.run()
+    assert [design.name for design in tried[:4]] == ["fp32", "int8", "int8-stem", "own-sharp"]
+    assert [design for design in tried if design.own] == [Design(own="sharp")]
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.name == "own-sharp"
+    assert len(tried) < len(World(Asked(max_drop=1.0), grows).run())  # what cannot beat it is not tried
+
+
 def test_it_ends_within_5_percent_of_the_best_there_is() -> None:
     world = World(Asked(max_drop=1.0), grows)
     world.run()

@@ -119,7 +119,7 @@ class Recipe(_Settings):
                 if variant.provider
                 else f"made from {variant.source}"
                 for name, variant in kept.items()
-                if (variant.provider and variant.provider not in providers) or _needs(variant) & left.keys()
+                if (variant.provider and variant.provider not in providers) or needs(variant) & left.keys()
             }
             if not out:
                 return self.model_copy(update={"variants": kept}), left
@@ -132,10 +132,10 @@ class Recipe(_Settings):
         if self.trunk is not None:
             found[TRUNK] = Node(TRUNK, self.trunk, {}, None)
         waiting = dict(self.variants)
-        wanted = {name for variant in waiting.values() for name in _needs(variant)}
+        wanted = {name for variant in waiting.values() for name in needs(variant)}
         found |= {name: Node(name, net, {}, None) for name, net in self.networks.items() if name in wanted}
         while waiting:
-            ready = [name for name, variant in waiting.items() if _needs(variant) <= found.keys()]
+            ready = [name for name, variant in waiting.items() if needs(variant) <= found.keys()]
             for name in ready:
                 found.update(_chain(name, waiting.pop(name)))
             if not ready:  # names were checked, so what is left waits for itself
@@ -299,7 +299,7 @@ def _shared(line: str, raw: Mapping[str, JSON]) -> bool:
     return isinstance(own, Mapping) and isinstance(tune, Mapping) and parts[2] in tune and parts[2] not in own
 
 
-def _needs(variant: Variant) -> set[str]:
+def needs(variant: Variant) -> set[str]:
     """Names of the artifacts a variant is made from."""
     names = {variant.source} if variant.source else set()
     return names | {name for step in variant.steps for _, name in _roles(step)}

@@ -32,6 +32,7 @@ Shape = Literal["table", "uniform"]
 Scheme = Literal[
     "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
 ]  # fmt: skip
+_LONGEST = 64  # of a variant's name
 TOP = 0.95  # the greatest share of a layer's channels that is pruned, unless the recipe says
 Widths = Callable[["Design"], Mapping[str, float]]
 
@@ -47,7 +48,8 @@ class Design:
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
     relu: activations without integer kernels are replaced (steps/activations.py). backbone: the name of another of the
-    recipe's networks; none is `tuned`, whose own fp32 everything is compared with.
+    recipe's networks; none is `tuned`, whose own fp32 everything is compared with. own: the recipe's variant of this name
+    as it is (own.py); all else is then as fp32 has it.
     """
 
     ratio: float = 0.0
@@ -58,10 +60,13 @@ class Design:
     scheme: Scheme = "fp32"
     relu: bool = False
     backbone: str = ""
+    own: str = ""
 
     @property
     def name(self) -> str:
-        """The variant's name: `small-s96-relu-t50-e8-int8`."""
+        """The variant's name: `small-s96-relu-t50-e8-int8`, `own-pruned-int8`."""
+        if self.own:
+            return f"own-{self.own}"[:_LONGEST]
         parts = [self.backbone] if self.backbone else []
         parts += [f"s{self.size}"] if self.size else []
         parts += ["relu"] if self.relu else []

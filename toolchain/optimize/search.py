@@ -215,7 +215,8 @@ class Search:
             for design, point in self.history.items()
             if design not in self.own and isinstance(point, Point)
         )
-        return Space(self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals)
+        own = tuple(self.trials.own)
+        return Space(self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals, own)
 
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""

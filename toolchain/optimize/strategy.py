@@ -1,6 +1,6 @@
 """What to try next, from what was found: a pure function, so that a search that was killed finds its way again.
 
-1. Ways to quantize the network as it is: seconds each.
+1. Ways to quantize the network as it is: seconds each; and the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
 3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
@@ -74,7 +74,8 @@ class Arm:
 class Space:
     """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery.
 
-    backbone: of all of them. rivals: points of other backbones, which have to be beaten.
+    backbone: of all of them. rivals: points of other backbones, which have to be beaten. own: the recipe's variants that are
+    tried as they are.
     """
 
     asked: Asked
@@ -84,6 +85,7 @@ class Space:
     rungs: tuple[int, ...]
     backbone: str = ""
     rivals: tuple[Point, ...] = ()
+    own: tuple[str, ...] = ()
 
     @property
     def whole(self) -> Design:
@@ -100,6 +102,7 @@ def propose(history: History, space: Space, predict: Predict) -> Iterator[Design
 
 def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     yield from (replace(space.whole, scheme=scheme) for scheme in space.schemes)
+    yield from (Design(own=name) for name in space.own)
     if not any(p.accurate and p.design.scheme != "fp32" for p in points(history)):
         yield from (replace(space.whole, scheme=scheme) for scheme in space.mending)
     yield from _siblings(history, space, predict)
@@ -154,7 +157,8 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
-    found = [p for p in points(history) if p.design.network not in (Design(), space.whole)]
+    smaller = (p for p in points(history) if not p.design.own)
+    found = [p for p in smaller if p.design.network not in (Design(), space.whole)]
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:

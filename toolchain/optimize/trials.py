@@ -28,6 +28,7 @@ from toolchain.measure.layers import LayerTable, time_layers
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.optimize.own import own_variants
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.sensitivity import Sensitive, probe
 from toolchain.optimize.widths import Costs
@@ -97,8 +98,15 @@ class Trials:
             self._allotted[design.ratio] = self.costs.allot(design.ratio, self.template.most)
         return self._allotted[design.ratio]
 
+    @cached_property
+    def own(self) -> dict[str, Variant]:
+        """The recipe's variants that are tried as they are; none where other targets than the recipe's were asked for."""
+        return {} if self.backbone or self.asked.targets else own_variants(self.recipe, self.asked.provider)
+
     def variant(self, design: Design) -> Variant:
         """The recipe's variant for a design."""
+        if design.own:
+            return self.own[design.own]
         return self.template.variant(design, self.widths)
 
     def variants(self, design: Design) -> dict[str, Variant]:

@@ -20,6 +20,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import Design
 from toolchain.optimize.outcome import Found, Tested
+from toolchain.optimize.own import flattened
 from toolchain.optimize.page import render_json, render_page, summary
 from toolchain.optimize.points import (
     Failure,
@@ -51,7 +52,7 @@ _EPOCH = 30.0  # seconds, for as long as nothing was trained
 _ENDING = 20.0  # seconds for bundle and report, beside what reading the test pictures takes
 _SHARE = 0.25  # most of the budget that is kept for the ending while nothing is known
 _SLACK = 1.5
-_PART = re.compile(r"([steu]\d+|relu|fp\d+|int8)(-|$)")  # of a point's name (Design.name)
+_PART = re.compile(r"([steu]\d+|relu|own|fp\d+|int8)(-|$)")  # of a point's name (Design.name)
 JSON_FILE, PAGE = "optimize.json", "optimize.html"
 _OF_A_RUN = ("report.html", "report.md", "report.json", "recipe.yaml")
 
@@ -305,15 +306,12 @@ def _whole(recipe: Recipe) -> Variant:
 
     Raises RecipeError for steps behind an adopted file.
     """
-    fp32 = recipe.variants[BASE]
-    while (source := fp32.source) in recipe.variants:
-        before = recipe.variants[str(source)]
-        if before.adopt is not None:
-            raise RecipeError(
-                f"variants.fp32: is made by steps from the adopted file '{source}'; a search starts from an adopted file "
-                "as it is: give 'adopt' to fp32 itself"
-            )
-        fp32 = before.model_copy(update={"steps": (*before.steps, *fp32.steps), "provider": fp32.provider})
+    fp32 = flattened(recipe, recipe.variants[BASE])
+    if fp32.source in recipe.variants:
+        raise RecipeError(
+            f"variants.fp32: is made by steps from the adopted file '{fp32.source}'; a search starts from an adopted file "
+            "as it is: give 'adopt' to fp32 itself"
+        )
     return fp32.model_copy(update={"steps": tuple(step for step in fp32.steps if not step.ends)})
 
 
