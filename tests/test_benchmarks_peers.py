@@ -330,7 +330,12 @@ def test_a_rivals_setting_whose_layers_we_chose_counts_in_one_verdict_and_not_in
     truth = record.Truth(np.zeros(400, np.int64), None)
     said = record.verdicts("imagenet_sample", {each.entrant.name: each for each in files}, truth, 1)
     rivals = {words: (one or {})["best rival"] for words, one in said.items()}
-    assert rivals == {record.BY["top1"]: "rival.our choice", record.DOCUMENTED: "rival.as documented"}
+    by = record.BY["top1"]
+    assert rivals == {by: "rival.our choice", by + record.DOCUMENTED: "rival.as documented"}
+    del files[-1]
+    assert list(
+        record.verdicts("imagenet_sample", {each.entrant.name: each for each in files}, truth, 1)
+    ) == [by]
 
 
 def test_what_is_within_a_point_goes_by_the_recipes_metric() -> None:

@@ -41,6 +41,7 @@ VARIANTS: dict[str, Any] = {
         "from": "fp32",
         "steps": ["equalize", {"quantize": {"pictures": 16, "per_channel": False}}],
     },
+    "grey": {"from": "fp32", "steps": ["grey_stem"]},  # of coloured pictures: refused
 }
 BACKBONE = {
     "timm": "resnet10t", "weights": "random", "kwargs": {"channels": [16, 16, 32, 32], "stem_width": 16},
@@ -87,6 +88,7 @@ def test_a_variant_of_the_recipe_that_is_made_otherwise_is_a_point_as_run_makes_
         "own-equalized"
     }  # int8 and pruned are composed
     assert names["own-equalized"]["design"]["own"] == "equalized"
+    assert "own-grey" in {unmade["name"] for unmade in trip.found["not_made"]}
     pipeline = workflow.open_pipeline(load(trip.run.recipe), trip.run.store, Wishes(), Silent())
     missing = {node.variant for node in pipeline.missing(pipeline.data()[0])}
     assert "pruned" in missing  # another ratio than any that the search came to
@@ -239,6 +241,27 @@ def trials(trip: Trip) -> Trials:
     recipe = prepared(load(trip.run.recipe), asked, Wishes())
     pipeline = workflow.open_pipeline(recipe, trip.run.store, Wishes(), Silent())
     return Trials(recipe, asked, pipeline.data()[0], pipeline, Deadline(Silent(), 1e12), Durations(1.0))
+
+
+def test_own_variants_are_of_the_recipes_backbone_and_targets(trials: Trials) -> None:
+    assert list(trials.own) == ["equalized", "grey"]
+    assert not replace(trials, backbone="small").own
+    assert not replace(trials, asked=Asked(max_drop=100.0, targets=("arm64",))).own
+
+
+def test_an_own_variant_that_takes_too_long_is_given_up_and_the_search_goes_on(
+    trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Trials, design: Design, predicted: float | None = None) -> None:
+        assert self.deadline.left < 41
+        raise OutOfTimeError("the time is spent")
+
+    monkeypatch.setattr(Trials, "trial", slow)
+    trials.deadline.at = time.monotonic() + 100
+    found = searching.Search(trials, lambda _: None)._own(Design(own="equalized"))
+    assert isinstance(found, Failure)
+    assert found.why.startswith("not done in 40 s")
+    assert trials.deadline.left > 90
 
 
 def test_what_was_refused_once_is_not_asked_for_again(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolchain.optimize.own import flattened, own_variants
+from toolchain.optimize.own import flattened, is_trained, own_variants
 from toolchain.recipe import Recipe, build, load
 
 FILE = {"adopt": {"file": "model.onnx", "preprocess": {"height": 32, "width": 32}}}
@@ -24,6 +24,14 @@ def test_what_designs_are_made_of_is_left_to_the_search() -> None:
     assert not own_variants(load("quickstart"), "cpu")
     assert list(own_variants(load("surface-inspection"), "cpu")) == ["int8", "pruned", "pruned-int8"]
     assert list(own_variants(load("surface-inspection"), "cuda")) == ["pruned"]
+
+
+def test_those_that_train_are_known_and_files_for_a_processor_are_not_for_cuda() -> None:
+    shipped = own_variants(load("surface-inspection"), "cpu")
+    assert [is_trained(variant) for variant in shipped.values()] == [False, False, True]
+    laid_out = recipe(fast={"from": "fp32", "steps": ["relu_stem", "optimize_offline"]})
+    assert list(own_variants(laid_out, "cpu")) == ["fast"]
+    assert not own_variants(laid_out, "cuda")
 
 
 def test_a_chain_of_variants_becomes_one_from_fp32() -> None:

@@ -3,9 +3,9 @@
     python -m benchmarks.peers.timing [CASE …] [--blocks 30] [--processes 1]
 
 All files take turns in one process; several such processes, one after another, load each file anew, for two copies of
-one file differ by 1 to 2 % in a process (Zen 4). Intervals draw processes where there are ten; of fewer they draw rounds,
-as if all were of one process. Runs in OpenVINO's environment where there is one, so that its files take turns with the
-others; otherwise in ours, and those rows have no times. The load before and after goes into the record.
+one file differ by 1 to 2 % in a process (Zen 4). Where there are ten, intervals of a case of one part draw processes; else
+rounds, as if all were of one process. Runs in OpenVINO's environment where there is one, so that its files take turns
+with the others; otherwise in ours, and those rows have no times. The load before and after goes into the record.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", default=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--blocks", type=int, default=30, help="rounds; 20 at least for a record")
+    parser.add_argument(
+        "--blocks", type=int, default=30, help="rounds a process; 20 at least in all for a record"
+    )
     parser.add_argument(
         "--processes",
         type=int,

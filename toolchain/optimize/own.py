@@ -1,4 +1,4 @@
-"""Variants of the recipe that the search would not come to by itself: tried as they are, so that it ends behind no run."""
+"""Variants of the recipe with steps that the search makes nothing of by itself, which are tried as they are."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from toolchain.steps import (
     WeightOnly,
 )
 
-# What designs are made of (design.py): with other settings, the search comes to these.
+# What designs are made of (design.py), with settings of the search's.
 COMPOSED = (
     Activations, Export, FallBack, FoldGates, Half, Join, Narrow, Prune, Qat, Quantize, Recover, Rescale,
 )  # fmt: skip
 
 INTEGERS = (FallBack, Qat, Quantize, WeightOnly)  # no way to be fast on CUDA (search.WAYS)
+TRAININGS = (Qat, Recover)
 
 
 def own_variants(recipe: Recipe, provider: str) -> dict[str, Variant]:
     """By name, each as one chain from fp32 or `tuned` on.
 
-    Left out: other providers' variants, adopted files, other networks, integers on CUDA, and what designs are made of
-    anyway.
+    Left out: other providers' variants, adopted files, other networks and teachers, on CUDA integers and what is laid
+    out for a processor, and what consists of steps that designs are made of.
     """
     found: dict[str, Variant] = {}
     for name, variant in recipe.for_providers([provider])[0].variants.items():
         whole = flattened(recipe, variant, until={BASE})
         known = name == BASE or all(isinstance(step, COMPOSED) for step in whole.steps)
-        slow = provider == "cuda" and any(isinstance(step, INTEGERS) for step in whole.steps)
-        if not known and not slow and whole.adopt is None and needs(whole) <= {BASE, TRUNK}:
+        unfit = provider == "cuda" and any(step.ends or isinstance(step, INTEGERS) for step in whole.steps)
+        if not known and not unfit and whole.adopt is None and needs(whole) <= {BASE, TRUNK}:
             found[name] = whole
     return found
 
@@ -56,3 +57,8 @@ def flattened(recipe: Recipe, variant: Variant, until: AbstractSet[str] = frozen
             break
         whole = whole.model_copy(update={"source": before.source, "steps": (*before.steps, *whole.steps)})
     return whole
+
+
+def is_trained(variant: Variant) -> bool:
+    """Whether a step of it trains."""
+    return any(isinstance(step, TRAININGS) for step in variant.steps)

@@ -12,7 +12,8 @@ from toolchain.errors import HostError
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import TOP, Design, Scheme
-from toolchain.optimize.points import Outcome, Point, pick, points
+from toolchain.optimize.own import is_trained
+from toolchain.optimize.points import Failure, Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
 from toolchain.optimize.strategy import GRID, OF_FILES, Arm, Space, leading, propose
 from toolchain.optimize.trials import UNMADE, Trials
@@ -27,6 +28,7 @@ MENDING: dict[str, tuple[Scheme, ...]] = {
 _TABLE_SHARE = 0.3  # most of the time left that the latency table may take
 _PROBE_SHARE = 0.1  # and that the layers' sensitivity may, which only explains
 _PROBE_START, _PROBE_ANSWERS = 5.0, 200  # seconds, and about how many networks answer its pictures
+_OWN_SHARE = 0.4  # and that each of the recipe's own variants may take
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
 _SMALLEST = 24  # pixels
@@ -69,7 +71,8 @@ class Search:
         return {d: found for d, found in known if d == Design() or d.backbone == self.trials.backbone}
 
     def begin(self) -> str | None:
-        """Try the backbone as it is, quantized in the usual ways; returns why there is no time for more, if so.
+        """Try the backbone as it is, quantized in the usual ways, and the recipe's own variants that need no training;
+        returns why there is no time for more, if so.
 
         Raises OutOfTimeError when the budget ends within.
         """
@@ -77,7 +80,8 @@ class Search:
         if not self.promising:
             return None
         self._assume()
-        return self._spend(replace(self.space(), mending=()))
+        quick = tuple(name for name, variant in self.trials.own.items() if not is_trained(variant))
+        return self._spend(replace(self.space(), mending=(), own=quick))
 
     @property
     def left(self) -> float:
@@ -140,8 +144,17 @@ class Search:
 
     def _try(self, design: Design) -> None:
         predicted = self.predict(design) if Design() in self.history else None
-        self.history[design] = self.trials.trial(design, predicted)
+        self.history[design] = self._own(design) if design.own else self.trials.trial(design, predicted)
         self.told(self.history[design])
+
+    def _own(self, design: Design) -> Outcome:
+        """One of the recipe's own variants, in a part of the time that is left: how long it takes, nothing foretells."""
+        limit = _OWN_SHARE * self.left
+        try:
+            with self.trials.deadline.within(limit):
+                return self.trials.trial(design)
+        except OutOfTimeError:
+            return Failure(design, f"not done in {limit:.0f} s, as much of the time left as it may take")
 
     def tabulate(self) -> None:
         """Measure the latency table, if there is time and the network can be pruned; and one in float, to predict by."""

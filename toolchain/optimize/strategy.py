@@ -1,6 +1,6 @@
 """What to try next, from what was found: a pure function, so that a search that was killed finds its way again.
 
-1. Ways to quantize the network as it is: seconds each; and the recipe's own variants that are made otherwise.
+1. Ways to quantize the network as it is: seconds each; then the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
 3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
@@ -102,9 +102,9 @@ def propose(history: History, space: Space, predict: Predict) -> Iterator[Design
 
 def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     yield from (replace(space.whole, scheme=scheme) for scheme in space.schemes)
-    yield from (Design(own=name) for name in space.own)
     if not any(p.accurate and p.design.scheme != "fp32" for p in points(history)):
         yield from (replace(space.whole, scheme=scheme) for scheme in space.mending)
+    yield from (Design(own=name) for name in space.own)
     yield from _siblings(history, space, predict)
     if any(arm.relu for arm in space.arms):
         usual = (scheme for scheme in space.schemes if scheme not in _BY_WEIGHTS)

@@ -20,7 +20,16 @@ from toolchain.backbones.pruning import Part, parts
 from toolchain.choose import BASE, Candidate, Exam, choose, metric
 from toolchain.data.dataset import Data
 from toolchain.device import memory_ran_out
-from toolchain.errors import BackboneError, HostError, ModelError, ParityError, TrainingError
+from toolchain.errors import (
+    BackboneError,
+    DataError,
+    HostError,
+    ModelError,
+    ParityError,
+    ProviderError,
+    RecipeError,
+    TrainingError,
+)
 from toolchain.graph import PREPROCESS
 from toolchain.measure import latency
 from toolchain.measure.accuracy import load as load_answers
@@ -49,6 +58,7 @@ _STARTS = 3
 AGAIN = 1  # the take of what has been chosen: of many points the one that was timed luckiest looks best
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
+_OWN_UNMADE = (*UNMADE, DataError, ProviderError, RecipeError)  # the recipe's own variants may have any step
 
 
 class _Kept(BaseModel):
@@ -100,7 +110,7 @@ class Trials:
 
     @cached_property
     def own(self) -> dict[str, Variant]:
-        """The recipe's variants that are tried as they are; none where other targets than the recipe's were asked for."""
+        """The recipe's variants that are tried as they are; none where targets were asked for, which are not theirs."""
         return {} if self.backbone or self.asked.targets else own_variants(self.recipe, self.asked.provider)
 
     def variant(self, design: Design) -> Variant:
@@ -127,14 +137,15 @@ class Trials:
             return Failure(design, refused)
         try:
             return self._tried(design, predicted)
-        except (*UNMADE, HostError, MemoryError, RuntimeError) as error:
+        except (*_OWN_UNMADE, HostError, MemoryError, RuntimeError) as error:
             short = memory_ran_out(error)
-            if design == Design() or not (short or isinstance(error, UNMADE)):
+            unmade = isinstance(error, _OWN_UNMADE if design.own else UNMADE)
+            if design == Design() or not (short or unmade):
                 raise  # without fp32 there is nothing to compare with
             if short:
                 gc.collect()
                 return Failure(design, f"there was not memory enough ({error})")
-            if design != self.whole:
+            if design != self.whole and not isinstance(error, ProviderError):
                 self._refuse(design, str(error))
             return Failure(design, str(error))
 
@@ -199,7 +210,8 @@ class Trials:
         self.pipeline.recipe = self.recipe.model_copy(update={"variants": self.variants(design)})
         made = self.pipeline.build(self.data)
         for name, artifact in made.items():
-            if name != TRUNK or not self.backbone:
+            # How much of the network's work an own variant has left, is not known.
+            if (name != TRUNK or not self.backbone) and not design.own:
                 self.durations.learn(artifact.record, self.share(design))
         return made
 
