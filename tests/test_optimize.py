@@ -100,8 +100,7 @@ def test_what_was_chosen_keeps_every_bound_and_is_not_slower_than_fp32(trip: Tri
     assert chosen["feasible"]
     assert not chosen["slower"]
     assert chosen["name"] == "fp32" or chosen["speedup"]["low"] > 1
-    shares = [p["share"] for p in trip.found["points"] if p["feasible"]]
-    assert chosen["share"] <= 1.05 * min(shares)
+    # It was timed anew, the others were not: that it was the fastest before is tested in test_optimize_points.py.
 
 
 def test_test_pictures_are_read_for_the_chosen_file_and_fp32_only(trip: Trip) -> None:
