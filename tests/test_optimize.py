@@ -29,6 +29,7 @@ from toolchain.optimize.widths import Costs
 from toolchain.optimize.workflow import _Optimize, optimize, prepared
 from toolchain.progress import Silent
 from toolchain.recipe import load
+from toolchain.runtime import host
 from toolchain.store import Store
 from toolchain.workflow import Places, Wishes
 
@@ -71,6 +72,7 @@ def test_the_chosen_point_is_a_bundle_that_verifies(trip: Trip) -> None:
     assert command("verify", trip.run.bundle).code == 0
     report = json.loads((trip.run.out / "report.json").read_text())
     assert report["chosen"] == chosen
+    assert host.waited() is None or 0 <= report["host"]["waited"] < 1
     assert {variant["name"] for variant in report["variants"]} == {"fp32", chosen}
 
 

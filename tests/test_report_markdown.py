@@ -92,6 +92,11 @@ def test_cautions_warn_of_few_pictures_and_of_bad_data():
     report = examples.full()
     problem = p.Check(name="groups across splits", level="problem", summary="3 groups lie in train and test")
     data = report.data.model_copy(update={"checks": (problem,)})
+    quiet, busy = (
+        report.model_copy(update={"host": {**report.host, "waited": share}}) for share in (0.01, 0.52)
+    )
+    assert cautions(quiet) == cautions(report)
+    assert any("others had the core for 52 % of the time" in line for line in cautions(busy))
     assert "Data: 3 groups lie in train and test" in cautions(report.model_copy(update={"data": data}))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,24 @@ def test_a_device_that_is_no_number(number: str) -> None:
         providers.device("cuda", {"device_id": number})
     assert providers.device("cuda", {"device_id": "2"}) == ("cuda", 2)
     assert providers.device("cuda", {}) == ("cuda", 0)
+
+
+def test_time_spent_waiting_for_a_core_is_told() -> None:
+    before = host.waited()
+    if before is None:
+        pytest.skip("this kernel does not tell how long a thread waited for a core")
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:  # on the same core
+            try:
+                end = time.monotonic() + 1
+                while time.monotonic() < end:
+                    pass
+            finally:
+                other.kill()
+    finally:
+        os.sched_setaffinity(0, cores)
+    after = host.waited()
+    assert after is not None
+    assert after - before > 0.2e9

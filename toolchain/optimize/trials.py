@@ -40,6 +40,7 @@ from toolchain.optimize.design import Design, Scheme, Template
 from toolchain.optimize.own import own_variants
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.sensitivity import Sensitive, probe
+from toolchain.optimize.session import timed_anew
 from toolchain.optimize.widths import Costs
 from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
 from toolchain.recipe import TRUNK, Node, Recipe, Variant
@@ -55,7 +56,6 @@ _MEMORY = "memory.json"
 _REFUSED = "refused.json"
 _SENSITIVE = "sensitivity.json"
 _STARTS = 3
-AGAIN = 1  # the take of what has been chosen: of many points the one that was timed luckiest looks best
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
 _OWN_UNMADE = (*UNMADE, DataError, ProviderError, RecipeError)  # the recipe's own variants may have any step
@@ -154,7 +154,7 @@ class Trials:
 
         Raises OutOfTimeError.
         """
-        measure = self.recipe.measure.model_copy(update={"threads": tuple(threads), "take": AGAIN})
+        measure = timed_anew(self.recipe, threads)
         there = replace(self, recipe=self.recipe.model_copy(update={"measure": measure}))
         return there._judged(design, there._artifacts(design))
 

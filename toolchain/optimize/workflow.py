@@ -37,11 +37,12 @@ from toolchain.optimize.points import (
 )
 from toolchain.optimize.race import race
 from toolchain.optimize.search import Search
-from toolchain.optimize.trials import AGAIN, Trials
+from toolchain.optimize.trials import Trials
 from toolchain.progress import Progress, Silent
 from toolchain.recipe import LONGEST, TRUNK, Recipe, Variant, load
 from toolchain.recipe_problems import problems
 from toolchain.report.model import RunReport
+from toolchain.report.summary import contended
 from toolchain.runtime import host, providers
 from toolchain.runtime.whole import write_whole
 from toolchain.steps import Tune
@@ -222,7 +223,7 @@ class _Optimize:
             update={
                 "variants": variants,
                 "networks": {n: network for n, network in self.recipe.networks.items() if n in needed},
-                "measure": self.recipe.measure.model_copy(update={"threads": threads, "take": AGAIN}),
+                "measure": session.timed_anew(self.recipe, threads),
             }
         )
         wishes = replace(self.wishes, overrides=(), fresh=False, prefer=chosen.name)
@@ -231,6 +232,7 @@ class _Optimize:
         tested = _tested(result.report, ships.name, self.asked.provider) if ships else None
         if len(threads) > 1:
             self.threads = _by_threads(result.report, chosen.name, self.asked.provider)
+        self.notes += contended(result.report) if result.report else []
         found = self._found(found.stopped, ships, tested)
         self._write(found)
         return OptimizeResult(self.out, result.passed, summary(found, self.out), found, ships, result.bundle)

@@ -16,6 +16,9 @@ STATUS_WORDS = {
 
 METRIC_WORDS = {"top1": "Top-1", "balanced": "Balanced accuracy"}
 
+# Of the time in which files were timed, spent waiting for a core; 0.01 at most on a quiet machine.
+_CONTENDED = 0.05
+
 
 def metric(report: RunReport, accuracy: Accuracy) -> tuple[float, tuple[float, float]]:
     """The figure that the run's gates go by, with its interval."""
@@ -80,6 +83,17 @@ def _loss(report: RunReport) -> str:
     return f", test accuracy {amount} {'lower' if lost else 'higher'} (95 %: {text.points_range(ends, 1)})"
 
 
+def contended(report: RunReport) -> list[str]:
+    """What to know where other processes had the core while files were timed; nothing otherwise."""
+    share = report.host.get("waited")
+    if not isinstance(share, float) or share <= _CONTENDED:
+        return []
+    return [
+        f"While files were timed, others had the core for {100 * share:.0f} % of the time: short calls escape that and long "
+        "ones do not, so latencies and speed-ups are wrong. Time them again on a quiet machine: --set measure.take=2."
+    ]
+
+
 def cautions(report: RunReport) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = []
@@ -96,6 +110,7 @@ def cautions(report: RunReport) -> list[str]:
             f"Test has only {text.plural(scored.n, 'picture')}: one flip is {100 / scored.n:.1f} points, "
             "so read the intervals, not the points."
         )
+    found += contended(report)
     found += [f"Not measured: {item.what} ({item.why})." for item in report.not_measured]
     return found
 

@@ -77,6 +77,17 @@ def facts() -> dict[str, Any]:
     }
 
 
+def waited() -> int | None:
+    """Nanoseconds since it began in which the calling thread was ready and had no core; None where the kernel doesn't tell.
+
+    Linux's Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat: the second figure.
+    """
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def fingerprint(given: Mapping[str, Any]) -> str:
     """Which `facts` may be compared: those of one processor type, ISA, cores, memory (whole GiB) and GPUs.
 
