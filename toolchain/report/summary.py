@@ -90,7 +90,8 @@ def contended(report: RunReport) -> list[str]:
         return []
     return [
         f"While files were timed, others had the core for {100 * share:.0f} % of the time: short calls escape that and long "
-        "ones do not, so latencies and speed-ups are wrong. Time them again on a quiet machine: --set measure.take=N, a number not yet used."
+        "ones do not, so latencies and speed-ups are wrong. Time them again on a quiet machine: --set measure.take=N, a "
+        "number not yet used."
     ]
 
 
