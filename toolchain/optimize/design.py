@@ -32,6 +32,10 @@ Shape = Literal["table", "uniform"]
 Scheme = Literal[
     "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
 ]  # fmt: skip
+# The steps that designs are made of.
+COMPOSED = (
+    Activations, Export, FallBack, FoldGates, Half, Join, Narrow, Prune, Qat, Quantize, Recover, Rescale,
+)  # fmt: skip
 _LONGEST = 64  # of a variant's name
 TOP = 0.95  # the greatest share of a layer's channels that is pruned, unless the recipe says
 Widths = Callable[["Design"], Mapping[str, float]]

@@ -5,27 +5,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from toolchain.choose import BASE
+from toolchain.optimize.design import COMPOSED
 from toolchain.recipe import TRUNK, Recipe, Variant, needs
-from toolchain.steps import (
-    Activations,
-    Export,
-    FallBack,
-    FoldGates,
-    Half,
-    Join,
-    Narrow,
-    Prune,
-    Qat,
-    Quantize,
-    Recover,
-    Rescale,
-    WeightOnly,
-)
-
-# What designs are made of (design.py), with settings of the search's.
-COMPOSED = (
-    Activations, Export, FallBack, FoldGates, Half, Join, Narrow, Prune, Qat, Quantize, Recover, Rescale,
-)  # fmt: skip
+from toolchain.steps import FallBack, Qat, Quantize, Recover, WeightOnly
 
 INTEGERS = (FallBack, Qat, Quantize, WeightOnly)  # no way to be fast on CUDA (search.WAYS)
 TRAININGS = (Qat, Recover)

@@ -143,8 +143,11 @@ class Search:
             self._try(design)
 
     def _try(self, design: Design) -> None:
-        predicted = self.predict(design) if Design() in self.history else None
-        self.history[design] = self._own(design) if design.own else self.trials.trial(design, predicted)
+        if design.own:
+            self.history[design] = self._own(design)
+        else:
+            predicted = self.predict(design) if Design() in self.history else None
+            self.history[design] = self.trials.trial(design, predicted)
         self.told(self.history[design])
 
     def _own(self, design: Design) -> Outcome:

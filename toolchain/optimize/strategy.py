@@ -157,8 +157,8 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
-    smaller = (p for p in points(history) if not p.design.own)
-    found = [p for p in smaller if p.design.network not in (Design(), space.whole)]
+    made = (p for p in points(history) if not p.design.own)
+    found = [p for p in made if p.design.network not in (Design(), space.whole)]
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:
