@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
+from toolchain.optimize import tables
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import Design, Template
@@ -183,7 +184,7 @@ def test_a_backbone_that_cannot_be_made_is_one_failure_and_is_tried_again(trip: 
 
 def test_another_backbone_is_pruned_by_its_own_latency_table(trip: Trip) -> None:
     asked = trials(trip, trip.run.store, "nano", nano={"backbone": "bundled/nano"})
-    asked.costs = asked.table("int8")
+    asked.costs = tables.measure(asked, "int8")
     assert asked.costs.covers
     found = asked.trial(Design(0.5, "table", epochs=1, scheme="int8", backbone="nano"))
     assert isinstance(found, Point)

@@ -103,6 +103,45 @@ def test_variants_of_the_recipe_come_behind_the_ways_to_quantize_and_nothing_is_
     assert len(tried) < len(World(Asked(max_drop=1.0), grows).run())  # what cannot beat it is not tried
 
 
+NARROW = Arm("narrow", start=0.75, epochs=6)
+
+
+class FewPictures(World):
+    """Pruned networks never recover; narrowed ones hold until 0.85, and are the slower ones at equal ratios."""
+
+    def latency(self, design: Design) -> float:
+        return 0.5 * (1 - design.ratio) ** 0.35 if design.narrowed else super().latency(design)
+
+
+def of_few_pictures(design: Design) -> float:
+    return 0.85 if design.narrowed else -0.2
+
+
+def test_narrowing_goes_on_where_pruning_does_not() -> None:
+    arms = (Arm("table"), NARROW, Arm("uniform"))
+    world = FewPictures(Asked(max_drop=1.0), of_few_pictures, arms=arms)
+    tried = world.run()
+    names = [design.name for design in tried if design.narrowed]
+    assert names[0] == "n10-e6-int8-qat"
+    assert len(names) == len(set(names)) <= 5
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    assert best.name == "n6-e6-int8-qat"
+    first, last = tried.index(NARROW.design(0.75, 0, "fp32")), len(tried) - 1
+    assert all(design.shape == "table" for design in tried[:first] if design.ratio)
+    assert tried[last].shape == "uniform"
+
+
+def test_nothing_is_made_of_a_narrowed_network_but_what_it_is() -> None:
+    world = FewPictures(Asked(max_drop=1.0), of_few_pictures, arms=(NARROW,))
+    assert {design.scheme for design in world.run() if design.ratio} == {"int8-qat"}
+
+
+def test_narrowing_is_not_tried_where_it_cannot_be_faster_than_what_was_pruned() -> None:
+    world = FewPictures(Asked(max_drop=1.0), lambda _: 0.9, arms=(Arm("table"), NARROW))
+    assert not any(design.narrowed for design in world.run())
+
+
 def test_it_ends_within_5_percent_of_the_best_there_is() -> None:
     world = World(Asked(max_drop=1.0), grows)
     world.run()

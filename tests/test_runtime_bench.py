@@ -17,7 +17,7 @@ from PIL import Image
 from runtime_helpers import make_bundle
 
 from toolchain.runtime import bench as benching
-from toolchain.runtime import bench_arguments, bench_asked, fresh, providers, timing, trace
+from toolchain.runtime import bench_arguments, bench_asked, fresh, host, providers, timing, trace
 from toolchain.runtime.bench import bench
 from toolchain.runtime.bench_record import canonical, keep, parse, read
 from toolchain.runtime.errors import (
@@ -52,6 +52,25 @@ def test_every_condition_is_a_case_with_all_its_samples(tmp_path: Path) -> None:
         seconds = case.blocks.sum() / 1e9
         assert case.throughput_per_s == pytest.approx(case.condition.batch * 24 / seconds, rel=1e-3)
     assert record.host["cores"] >= 1
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.01, 0), (0.3, 1), (None, 0)])
+def test_a_contended_core_is_told(
+    share: float | None, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.Contention, "share", property(lambda _: share, lambda *_: None))
+    notes = [note for note in bench(plain(tmp_path), quick()).notes if "had the core" in note]
+    assert len(notes) == told
+    assert all(note.startswith("cpu, 1 thread, batch 1: others had the core for 30 %") for note in notes)
+
+
+def test_waiting_for_a_core_is_a_share_of_the_time() -> None:
+    if host.waited() is None:
+        pytest.skip("this kernel does not tell how long a thread waited for a core")
+    with host.Contention() as contention:
+        sum(range(1000))
+    assert contention.share is not None
+    assert 0 <= contention.share <= 1
 
 
 def test_percentiles_only_where_the_samples_suffice(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -188,14 +187,15 @@ class Pipeline:
             picture, before = latency.typical(pictures), host.facts()
             sides = sum(map(len, providers.values())) * len(settings.threads) * len(settings.batch)
             rounds = sides * len(latency.FILES)
-            started, idle = time.perf_counter_ns(), host.waited()
-            with self.progress.task("latency", rounds * settings.blocks) as task:
+            with (
+                self.progress.task("latency", rounds * settings.blocks) as task,
+                host.Contention() as contention,
+            ):
                 found = latency.time_files(files, picture, settings, providers, lambda *_: task.advance())
-            took, after = time.perf_counter_ns() - started, host.waited()
             latency.save(found, out)
             facts = before | {"load_after": host.facts()["load"], "spinning": settings.spinning}
-            if idle is not None and after is not None:
-                facts["waited"] = round((after - idle) / took, 4)
+            if contention.share is not None:
+                facts["waited"] = contention.share
             (out / latency.HOST).write_text(json.dumps(facts, indent=1))
 
         return self.measured(job, measure)

@@ -28,7 +28,7 @@ from toolchain.steps import (
 )
 from toolchain.steps.quantize import PERCENTILE, Target
 
-Shape = Literal["table", "uniform"]
+Shape = Literal["table", "uniform", "narrow"]
 Scheme = Literal[
     "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
 ]  # fmt: skip
@@ -37,6 +37,7 @@ COMPOSED = (
     Activations, Export, FallBack, FoldGates, Half, Join, Narrow, Prune, Qat, Quantize, Recover, Rescale,
 )  # fmt: skip
 _LONGEST = 64  # of a variant's name
+_SILENT = 40.0  # dB: noise so far below the logits changes next to no answer
 TOP = 0.95  # the greatest share of a layer's channels that is pruned, unless the recipe says
 Widths = Callable[["Design"], Mapping[str, float]]
 
@@ -48,7 +49,8 @@ class Design:
     """One candidate.
 
     ratio: share of channels to prune from every layer; with shape "table" it says how fast the network shall be,
-    namely as one pruned so from every layer, and the latency table says which layers give how much.
+    namely as one pruned so from every layer, and the latency table says which layers give how much. With shape "narrow" it
+    says how near the noise of `narrow` may come to the logits (`sqnr`), and the rest is as narrowing.py has it.
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
     relu: activations without integer kernels are replaced (steps/activations.py). backbone: the name of another of the
@@ -68,14 +70,14 @@ class Design:
 
     @property
     def name(self) -> str:
-        """The variant's name: `small-s96-relu-t50-e8-int8`, `own-pruned-int8`."""
+        """The variant's name: `small-s96-relu-t50-e8-int8`, `n10-e6-int8-qat`, `own-pruned-int8`."""
         if self.own:
             return f"own-{self.own}"[:_LONGEST]
         parts = [self.backbone] if self.backbone else []
         parts += [f"s{self.size}"] if self.size else []
         parts += ["relu"] if self.relu else []
         if self.ratio:
-            parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
+            parts.append(f"{self.shape[0]}{self.sqnr if self.narrowed else round(100 * self.ratio)}")
             parts += [self.importance.replace("_", "-")] if self.importance else []
         parts += [f"e{self.epochs}"] if self.epochs else []
         return "-".join([*parts, self.scheme])
@@ -89,6 +91,16 @@ class Design:
     def whole(self) -> Design:
         """The backbone as it was tuned, or with its activations replaced, in float."""
         return Design(relu=self.relu, backbone=self.backbone)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is made smaller by `narrow` instead of by pruning."""
+        return self.shape == "narrow"
+
+    @property
+    def sqnr(self) -> int:
+        """The logits' signal over noise in dB that `narrow` keeps at least."""
+        return round(_SILENT * (1 - self.ratio))
 
     @property
     def trained(self) -> bool:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from toolchain.device import memory_ran_out
 from toolchain.errors import HostError
+from toolchain.optimize import tables
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import TOP, Design, Scheme
+from toolchain.optimize.narrowing import work_left
 from toolchain.optimize.own import is_trained
 from toolchain.optimize.points import Failure, Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
@@ -31,6 +33,7 @@ _PROBE_START, _PROBE_ANSWERS = 5.0, 200  # seconds, and about how many networks 
 _OWN_SHARE = 0.4  # and that each of the recipe's own variants may take
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
+_NARROWED = 0.75  # 10 dB: the ratio at which narrowing begins
 _SMALLEST = 24  # pixels
 _TAUGHT: frozenset[Scheme] = frozenset(
     {"int8-qat"}
@@ -109,8 +112,6 @@ class Search:
                 self.tabulate()
             self._tabulated = True
             self.probe()
-        if not self.trials.template.trainable:
-            return None
         return self._spend(self.space(self.arms()))
 
     def best(self) -> Point | None:
@@ -174,8 +175,8 @@ class Search:
         if costs.covers:
             self.trials.costs = costs
             useful = scheme != "fp32" and self.asked.goal not in OF_FILES
-            if useful and self.trials.table_seconds("fp32") <= _TABLE_SHARE * self.left:
-                self._floats = self.trials.table("fp32")
+            if useful and tables.seconds(self.trials, "fp32") <= _TABLE_SHARE * self.left:
+                self._floats = tables.measure(self.trials, "fp32")
         else:
             self._note("the latency table knows too few of the layers: every layer is pruned alike")
 
@@ -204,11 +205,11 @@ class Search:
 
         Raises what pruning refuses.
         """
-        if self.trials.table_seconds(scheme) > _TABLE_SHARE * self.left:
+        if tables.seconds(self.trials, scheme) > _TABLE_SHARE * self.left:
             self._note("no time for a latency table of the layers: every layer is pruned alike")
             return None
         try:
-            return self.trials.table(scheme)
+            return tables.measure(self.trials, scheme)
         except UNMADE as error:
             if scheme == "fp32":
                 raise
@@ -241,17 +242,20 @@ class Search:
         uniform = Arm("uniform", backbone=self.trials.backbone, top=round(top, 2))
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
+        narrowing = self.trials.narrowing
+        narrow = [Arm("narrow", start=_NARROWED, epochs=narrowing.epochs)] if narrowing else []
+        if not self.trials.template.trainable:
+            return narrow
         if not self._prunable:
-            return [
-                replace(arm, top=0.0) for arm in (*relu, *(replace(uniform, size=side) for side in sides))
-            ]
+            whole = (*relu, *(replace(uniform, size=side) for side in sides))
+            return [*(replace(arm, top=0.0) for arm in whole), *narrow]
         sizes = [replace(first, size=side) for side in sides]
         taylor = (
             []
             if self.trials.template.prune.importance == "taylor"
             else [replace(uniform, importance="taylor")]
         )
-        return [*relu, *dict.fromkeys([first, *sizes, uniform]), *taylor]
+        return [*relu, *dict.fromkeys([first, *narrow, *sizes, uniform]), *taylor]
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: a quarter of the recipe's, or so short that some trainings fit the budget,
@@ -277,7 +281,10 @@ class Search:
         return whole * self._share(design) * self._correction(design)
 
     def _share(self, design: Design) -> float:
-        alike, plain = replace(design.whole, scheme=design.scheme), replace(self.whole, scheme=design.scheme)
+        scheme: Scheme = (
+            "int8" if design.narrowed else design.scheme
+        )  # the whole one's integers need no training
+        alike, plain = replace(design.whole, scheme=scheme), replace(self.whole, scheme=scheme)
         way = self._measured(alike) or self._measured(plain) or self._measured(self.whole) or 1.0
         side = 1.0
         if design.size:
@@ -290,6 +297,8 @@ class Search:
 
     def _width(self, design: Design) -> float:
         costs = self.trials.costs
+        if design.narrowed:
+            return work_left(design.ratio)
         if costs is None:
             return float((1 - design.ratio) ** 1.5)
         if design.scheme == "fp32" and self._floats is not None:
@@ -301,8 +310,7 @@ class Search:
     def _correction(self, design: Design) -> float:
         """How far off the prediction was for the nearest pruned design with the same scheme."""
         near = [
-            p for p in points(self.own)
-            if p.design.ratio and design.ratio and (p.design.scheme, p.design.relu) == (design.scheme, design.relu)
+            p for p in points(self.own) if p.design.ratio and design.ratio and _alike(p.design, design)
         ]  # fmt: skip
         if not near:
             return 1.0
@@ -314,6 +322,11 @@ class Search:
     def _measured(self, design: Design) -> float | None:
         found = self.history.get(design)
         return found.share if isinstance(found, Point) else None
+
+
+def _alike(one: Design, other: Design) -> bool:
+    """Whether an error of the one's prediction tells something of the other's."""
+    return (one.scheme, one.relu, one.narrowed) == (other.scheme, other.relu, other.narrowed)
 
 
 def sizes_below(side: int) -> list[int]:

@@ -22,6 +22,7 @@ GRID = 0.05  # ratios are multiples of it
 START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
+TRAINED: Scheme = "int8-qat"  # how narrowed networks are quantized
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 15.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
@@ -37,7 +38,8 @@ Predict = Callable[[Design], float]
 class Arm:
     """One way to make a backbone smaller; bisection runs within it. relu: with its activations replaced.
 
-    top: the greatest ratio; 0 for a network that can't be pruned.
+    top: the greatest ratio; 0 for a network that can't be pruned. start: the first to be tried where nothing is known.
+    epochs: how long designs are trained, in place of recovery's, and of integers alone.
     """
 
     shape: Shape
@@ -46,6 +48,8 @@ class Arm:
     relu: bool = False
     top: float = TOP
     backbone: str = ""
+    start: float = START
+    epochs: int = 0
 
     @property
     def whole(self) -> Design:
@@ -59,6 +63,8 @@ class Arm:
 
     def design(self, ratio: float, epochs: int, scheme: Scheme) -> Design:
         """The arm's design at a ratio."""
+        if self.epochs:
+            return Design(ratio, self.shape, epochs=self.epochs, scheme=TRAINED)
         if not ratio:
             return replace(self.whole, size=self.size, epochs=epochs, scheme=scheme)
         return Design(ratio, self.shape, self.importance, self.size, epochs, scheme, self.relu, self.backbone)
@@ -92,6 +98,10 @@ class Space:
         """The backbone as it was tuned."""
         return Design(backbone=self.backbone)
 
+    def lengths(self, arm: Arm) -> tuple[int, ...]:
+        """Epochs for which an arm's designs are trained, the fewest first."""
+        return (arm.epochs,) if arm.epochs else self.rungs
+
 
 def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Designs worth trying now, the most promising first; none of them is in the history."""
@@ -115,7 +125,8 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     for level, arm in _order(history, space):
         ratio = next_ratio(history, space, predict, arm, level)
         if ratio is not None:
-            yield arm.design(ratio, space.rungs[level], leading(history, arm.whole, space.asked.goal))
+            epochs = space.lengths(arm)[level]
+            yield arm.design(ratio, epochs, leading(history, arm.whole, space.asked.goal))
 
 
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
@@ -127,7 +138,8 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
     for _, level, number in sorted(places):
-        yield level, arms[number]
+        if level < len(space.lengths(arms[number])):
+            yield level, arms[number]
 
 
 def _kept_sizes(history: History) -> dict[Design, float]:
@@ -157,7 +169,7 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
-    made = (p for p in points(history) if not p.design.own)
+    made = (p for p in points(history) if not (p.design.own or p.design.narrowed))
     found = [p for p in made if p.design.network not in (Design(), space.whole)]
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
@@ -252,13 +264,14 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. Longer recovery
     starts at the least ratio that failed with a shorter one, or the first above it that is promising.
     """
-    own = [_judged(history, space, arm, epochs) for epochs in space.rungs]
+    lengths = space.lengths(arm)
+    own = [_judged(history, space, arm, epochs) for epochs in lengths]
     kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
     low = max([_floor(history, space, predict, arm, level), *kept])
     high = min((ratio for ratio, up in own[level].items() if not up), default=arm.top + GRID)
     if not own[level] and level > 0:
         before = min((ratio for ratio, up in own[level - 1].items() if not up), default=None)
-        if before is None or _hopeless(history, arm, before, space.rungs[level - 1]):
+        if before is None or _hopeless(history, arm, before, lengths[level - 1]):
             return None
         first = max(before, _snapped(low + GRID))
         return first if first <= min(arm.top, before + _LONGER) + GRID / 2 else None
@@ -267,9 +280,9 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     if not any(own):
         later = low > 0 and any(point.design.trained for point in points(history))
         unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in _kept_sizes(history)
-        careful = unsure or space.asked.max_latency_ms or later
+        careful = unsure or space.asked.max_latency_ms or (later and not arm.epochs)
         first = _snapped(low + GRID)
-        first = first if careful else max(first, min(START, arm.top))
+        first = first if careful else max(first, min(arm.start, arm.top))
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None
@@ -281,7 +294,7 @@ def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: in
     lowest = -GRID if arm.starts_whole else 0.0
     if limit is None:
         return lowest
-    scheme, epochs = leading(history, arm.whole, space.asked.goal), space.rungs[level]
+    scheme, epochs = leading(history, arm.whole, space.asked.goal), space.lengths(arm)[level]
     floor = lowest
     for step in range(0 if arm.starts_whole else 1, round(arm.top / GRID) + 1):
         ratio = round(step * GRID, 2)

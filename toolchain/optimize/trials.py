@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from toolchain.artifact import Artifact, figure
 from toolchain.backbones.activations import replaceable
 from toolchain.backbones.network import load as load_network
-from toolchain.backbones.pruning import Part, parts
 from toolchain.choose import BASE, Candidate, Exam, choose, metric
 from toolchain.data.dataset import Data
 from toolchain.device import memory_ran_out
@@ -30,13 +28,13 @@ from toolchain.errors import (
     RecipeError,
     TrainingError,
 )
-from toolchain.graph import PREPROCESS
+from toolchain.graph import read
 from toolchain.measure import latency
 from toolchain.measure.accuracy import load as load_answers
-from toolchain.measure.layers import LayerTable, time_layers
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
-from toolchain.optimize.design import Design, Scheme, Template
+from toolchain.optimize.design import Design, Template
+from toolchain.optimize.narrowing import Narrowing, can_narrow, narrowing, work_left
 from toolchain.optimize.own import own_variants
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.sensitivity import Sensitive, probe
@@ -46,12 +44,9 @@ from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
 from toolchain.recipe import TRUNK, Node, Recipe, Variant
 from toolchain.record import JSON
 from toolchain.runtime import fresh
-from toolchain.runtime.session import Session
 from toolchain.store import Entry, Job
 from toolchain.workflow import candidates
 
-_WIDTHS = (0.25, 0.5, 0.75)
-_TABLE = "layers.json"
 _MEMORY = "memory.json"
 _REFUSED = "refused.json"
 _SENSITIVE = "sensitivity.json"
@@ -59,13 +54,6 @@ _STARTS = 3
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
 _OWN_UNMADE = (*UNMADE, DataError, ProviderError, RecipeError)  # the recipe's own variants may have any step
-
-
-class _Kept(BaseModel):
-    """What the store keeps of a latency table."""
-
-    table: LayerTable
-    parts: tuple[Part, ...]
 
 
 @dataclass
@@ -93,11 +81,13 @@ class Trials:
         return Design(backbone=self.backbone)
 
     @property
-    def _trunk(self) -> str:
+    def trunk(self) -> str:
+        """The name of the artifact that it starts from."""
         return self.backbone or TRUNK
 
     @property
-    def _where(self) -> dict[str, JSON]:
+    def where(self) -> dict[str, JSON]:
+        """What a figure of time or memory depends on beside files and pictures."""
         return {"host": host_kind(), "provider": self.asked.provider, "threads": self.asked.threads}
 
     def widths(self, design: Design) -> Mapping[str, float]:
@@ -117,7 +107,22 @@ class Trials:
         """The recipe's variant for a design."""
         if design.own:
             return self.own[design.own]
+        if design.narrowed:
+            return self._narrowed.variant(design)
         return self.template.variant(design, self.widths)
+
+    @cached_property
+    def narrowing(self) -> Narrowing | None:
+        """How the network is narrowed; None where it can't be, on CUDA (it ends in integers), and for another backbone
+        (whose pictures fp32 does not answer)."""
+        if self.asked.provider != "cpu" or self.backbone:
+            return None
+        file = self.base[BASE].folder / latency.FILES["plain"]
+        return self._narrowed if can_narrow(read(file)) else None
+
+    @cached_property
+    def _narrowed(self) -> Narrowing:
+        return narrowing(self.recipe, self.template.qat, own=not self.asked.targets)
 
     def variants(self, design: Design) -> dict[str, Variant]:
         """fp32 and the design by their names."""
@@ -190,11 +195,11 @@ class Trials:
         }  # fmt: skip
         settings = {"steps": [step.resolved().model_dump(mode="json") for step in steps]}
         libraries = sorted({name for step in steps for name in step.libraries})
-        parents = {name: self._base[name].key for name in (self._trunk, BASE) if name in self._base}
+        parents = {name: self.base[name].key for name in (self.trunk, BASE) if name in self.base}
         return Job("refused", 1, settings, parents, given, tuple(libraries))
 
     @cached_property
-    def _base(self) -> dict[str, Artifact]:
+    def base(self) -> dict[str, Artifact]:
         """fp32, the whole backbone, and what they are made from."""
         return self._artifacts(self.whole)
 
@@ -203,7 +208,7 @@ class Trials:
         """Whether the network has activations without integer kernels, and was trained here."""
         if self.asked.provider != "cpu" or not self.template.trainable:
             return False
-        return bool(replaceable(load_network(self._base[self._trunk].folder)[0], "relu", gates=False))
+        return bool(replaceable(load_network(self.base[self.trunk].folder)[0], "relu", gates=False))
 
     def _artifacts(self, design: Design) -> dict[str, Artifact]:
         """fp32's artifact and the design's, and all they were made from, by node name."""
@@ -218,7 +223,9 @@ class Trials:
     def share(self, design: Design) -> float:
         """About what share of the network's work a design has left."""
         width = 1.0
-        if design.ratio:
+        if design.narrowed:
+            width = work_left(design.ratio)
+        elif design.ratio:
             costs = self.costs if design.shape == "table" else None
             width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2
         return width * ((design.size / self.recipe_side) ** 2 if design.size else 1.0)
@@ -226,7 +233,7 @@ class Trials:
     @cached_property
     def recipe_side(self) -> int:
         """The input's smaller side in pixels, as the recipe has it."""
-        artifact = self._base[self.whole.name if self.backbone else BASE]
+        artifact = self.base[self.whole.name if self.backbone else BASE]
         found = json.loads((artifact.folder / "network.json").read_text())["preprocess"]
         return int(min(found["height"], found["width"]))
 
@@ -255,14 +262,15 @@ class Trials:
             self.durations.learn(entry.record)
             seconds += entry.record.seconds if name != BASE or design == Design() else 0.0
             answers[name, self.asked.provider, "val"] = load_answers(entry.folder)
-        known = {BASE, TRUNK, self._trunk}
+        known = {BASE, TRUNK, self.trunk}
         if design == self.whole:
             known = {BASE, TRUNK} if self.backbone else set()
         seconds += sum(made[node].record.seconds for node in made if node not in known)
         parity = {name: figure(files[name], made.values(), "parity_fused") for name in names}
         judged = list(candidates(files, answers, latency.load(timed.folder), parity))
         point = self._point(design, judged, files[names[-1]], seconds)
-        told = figure(files[names[-1]], made.values(), self.recipe.gates.metric) if design.trained else None
+        in_float = design.trained and not design.narrowed  # while it was trained
+        told = figure(files[names[-1]], made.values(), self.recipe.gates.metric) if in_float else None
         if told is None:
             return point
         whole = 100 * metric(self.recipe.gates.metric, judged[0].probabilities, self.data.val.labels)
@@ -290,7 +298,7 @@ class Trials:
 
     def _memory(self, file: Artifact) -> float:
         """Peak resident 10^6 bytes of a fresh process that answers one picture; measured once a file and host kind."""
-        given = self._where | {"pictures": self.data.val.fingerprint}
+        given = self.where | {"pictures": self.data.val.fingerprint}
         job = Job("memory", 1, {}, {"model": file.key}, given, runtime_libraries())
 
         def measure(out: Path) -> None:
@@ -310,53 +318,6 @@ class Trials:
 
         entry = self.pipeline.measured(job, measure)
         return float(json.loads((entry.folder / _MEMORY).read_text())["peak_bytes"]) / 1e6
-
-    def _chains(self, scheme: Scheme) -> dict[str, Variant]:
-        """The network at the widths of the latency table, from the whole one on."""
-        designs = {f"w{round(100 * r)}": replace(self.whole, ratio=r, scheme=scheme) for r in (0.0, *_WIDTHS)}
-        chains = {name: self.template.variant(design, self.widths) for name, design in designs.items()}
-        return chains | ({"w0": self.template.fp32} if scheme == BASE and not self.backbone else {})
-
-    def table_seconds(self, scheme: Scheme) -> float:
-        """What the latency table is predicted to take now."""
-        variants = {BASE: self.template.fp32, **self._chains(scheme)}
-        self.pipeline.recipe = self.recipe.model_copy(update={"variants": variants})
-        missing = self.pipeline.missing(self.data)
-        return sum(self.durations.node(node, 1.0) for node in missing) + self.durations.of("layers")
-
-    def table(self, scheme: Scheme) -> Costs:
-        """The latency table of the network's layers, quantized so, and the importance of its channels; measured once.
-
-        Raises what pruning refuses (UNMADE).
-        """
-        chains = self._chains(scheme)
-        self.pipeline.recipe = self.recipe.model_copy(
-            update={"variants": {BASE: self.template.fp32, **chains}}
-        )
-        made = self.pipeline.build(self.data)
-        for name, artifact in made.items():
-            if name != TRUNK or not self.backbone:
-                self.durations.learn(artifact.record)
-        files = [made[name] for name in chains]
-        given = self._where
-        settings = self.template.prune.model_dump(mode="json")
-        parents = {name: made[name].key for name in chains}
-        job = Job("layers", 2, settings, parents, given, (*runtime_libraries(), "torch-pruning"))
-        entry = self.pipeline.measured(job, lambda out: self._time_layers(made[self._trunk], files, out))
-        self.durations.learn(entry.record)
-        kept = _Kept.model_validate_json((entry.folder / _TABLE).read_bytes())
-        return Costs(kept.parts, kept.table, self.template.prune.round_to)
-
-    def _time_layers(self, trunk: Artifact, files: Sequence[Artifact], out: Path) -> None:
-        picture = np.ascontiguousarray(latency.typical(self.data.val)[None])
-        prepared = Session(files[0].folder / PREPROCESS).run({"pictures": picture})[0]
-        models = [file.folder / latency.FILES["plain"] for file in files]
-        table = time_layers(models, prepared, self.asked.provider, self.asked.threads)
-        pruning = self.template.prune
-        if pruning.importance == "taylor":  # its gradients need pictures; magnitudes order the work as well
-            pruning = pruning.model_copy(update={"importance": "l2"})
-        found = parts(*load_network(trunk.folder), pruning)
-        (out / _TABLE).write_text(_Kept(table=table, parts=tuple(found)).model_dump_json())
 
     def sensitivity(self, *, pruning: bool, int8: bool) -> Sensitive:
         """What the tuned network loses to `pruning` and to the recipe's `int8`, part by part; measured once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from toolchain.measure.metrics import Accuracy
 from toolchain.report import text
 from toolchain.report.model import Gate, Latency, RunReport, Speedup, Variant
+from toolchain.runtime.host import CONTENDED
 
 STATUS_WORDS = {
     "chosen": "chosen",
@@ -15,9 +16,6 @@ STATUS_WORDS = {
 
 
 METRIC_WORDS = {"top1": "Top-1", "balanced": "Balanced accuracy"}
-
-# Of the time in which files were timed, spent waiting for a core; 0.01 at most on a quiet machine.
-_CONTENDED = 0.05
 
 
 def metric(report: RunReport, accuracy: Accuracy) -> tuple[float, tuple[float, float]]:
@@ -86,7 +84,7 @@ def _loss(report: RunReport) -> str:
 def contended(report: RunReport) -> list[str]:
     """What to know where other processes had the core while files were timed; nothing otherwise."""
     share = report.host.get("waited")
-    if not isinstance(share, float) or share <= _CONTENDED:
+    if not isinstance(share, float) or share <= CONTENDED:
         return []
     return [
         f"While files were timed, others had the core for {100 * share:.0f} % of the time: short calls escape that and long "

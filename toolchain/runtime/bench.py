@@ -84,7 +84,7 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     settings.sort(key=lambda one: one[0] == "cpu")
     cases: list[Case] = []
     for done, (provider, threads, batch) in enumerate(settings):
-        words = f"{provider}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
+        words = _words(provider, threads, batch)
         if told is not None:
             told(words, done, len(settings))
         setup = Setup(provider, threads, asked.spinning, options_for(provider, asked))
@@ -103,6 +103,10 @@ def bench(model: Path, asked: Asked, told: Told | None = None) -> BenchRecord:
     cases.sort(key=lambda case: used.index(case.condition.provider))
     version = host.distribution_version("toolchain") or "unknown"
     return BenchRecord(found.model, machine, started, version, tuple(cases), tuple(notes))
+
+
+def _words(provider: str, threads: int, batch: int) -> str:
+    return f"{provider}, {threads} thread{'' if threads == 1 else 's'}, batch {batch}"
 
 
 def was_stopped(notes: Sequence[str]) -> bool:
@@ -154,7 +158,7 @@ def _cases(model: Path, setup: Setup, wish: Wish, sampling: Sampling, notes: lis
     except (HostError, ModelError) as e:  # what is timed is worth having without
         notes.append(f"placement is {LACKING}{e}")
     _require_placement(traced, setup, model)
-    timed = _timed(session, prepared, condition, sampling)
+    timed = _timed(session, prepared, condition, sampling, notes)
     del session
     starts = _starts(model, setup, prepared, sampling.cold_starts, notes)
     return [
@@ -198,7 +202,9 @@ def _require_placement(traced: trace.Trace, setup: Setup, model: Path) -> None:
         )
 
 
-def _timed(session: Session, prepared: Prepared, condition: Condition, sampling: Sampling) -> list[Case]:
+def _timed(
+    session: Session, prepared: Prepared, condition: Condition, sampling: Sampling, notes: list[str]
+) -> list[Case]:  # fmt: skip
     sides: dict[Copies | None, tuple[timing.Side, Callable[[], list[NDArray[Any]]]]]
     if providers.has_own_memory(condition.provider):
         bound = {way: session.bind(prepared.feed, copies=way == "included") for way in _WAYS}
@@ -208,7 +214,7 @@ def _timed(session: Session, prepared: Prepared, condition: Condition, sampling:
         sides = {None: (ask, ask)}
     try:
         return [
-            _case(session.label, side, outputs, way, condition, sampling)
+            _case(session.label, side, outputs, way, condition, sampling, notes)
             for way, (side, outputs) in sides.items()
         ]
     except providers.ORT_ERRORS as e:  # of a binding, which is called bare
@@ -217,12 +223,19 @@ def _timed(session: Session, prepared: Prepared, condition: Condition, sampling:
 
 def _case(
     label: str, side: timing.Side, outputs: Callable[[], Sequence[NDArray[Any]]], way: Copies | None,
-    condition: Condition, sampling: Sampling,
+    condition: Condition, sampling: Sampling, notes: list[str],
 ) -> Case:  # fmt: skip
     warm = warm_up(side, sampling.warm_up)
     finite(label, outputs())
-    blocks = timing.repeat(side, sampling.calls, _enough(sampling))
+    with host.Contention() as contention:
+        blocks = timing.repeat(side, sampling.calls, _enough(sampling))
     finite(label, outputs())
+    if contention.share is not None and contention.share > host.CONTENDED:
+        words = _words(condition.provider, condition.threads, condition.batch)
+        notes.append(
+            f"{words}: others had the core for {100 * contention.share:.0f} % of the time, so its latencies are wrong; "
+            "time it again on a quiet machine"
+        )
     samples = np.array(blocks, np.int64)
     per_second = condition.batch * samples.size / (float(samples.sum()) / 1e9)
     return Case(

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 from toolchain.runtime import providers
@@ -22,6 +23,8 @@ _FEATURES = (
     "avx512_fp16", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+# Of the time in which something was timed, spent waiting for a core: above it figures are wrong; a quiet machine has 0.01.
+CONTENDED = 0.05
 # What decides how ONNX Runtime lays out tensors: blocks of 16 channels instead of 8, and float16 kernels.
 _WIDE = {"x86": "avx512f", "arm64": "asimdhp"}
 
@@ -86,6 +89,21 @@ def waited() -> int | None:
         return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
     except (OSError, IndexError, ValueError):
         return None
+
+
+class Contention:
+    """A context. share: of its time, how much the calling thread was ready and had no core; None where not told."""
+
+    share: float | None = None
+
+    def __enter__(self) -> Contention:
+        self._began, self._waited = perf_counter_ns(), waited()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        took, after = perf_counter_ns() - self._began, waited()
+        if self._waited is not None and after is not None:
+            self.share = round((after - self._waited) / max(took, 1), 4)
 
 
 def fingerprint(given: Mapping[str, Any]) -> str:

@@ -1,0 +1,108 @@
+"""How a search makes a network smaller by `narrow`, and which of the recipe's steps it takes for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+from onnx.helper import make_node
+from onnx_helpers import convolution, model
+from test_optimize_own import FILE, recipe
+
+from toolchain.optimize.design import Design, Template
+from toolchain.optimize.narrowing import Narrowing, can_narrow, narrowing
+from toolchain.recipe import Recipe, load
+from toolchain.steps import Join, Narrow, Qat, Quantize
+from toolchain.steps.quantize import Target
+
+TEN, TEN_PLAIN = (
+    Design(0.75, "narrow", epochs=6, scheme="int8-qat"),
+    Design(0.75, "narrow", scheme="int8-qat"),
+)
+
+
+def found(given: Recipe, targets: tuple[Target, ...] = ()) -> Narrowing:
+    qat = Template(given, 1.0, targets).qat
+    return narrowing(given, qat, own=not targets)
+
+
+def steps(given: Narrowing, design: Design) -> list[str]:
+    return [step.step for step in given.variant(design).steps]
+
+
+def test_the_recipe_s_own_chain_is_taken_at_other_noise() -> None:
+    own = found(load("surface-inspection"))
+    assert steps(own, TEN) == ["narrow", "join", "equalize", "grey_stem", "qat"]
+    assert own.epochs == 6
+    first, *_, last = own.variant(TEN).steps
+    assert isinstance(first, Narrow)
+    assert first.min_sqnr == 10
+    assert isinstance(last, Qat)
+    assert (last.mixup, last.lr) == (1.0, 1e-4)
+    assert own.variant(TEN).source == "fp32"
+
+
+def test_before_training_the_file_has_the_same_integers_untrained() -> None:
+    own = found(load("surface-inspection"))
+    trained, plain = own.variant(TEN).steps[-1], own.variant(TEN_PLAIN).steps[-1]
+    assert isinstance(trained, Qat)
+    assert isinstance(plain, Quantize)
+    assert plain == trained.quantize
+
+
+def test_a_recipe_without_one_gets_the_usual_steps() -> None:
+    own = found(load("blood-cells"))
+    first, second, last = own.variant(TEN).steps
+    assert (type(first), type(second), type(last)) == (Narrow, Join, Qat)
+    assert isinstance(last, Qat)
+    assert last.quantize.calibration == "mse"
+    assert last.teacher == "fp32"
+
+
+def test_for_targets_the_integers_are_right_on_all_of_them() -> None:
+    last = found(load("surface-inspection"), ("x86-vnni", "arm64")).variant(TEN).steps[-1]
+    assert isinstance(last, Qat)
+    assert last.quantize.targets == ("x86-vnni", "arm64")
+
+
+QAT = {"qat": {"teacher": "fp32"}}
+
+
+@pytest.mark.parametrize("variant", [
+    {"from": "fp32", "steps": [{"narrow": {"layers": ["body.conv_stem"]}}, QAT]},
+    {"from": "fp32", "steps": [QAT]},
+    {"from": "fp32", "steps": ["narrow", "quantize"]},
+    {"from": "fp32", "steps": ["narrow", {"qat": {"teacher": "near"}}]},
+    {"from": "fp32", "steps": ["narrow", "equalize", QAT], "provider": "cuda"},
+    {"from": "file", "steps": ["narrow", "equalize", QAT]},
+])  # fmt: skip
+def test_chains_that_do_something_else_are_no_narrowing(variant: dict[str, object]) -> None:
+    given = recipe(file=FILE, near={"from": "fp32", "steps": ["quantize"]}, other=variant)
+    assert steps(found(given), TEN) == ["narrow", "join", "qat"]
+
+
+def network(channels: int, side: int) -> ModelProto:
+    """Two convolutions, the second of `side` by `side`, with `channels` between them."""
+    constants: dict[str, Any] = {}
+    first, second = (np.ones(shape, np.float32) for shape in ((channels, 3, 3, 3), (8, channels, side, side)))
+    nodes = [*convolution("input", "a", first, constants), *convolution("a", "b", second, constants)]
+    constants["fc.weight"], constants["fc.bias"] = np.ones((3, 8), np.float32), np.zeros(3, np.float32)
+    nodes += [
+        make_node("GlobalAveragePool", ["b"], ["pooled"]), make_node("Flatten", ["pooled"], ["flat"]),
+        make_node("Gemm", ["flat", "fc.weight", "fc.bias"], ["logits"], transB=1),
+    ]  # fmt: skip
+    return model(nodes, constants)
+
+
+@pytest.mark.parametrize(("channels", "side", "can"), [(32, 1, True), (16, 1, False), (32, 3, False)])
+def test_what_can_be_narrowed_has_channels_to_spare_and_a_pointwise_reader(
+    channels: int, side: int, can: bool
+) -> None:
+    assert can_narrow(network(channels, side)) is can
+
+
+def test_names_tell_the_noise() -> None:
+    assert TEN.name == "n10-e6-int8-qat"
+    assert [Design(ratio, "narrow").sqnr for ratio in (0.5, 0.85, 0.95)] == [20, 6, 2]
