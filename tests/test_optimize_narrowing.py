@@ -58,7 +58,11 @@ def test_a_recipe_without_one_gets_the_usual_steps() -> None:
     assert (type(first), type(second), type(last)) == (Narrow, Join, Qat)
     assert isinstance(last, Qat)
     assert last.quantize.calibration == "mse"
-    assert last.teacher == "fp32"
+    assert (last.teacher, last.lr) == ("fp32", 1e-4)
+    given = recipe(small={"from": "fp32", "steps": [{"qat": {"teacher": "fp32", "lr": 3e-4}}]})
+    told = found(given).variant(TEN).steps[-1]
+    assert isinstance(told, Qat)
+    assert told.lr == 3e-4
 
 
 def test_for_targets_the_integers_are_right_on_all_of_them() -> None:

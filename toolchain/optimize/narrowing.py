@@ -18,6 +18,7 @@ from toolchain.optimize.own import flattened
 from toolchain.recipe import TRUNK, Recipe, Variant, needs
 from toolchain.steps import AnyStep, Join, Narrow, Qat
 
+_RATE = 1e-4  # of learning; on two tasks as good as any from 1e-5 to 1e-3
 _SLOPE = 0.35  # MobileNetV2 in int8 at 20, 14, 10 and 7 dB; only where to begin
 
 
@@ -47,12 +48,16 @@ class Narrowing:
 
 
 def narrowing(recipe: Recipe, qat: Qat, *, own: bool) -> Narrowing:
-    """The recipe's own chain, if it has one (and `own`); else `narrow`, `join` and `qat` behind fp32."""
+    """The recipe's own chain, if it has one (and `own`); else `narrow`, `join` and `qat` behind fp32.
+
+    qat: the recipe's, or the usual one, which is for networks that lost little and learns too slowly here.
+    """
     for variant in recipe.for_providers(["cpu"])[0].variants.values() if own else ():
         whole = flattened(recipe, variant, until={BASE})
         if whole.adopt is None and needs(whole) <= {BASE, TRUNK} and _is_narrowing(whole):
             return Narrowing(whole)
-    return Narrowing(Variant(source=BASE, steps=(Narrow(), Join(), qat)))
+    learnt = qat if "lr" in qat.model_fields_set else qat.model_copy(update={"lr": _RATE})
+    return Narrowing(Variant(source=BASE, steps=(Narrow(), Join(), learnt)))
 
 
 def work_left(ratio: float) -> float:
