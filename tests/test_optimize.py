@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
+from onnx_helpers import mobile
 from tiny import Answer, TinyRun, Trip, command, tiny_pictures, tiny_recipe
 
 from toolchain import workflow
@@ -210,6 +213,27 @@ def test_a_foreign_file_is_searched_for_quantization_only(trip: Trip, tmp_path: 
     assert ask(run, "--budget", "5m").code == 0
     found = json.loads((run.out / "optimize.json").read_text())
     assert {point["name"] for point in found["points"]} == {"fp32", "int8", "int8-stem", "int8-narrow"}
+
+
+def test_a_foreign_file_is_made_smaller_by_narrowing(trip: Trip, tmp_path: Path) -> None:
+    onnx.save(mobile(), tmp_path / "mobile.onnx")
+    adopt = {"file": str(tmp_path / "mobile.onnx"), "preprocess": {"height": 8, "width": 8}}
+    qat = {"teacher": "fp32", "epochs": 1, "batch_size": 8}
+    variants = {
+        "fp32": {"adopt": adopt},
+        "small": {"from": "fp32", "steps": [{"narrow": {"multiple": 4}}, "join", {"qat": qat}]},
+    }
+    recipe = tiny_recipe(
+        tmp_path, trip.run.pictures, backbone=None, tune=None, variants=variants, gates={"max_drop": 100}
+    )
+    run = TinyRun(recipe, tmp_path / "out", tmp_path / "store", trip.run.pictures)
+    answer = ask(run, "--budget", "5m", "--goal", "size")
+    assert answer.code in (0, 3)  # on a network so small integers may be slower
+    found = json.loads((run.out / "optimize.json").read_text())
+    narrowed = [point for point in found["points"] if re.fullmatch(r"n\d+-e1-int8-qat", point["name"])]
+    whole = next(point for point in found["points"] if point["name"] == "fp32")
+    assert narrowed
+    assert all(point["megabytes"] < whole["megabytes"] for point in narrowed)
 
 
 @pytest.mark.parametrize(

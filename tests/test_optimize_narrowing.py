@@ -12,7 +12,7 @@ from onnx_helpers import convolution, model
 from test_optimize_own import FILE, recipe
 
 from toolchain.optimize.design import Design, Template
-from toolchain.optimize.narrowing import Narrowing, can_narrow, narrowing
+from toolchain.optimize.narrowing import Narrowing, narrowing
 from toolchain.recipe import Recipe, load
 from toolchain.steps import Join, Narrow, Qat, Quantize
 from toolchain.steps.quantize import Target
@@ -104,7 +104,12 @@ def network(channels: int, side: int) -> ModelProto:
 def test_what_can_be_narrowed_has_channels_to_spare_and_a_pointwise_reader(
     channels: int, side: int, can: bool
 ) -> None:
-    assert can_narrow(network(channels, side)) is can
+    assert found(load("blood-cells")).fits(network(channels, side)) is can
+
+
+def test_the_recipe_says_how_few_channels_may_be_left() -> None:
+    small = {"from": "fp32", "steps": [{"narrow": {"multiple": 4}}, {"qat": {"teacher": "fp32"}}]}
+    assert found(recipe(small=small)).fits(network(16, 1))
 
 
 def test_names_tell_the_noise() -> None:

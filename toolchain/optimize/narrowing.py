@@ -33,6 +33,13 @@ class Narrowing:
         """Epochs for which the integers are trained."""
         return next(step.epochs for step in self.whole.steps if isinstance(step, Qat))
 
+    def fits(self, model: ModelProto) -> bool:
+        """Whether there are channels in a network that could go."""
+        least = next(
+            step.multiple for step in self.whole.steps if isinstance(step, Narrow) and is_whole(step)
+        )
+        return any(chain.channels > least for chain in chains(model))
+
     def variant(self, design: Design) -> Variant:
         """The chain for a design: narrowed to its signal over noise; without epochs its integers are not trained."""
         return self.whole.model_copy(update={"steps": tuple(self._steps(design))})
@@ -63,12 +70,6 @@ def narrowing(recipe: Recipe, qat: Qat, *, own: bool) -> Narrowing:
 def work_left(ratio: float) -> float:
     """About what share of the latency a network narrowed so has left."""
     return float((1 - ratio) ** _SLOPE)
-
-
-def can_narrow(model: ModelProto) -> bool:
-    """Whether `narrow` could take channels out of a network."""
-    least = Narrow().multiple
-    return any(chain.channels > least for chain in chains(model))
 
 
 def is_whole(step: AnyStep) -> bool:

@@ -34,7 +34,7 @@ from toolchain.measure.accuracy import load as load_answers
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design, Template
-from toolchain.optimize.narrowing import Narrowing, can_narrow, narrowing, work_left
+from toolchain.optimize.narrowing import Narrowing, narrowing, work_left
 from toolchain.optimize.own import own_variants
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.sensitivity import Sensitive, probe
@@ -118,7 +118,7 @@ class Trials:
         if self.asked.provider != "cpu" or self.backbone:
             return None
         file = self.base[BASE].folder / latency.FILES["plain"]
-        return self._narrowed if can_narrow(read(file)) else None
+        return self._narrowed if self._narrowed.fits(read(file)) else None
 
     @cached_property
     def _narrowed(self) -> Narrowing:
