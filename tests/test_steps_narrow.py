@@ -174,6 +174,33 @@ def test_the_gate_decides_how_much_goes(tmp_path: Path) -> None:
     assert left[0] == 1 > left[1] > left[2]
 
 
+def test_so_much_goes_as_is_asked_for_whatever_it_costs(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", mobile(side=16))
+    left, noise = [], []
+    for share in (0.9, 0.7, 0.5):
+        step, lent = Narrow(multiple=4, max_products=share), context(tmp_path / f"{share}")
+        measured = values(step.run({"model": found}, lent))
+        left.append(measured["products"])
+        noise.append(measured["sqnr"])
+        assert measured["products"] <= share
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) == 3
+    assert noise == sorted(noise, reverse=True)
+
+
+def test_what_cannot_be_made_so_small_is_an_error_with_the_least(tmp_path: Path) -> None:
+    found = source(tmp_path / "in", mobile(side=16))
+    with pytest.raises(
+        ModelError, match=r"no less than 0\.\d\d of the products can be left, and max_products is 0\.01"
+    ):
+        Narrow(multiple=4, max_products=0.01).run({"model": found}, context(tmp_path / "out"))
+
+
+def test_one_bound_is_given() -> None:
+    with pytest.raises(ValueError, match="min_sqnr does nothing beside max_products"):
+        Narrow(min_sqnr=20, max_products=0.5)
+
+
 def test_every_chain_goes_as_far_as_the_gate_lets_it(tmp_path: Path) -> None:
     """No chain alone could lose more: one that is at its end does not hold the others up."""
     found = source(tmp_path / "in", mobile(side=16))

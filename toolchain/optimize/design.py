@@ -37,7 +37,6 @@ COMPOSED = (
     Activations, Export, FallBack, FoldGates, Half, Join, Narrow, Prune, Qat, Quantize, Recover, Rescale,
 )  # fmt: skip
 _LONGEST = 64  # of a variant's name
-_SILENT = 40.0  # dB: noise so far below the logits changes next to no answer
 TOP = 0.95  # the greatest share of a layer's channels that is pruned, unless the recipe says
 Widths = Callable[["Design"], Mapping[str, float]]
 
@@ -50,7 +49,7 @@ class Design:
 
     ratio: share of channels to prune from every layer; with shape "table" it says how fast the network shall be,
     namely as one pruned so from every layer, and the latency table says which layers give how much. With shape "narrow" it
-    says how near the noise of `narrow` may come to the logits (`sqnr`), and the rest is as narrowing.py has it.
+    is the share of its products that `narrow` takes, and the rest is as narrowing.py has it.
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
     relu: activations without integer kernels are replaced (steps/activations.py). backbone: the name of another of the
@@ -70,14 +69,14 @@ class Design:
 
     @property
     def name(self) -> str:
-        """The variant's name: `small-s96-relu-t50-e8-int8`, `n10-e6-int8-qat`, `own-pruned-int8`."""
+        """The variant's name: `small-s96-relu-t50-e8-int8`, `n60-e6-int8-qat`, `own-pruned-int8`."""
         if self.own:
             return f"own-{self.own}"[:_LONGEST]
         parts = [self.backbone] if self.backbone else []
         parts += [f"s{self.size}"] if self.size else []
         parts += ["relu"] if self.relu else []
         if self.ratio:
-            parts.append(f"{self.shape[0]}{self.sqnr if self.narrowed else round(100 * self.ratio)}")
+            parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
             parts += [self.importance.replace("_", "-")] if self.importance else []
         parts += [f"e{self.epochs}"] if self.epochs else []
         return "-".join([*parts, self.scheme])
@@ -96,11 +95,6 @@ class Design:
     def narrowed(self) -> bool:
         """Whether it is made smaller by `narrow` instead of by pruning."""
         return self.shape == "narrow"
-
-    @property
-    def sqnr(self) -> int:
-        """The logits' signal over noise in dB that `narrow` keeps at least."""
-        return round(_SILENT * (1 - self.ratio))
 
     @property
     def trained(self) -> bool:

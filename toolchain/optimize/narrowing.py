@@ -19,7 +19,6 @@ from toolchain.recipe import TRUNK, Recipe, Variant, needs
 from toolchain.steps import AnyStep, Join, Narrow, Qat
 
 _RATE = 1e-4  # of learning; on two tasks as good as any from 1e-5 to 1e-3
-_SLOPE = 0.35  # MobileNetV2 in int8 at 20, 14, 10 and 7 dB; only where to begin
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,16 @@ class Narrowing:
         return any(chain.channels > least for chain in chains(model))
 
     def variant(self, design: Design) -> Variant:
-        """The chain for a design: narrowed to its signal over noise; without epochs its integers are not trained."""
+        """The chain for a design: narrowed by its ratio; without epochs its integers are not trained."""
         return self.whole.model_copy(update={"steps": tuple(self._steps(design))})
 
     def _steps(self, design: Design) -> Iterator[AnyStep]:
         for step in self.whole.steps:
             if is_whole(step):
-                yield step.model_copy(update={"min_sqnr": design.sqnr})
+                told = step.model_dump(exclude_unset=True, exclude={"min_sqnr"})
+                yield Narrow.model_validate(
+                    told | {"step": "narrow", "max_products": round(1 - design.ratio, 2)}
+                )
             elif isinstance(step, Qat) and not design.epochs:
                 yield step.quantize
             else:
@@ -55,7 +57,7 @@ class Narrowing:
 
 
 def narrowing(recipe: Recipe, qat: Qat, *, own: bool) -> Narrowing:
-    """The recipe's own chain, if it has one (and `own`); else `narrow`, `join` and `qat` behind fp32.
+    """The recipe's own chain, if it has one (and `own`), narrowed otherwise; else `narrow`, `join` and `qat` behind fp32.
 
     qat: the recipe's, or the usual one, which is for networks that lost little and learns too slowly here.
     """
@@ -65,11 +67,6 @@ def narrowing(recipe: Recipe, qat: Qat, *, own: bool) -> Narrowing:
             return Narrowing(whole)
     learnt = qat if "lr" in qat.model_fields_set else qat.model_copy(update={"lr": _RATE})
     return Narrowing(Variant(source=BASE, steps=(Narrow(), Join(), learnt)))
-
-
-def work_left(ratio: float) -> float:
-    """About what share of the latency a network narrowed so has left."""
-    return float((1 - ratio) ** _SLOPE)
 
 
 def is_whole(step: AnyStep) -> bool:

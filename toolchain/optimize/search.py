@@ -13,7 +13,6 @@ from toolchain.optimize import tables
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import TOP, Design, Scheme
-from toolchain.optimize.narrowing import work_left
 from toolchain.optimize.own import is_trained
 from toolchain.optimize.points import Failure, Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
@@ -33,7 +32,6 @@ _PROBE_START, _PROBE_ANSWERS = 5.0, 200  # seconds, and about how many networks 
 _OWN_SHARE = 0.4  # and that each of the recipe's own variants may take
 _TRAININGS = 5  # that the budget shall hold, or recovery is shortened
 _TRAINING_SHARE = 0.7  # of the budget that trainings may take
-_NARROWED = 0.75  # 10 dB: the ratio at which narrowing begins
 _SMALLEST = 24  # pixels
 _TAUGHT: frozenset[Scheme] = frozenset(
     {"int8-qat"}
@@ -243,7 +241,7 @@ class Search:
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
         narrowing = self.trials.narrowing
-        narrow = [Arm("narrow", start=_NARROWED, epochs=narrowing.epochs)] if narrowing else []
+        narrow = [Arm("narrow", epochs=narrowing.epochs)] if narrowing else []
         if not self.trials.template.trainable:
             return narrow
         if not self._prunable:
@@ -298,7 +296,7 @@ class Search:
     def _width(self, design: Design) -> float:
         costs = self.trials.costs
         if design.narrowed:
-            return work_left(design.ratio)
+            return 1 - design.ratio  # as measured, to a tenth
         if costs is None:
             return float((1 - design.ratio) ** 1.5)
         if design.scheme == "fp32" and self._floats is not None:

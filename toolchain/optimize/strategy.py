@@ -38,8 +38,8 @@ Predict = Callable[[Design], float]
 class Arm:
     """One way to make a backbone smaller; bisection runs within it. relu: with its activations replaced.
 
-    top: the greatest ratio; 0 for a network that can't be pruned. start: the first to be tried where nothing is known.
-    epochs: how long designs are trained, in place of recovery's, and of integers alone.
+    top: the greatest ratio; 0 for a network that can't be pruned. epochs: how long designs are trained, in place of
+    recovery's, and of integers alone.
     """
 
     shape: Shape
@@ -48,7 +48,6 @@ class Arm:
     relu: bool = False
     top: float = TOP
     backbone: str = ""
-    start: float = START
     epochs: int = 0
 
     @property
@@ -286,7 +285,7 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
         unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in _kept_sizes(history)
         careful = unsure or space.asked.max_latency_ms or (later and not arm.epochs)
         first = _snapped(low + GRID)
-        first = first if careful else max(first, min(arm.start, arm.top))
+        first = first if careful else max(first, min(START, arm.top))
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None
@@ -331,12 +330,14 @@ def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
 
 
 def _upwards(outcome: Outcome, space: Space) -> bool | None:
-    """Whether to prune more. A design that failed says nothing, unless it may have asked for too little."""
+    """Whether to prune more. A design that failed says nothing, unless it may have asked for too little, or was narrowed:
+    then for too much."""
     match outcome:
         case Probe():
             return True
         case Failure():
-            return True if outcome.design.ratio <= _LITTLE else None
+            little = outcome.design.ratio <= _LITTLE
+            return False if outcome.design.narrowed else little or None
         case Point():
             return not outcome.small if space.asked.goal == "accuracy" else outcome.accurate
 

@@ -34,7 +34,7 @@ from toolchain.measure.accuracy import load as load_answers
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations
 from toolchain.optimize.design import Design, Template
-from toolchain.optimize.narrowing import Narrowing, narrowing, work_left
+from toolchain.optimize.narrowing import Narrowing, narrowing
 from toolchain.optimize.own import own_variants
 from toolchain.optimize.points import Failure, Miss, Outcome, Point, Probe
 from toolchain.optimize.sensitivity import Sensitive, probe
@@ -224,7 +224,7 @@ class Trials:
         """About what share of the network's work a design has left."""
         width = 1.0
         if design.narrowed:
-            width = work_left(design.ratio)
+            width = 1 - design.ratio
         elif design.ratio:
             costs = self.costs if design.shape == "table" else None
             width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2

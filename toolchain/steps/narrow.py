@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
@@ -56,9 +56,10 @@ class Narrow(Step):
 
     Channels go first where they cost the logits least for the time they take: each layer's influence on them is measured.
     min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
-    is looked at. multiple: counts that channels go down to, as kernels like them (16: blocks of AVX-512 and
-    of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). layers: patterns of the names of
-    convolutions whose channels may go; all, when empty. pictures: of train, for the least squares.
+    is looked at. max_products: instead of that, the share that may be left of the products that these channels take,
+    whatever noise that makes; for what is trained on. multiple: counts that channels go down to, as kernels like them
+    (16: blocks of AVX-512 and of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). layers: patterns of
+    the names of convolutions whose channels may go; all, when empty. pictures: of train, for the least squares.
     Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), `price`, how many times the
     latency of the file before, and what is left of `macs` and `parameters`.
     """
@@ -72,15 +73,23 @@ class Narrow(Step):
         "onnx", "numpy", *host.onnxruntimes(),
     )  # fmt: skip
     min_sqnr: Annotated[float, Field(gt=0)] = 20.0
+    max_products: Annotated[float, Field(gt=0, lt=1)] | None = None
     multiple: Annotated[int, Field(ge=4, multiple_of=4)] = 16
     layers: tuple[str, ...] = ()
     pictures: Annotated[int, Field(ge=1)] = 256
     probe: Annotated[int, Field(ge=1)] = 64
 
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if self.max_products is not None and "min_sqnr" in self.model_fields_set:
+            raise ValueError("min_sqnr does nothing beside max_products: give one of them")
+        return self
+
     def run(self, inputs: Mapping[str, Artifact], context: Context) -> tuple[Measurement, ...]:
         """Narrow inputs["model"]'s plain network; the preprocessing stays as it is.
 
-        Raises DataError without training or validation pictures, ModelError for a network that is quantized.
+        Raises DataError without training or validation pictures, ModelError for a network that is quantized, or cannot
+        be made as small as max_products.
         """
         source = inputs["model"].folder
         original = graph.read(source / graph.PLAIN)
@@ -90,15 +99,13 @@ class Narrow(Step):
         counts, reached = self._choose(original, candidates, probe, context)
         narrowed = narrower(original, candidates, counts)
         measured = [_left(c.chain, counts[c.chain.hidden]) for c in candidates if c.chain.hidden in counts]
-        all_work = sum(c.cost * c.chain.channels for c in candidates)
-        left = sum(c.cost * counts.get(c.chain.hidden, c.chain.channels) for c in candidates)
         price = round(latency_ratio(original, narrowed, probe[0]), 3) if counts else 1.0
         hand_on(self, source, narrowed, context.out)
         return (
             *measured,
             Measurement(name="sqnr", value=round(reached.sqnr, 2), unit="dB"),
             Measurement(name="agreement", value=reached.agreement),
-            Measurement(name="products", value=round(left / all_work, 4) if all_work else 1.0),
+            Measurement(name="products", value=round(_products(candidates, counts), 4)),
             Measurement(name="price", value=price),
             *costs.measured(narrowed),
             *graph.sizes(context.out),
@@ -145,9 +152,9 @@ class Narrow(Step):
         self, model: ModelProto, candidates: Sequence[Candidate], probe: Sequence[sensitivity.Floats],
         context: Context,
     ) -> tuple[dict[str, int], sensitivity.Fidelity]:  # fmt: skip
-        """Counts by hidden tensor: as many of the cheapest reductions as keep min_sqnr.
+        """Counts by hidden tensor: as many of the cheapest reductions as keep min_sqnr, or as max_products asks for.
 
-        A chain whose next reduction would not is left as it is, and the others go on.
+        A chain whose next reduction would not keep it is left as it is, and the others go on.
         """
         reference = sensitivity.answers(model, probe)
 
@@ -159,7 +166,10 @@ class Narrow(Step):
         with context.progress.task("narrow", 2 * len(candidates)) as task:
             influences = [_influence(one, self.multiple, fidelity, task.advance) for one in candidates]
             waiting = list(_cheapest_first(candidates, influences, self.multiple))
-            best: dict[str, int] = {}
+            if self.max_products is not None:
+                best = _fewest(candidates, waiting, self.max_products)
+                return best, fidelity(best)
+            best = {}
             while waiting:
                 # A later count of a chain is the lower one.
                 tried = [best | dict(waiting[:taken]) for taken in range(len(waiting) + 1)]
@@ -231,6 +241,30 @@ def _cost(chain: Chain, written: int, read: int, stem: set[str]) -> float:
     before = written * (chain.writer.rows[0].size + costs.CONVERTED)
     after = read * (_DEPTHWISE * len(chain.depthwise) + len(chain.reader.rows))
     return float(before + after) * (_FLOAT if chain.writer.node.name in stem else 1)
+
+
+def _products(candidates: Sequence[Candidate], counts: Mapping[str, int]) -> float:
+    """The share of the products left where `counts` channels are."""
+    whole = sum(c.cost * c.chain.channels for c in candidates)
+    left = sum(c.cost * counts.get(c.chain.hidden, c.chain.channels) for c in candidates)
+    return left / whole if whole else 1.0
+
+
+def _fewest(
+    candidates: Sequence[Candidate], cheapest: Sequence[tuple[str, int]], share: float
+) -> dict[str, int]:
+    """The cheapest reductions that leave no more than a share of the products."""
+    counts: dict[str, int] = {}
+    for hidden, left in cheapest:
+        if _products(candidates, counts) <= share:
+            return counts
+        counts[hidden] = left
+    least = _products(candidates, counts)
+    if least <= share:
+        return counts
+    raise ModelError(
+        f"narrow: no less than {least:.2f} of the products can be left, and max_products is {share:g}"
+    )
 
 
 def _influence(
