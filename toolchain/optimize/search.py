@@ -246,14 +246,14 @@ class Search:
             return narrow
         if not self._prunable:
             whole = (*relu, *(replace(uniform, size=side) for side in sides))
-            return [*(replace(arm, top=0.0) for arm in whole), *narrow]
+            return [*narrow, *(replace(arm, top=0.0) for arm in whole)]
         sizes = [replace(first, size=side) for side in sides]
         taylor = (
             []
             if self.trials.template.prune.importance == "taylor"
             else [replace(uniform, importance="taylor")]
         )
-        return [*relu, *dict.fromkeys([first, *narrow, *sizes, uniform]), *taylor]
+        return [*narrow, *relu, *dict.fromkeys([first, *sizes, uniform]), *taylor]
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: a quarter of the recipe's, or so short that some trainings fit the budget,

@@ -130,13 +130,9 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
 
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one. First
-    come sizes that the network keeps its accuracy at as it is, the fastest of them before the others; and once what was
-    pruned ended so far off that there is no hope, narrowing."""
+    come sizes that the network keeps its accuracy at as it is, the fastest of them before the others."""
     shares = _kept_sizes(history)
     arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
-    pruned = [p for p in points(history) if p.design.trained and p.design.ratio and not p.design.narrowed]
-    if pruned and all(point.too_wrong > _HOPELESS for point in pruned):
-        arms.sort(key=lambda arm: arm.shape != "narrow")
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
