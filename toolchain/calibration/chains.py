@@ -1,4 +1,4 @@
-"""Chains: channels that one convolution makes, depthwise ones and activations pass on, and a pointwise one mixes."""
+"""Chains: channels that one convolution makes, depthwise ones and activations pass on, and another one mixes."""
 
 from __future__ import annotations
 
@@ -35,15 +35,19 @@ class Chain:
         return len(self.writer.rows)
 
 
-def chains(model: ModelProto) -> Iterator[Chain]:
-    """Every chain whose channels nothing else reads, in the order of the readers."""
+def chains(model: ModelProto, *, wide: bool = False) -> Iterator[Chain]:
+    """Every chain whose channels nothing else reads, in the order of the readers.
+
+    wide: with those whose reader looks at more than a pixel.
+    """
     found = list(layers(model))
     by_name = {layer.node.name: layer for layer in found}
     makers = {name: node for node in model.graph.node for name in node.output}
     readers = consumers(model.graph)
     private = _private(model, readers)
     for reader in found:
-        if not pointwise(reader) or not private.issuperset(_constants(reader)):
+        mixes = _dense(reader) if wide else pointwise(reader)
+        if not mixes or not private.issuperset(_constants(reader)):
             continue
         passed: list[Layer] = []
         node = _maker(reader.node.input[0], makers, readers, private)
@@ -65,6 +69,12 @@ def pointwise(layer: Layer) -> bool:
         attribute(node, "pads", [])
     )
     return ungrouped and unpadded and layer.rows[0, 0].size == 1
+
+
+def _dense(layer: Layer) -> bool:
+    """Whether a layer is a convolution over all channels whose padding stands in numbers."""
+    named = attribute(layer.node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    return layer.node.op_type == "Conv" and layer.groups == 1 and layer.rows.ndim == 4 and named
 
 
 def put(

@@ -10,15 +10,14 @@ the bias takes that back (weights.correct_biases).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import ModelProto
 from onnx.helper import make_empty_tensor_value_info
 
 from toolchain.calibration.weights import GREATEST, Bits, Floats, Layer, saturating
+from toolchain.calibration.windows import windows
 from toolchain.graph import INPUT, attribute
 from toolchain.runtime.session import Session
 
@@ -56,7 +55,7 @@ def covariances(
     for picture in inputs:
         given = dict(zip(names, session.run({INPUT: picture}), strict=True)) | {INPUT: picture}
         for layer in usable:
-            rows = _read(layer, given[layer.node.input[0]], random)
+            rows = windows(layer, given[layer.node.input[0]], random, _POSITIONS)
             seconds[layer.weight] = (
                 seconds.get(layer.weight, np.zeros(()))
                 + np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64) / rows.shape[1]
@@ -127,34 +126,6 @@ def _descend(exact: Doubles, matrix: Doubles, greatest: int) -> Doubles:
         chosen[better, columns] += moved
         slope[better] += moved[:, None] * matrix[columns]
     return np.asarray(chosen)
-
-
-def _read(layer: Layer, value: Floats, random: np.random.Generator) -> Floats:
-    """What the layer's rows are multiplied by at some places, [groups, places, K]."""
-    if layer.node.op_type != "Conv":
-        rows = value.reshape(-1, value.shape[-1])
-        return rows[_places(len(rows), random)][None]
-    kernel = layer.rows.shape[2:]
-    pads = attribute(layer.node, "pads", [0] * (2 * len(kernel)))
-    around = [(0, 0), *zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)]
-    strides = attribute(layer.node, "strides", [1] * len(kernel))
-    spread = attribute(layer.node, "dilations", [1] * len(kernel))
-    window = tuple((side - 1) * apart + 1 for side, apart in zip(kernel, spread, strict=True))
-    seen = sliding_window_view(np.pad(value[0], around), window, axis=tuple(range(1, 1 + len(kernel))))
-    shape = tuple((side - 1) // stride + 1 for side, stride in zip(seen.shape[1:], strides, strict=False))
-    places = np.unravel_index(_places(int(np.prod(shape)), random), shape)
-    index: tuple[Any, ...] = (
-        slice(None),
-        *(place * stride for place, stride in zip(places, strides, strict=True)),
-    )
-    taken = seen[index][(..., *(slice(None, None, apart) for apart in spread))]  # [C, places, kernel]
-    grouped = taken.reshape(layer.groups, -1, *taken.shape[1:])
-    moved = np.moveaxis(grouped, 2, 1)  # [groups, places, C / groups, kernel]
-    return np.ascontiguousarray(moved.reshape(*moved.shape[:2], -1))
-
-
-def _places(count: int, random: np.random.Generator) -> NDArray[np.int64]:
-    return np.sort(random.choice(count, min(count, _POSITIONS), replace=False))
 
 
 def _stiff(matrix: Doubles) -> Doubles:

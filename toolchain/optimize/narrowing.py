@@ -37,7 +37,7 @@ class Narrowing:
         least = next(
             step.multiple for step in self.whole.steps if isinstance(step, Narrow) and is_whole(step)
         )
-        return any(chain.channels > least for chain in chains(model))
+        return any(chain.channels > least for chain in chains(model, wide=True))
 
     def variant(self, design: Design) -> Variant:
         """The chain for a design: narrowed by its ratio; without epochs its integers are not trained."""

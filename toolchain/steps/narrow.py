@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from toolchain import graph
 from toolchain.artifact import Artifact, Form
 from toolchain.calibration import costs, elimination, pictures, selection, sensitivity
-from toolchain.calibration.chains import Chain, chains, put
+from toolchain.calibration.chains import Chain, chains, pointwise, put
 from toolchain.calibration.price import latency_ratio
 from toolchain.calibration.weights import Floats
 from toolchain.errors import DataError, ModelError
@@ -29,6 +29,7 @@ from toolchain.step import Context, Step
 # Products that a depthwise output value is worth in time, and how much more a product costs where int8 never comes
 # (selection.stem): measured in MobileNetV2 in int8 on x86 with VNNI.
 _DEPTHWISE, _FLOAT = 50, 4
+_LONGEST = 2400  # inputs of a reader: their moments take 46 MB, and choosing among 256 channels of nine pixels half a minute
 _PROBED = 0.02  # share of the reader's variance that a chain loses where its influence is measured
 
 
@@ -39,10 +40,11 @@ class Candidate:
     chain: Chain
     moments: elimination.Moments
     cost: float
+    _refits: dict[int, tuple[elimination.Doubles, elimination.Doubles]] = field(default_factory=dict)
 
     @cached_property
     def weight(self) -> elimination.Doubles:
-        """The reader's weights, [out, channels]."""
+        """The reader's weights, [out, channels * window]."""
         return self.chain.reader.rows.reshape(len(self.chain.reader.rows), -1).astype(np.float64)
 
     @cached_property
@@ -50,9 +52,19 @@ class Candidate:
         """The channels, the first to go first."""
         return elimination.order(self.moments, self.weight)
 
+    def kept(self, count: int) -> list[int]:
+        """The channels that stay when there are `count`."""
+        return sorted(self.order.order[self.chain.channels - count :])
+
+    def refit(self, count: int) -> tuple[elimination.Doubles, elimination.Doubles]:
+        """The reader's weights for them, [out, count * window], and what its bias gains [out]."""
+        if count not in self._refits:
+            self._refits[count] = elimination.refit(self.moments, self.weight, self.kept(count))
+        return self._refits[count]
+
 
 class Narrow(Step):
-    """Takes out hidden channels of convolutions whose reader is pointwise, and refits the reader by least squares.
+    """Takes out hidden channels, which one convolution makes and one other reads, and refits the reader by least squares.
 
     Channels go first where they cost the logits least for the time they take: each layer's influence on them is measured.
     min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
@@ -65,7 +77,7 @@ class Narrow(Step):
     """
 
     step: Literal["narrow"] = "narrow"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val"})
@@ -126,19 +138,22 @@ class Narrow(Step):
         named = selection.matching(model, self.layers, "layers") if self.layers else None
         found = [
             chain
-            for chain in chains(model)
-            if chain.channels > self.multiple and (named is None or chain.writer.node.name in named)
+            for chain in chains(model, wide=True)
+            if chain.channels > self.multiple
+            and chain.reader.rows[0].size <= _LONGEST
+            and (named is None or chain.writer.node.name in named)
         ]
         for pattern in self.layers:
             if not any(fnmatchcase(chain.writer.node.name, pattern) for chain in found):
                 raise ModelError(
                     f"narrow: layers {pattern!r} names nothing that can be narrowed: it takes a convolution of more than "
-                    f"{self.multiple} channels (multiple) that a pointwise one alone reads"
+                    f"{self.multiple} channels (multiple) that one other alone reads, of at most {_LONGEST} inputs"
                 )
         written = {chain.hidden: chain.writer.node.output[0] for chain in found}
         with context.progress.task("moments", len(chosen)) as task:
             prepared = pictures.prepared(source.folder / graph.PREPROCESS, train, chosen, task.advance)
-            seen = elimination.moments(model, [*written, *written.values()], prepared)
+            wide = {chain.hidden: chain.reader for chain in found if not pointwise(chain.reader)}
+            seen = elimination.moments(model, [*written, *written.values()], prepared, readers=wide)
         stem = set(selection.stem(model))
         found_costs = (
             _cost(chain, seen[written[chain.hidden]].positions, seen[chain.hidden].positions, stem)
@@ -192,7 +207,7 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
         chain, count = candidate.chain, counts.get(candidate.chain.hidden)
         if count is None:
             continue
-        kept = sorted(candidate.order.order[chain.channels - count :])
+        kept = candidate.kept(count)
         for layer in (chain.writer, *chain.depthwise):
             # What another chain's reader is may be this one's writer: its weights are new already, and its bias.
             for name in [
@@ -201,8 +216,7 @@ def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping
             ]:
                 values[name] = np.ascontiguousarray((values[name] if name in values else known[name])[kept])
         groups |= {layer.node.name: count for layer in chain.depthwise}
-        weight, shift = elimination.refit(candidate.moments, candidate.weight, kept)
-        _refitted(changed, chain, weight, shift, values)
+        _refitted(changed, chain, *candidate.refit(count), values)
     put(changed, values, groups)
     return changed
 
@@ -239,7 +253,8 @@ def _left(chain: Chain, count: int) -> Measurement:
 def _cost(chain: Chain, written: int, read: int, stem: set[str]) -> float:
     """The products that one channel takes in a picture, its conversions counted."""
     before = written * (chain.writer.rows[0].size + costs.CONVERTED)
-    after = read * (_DEPTHWISE * len(chain.depthwise) + len(chain.reader.rows))
+    rows, strides = chain.reader.rows, graph.attribute(chain.reader.node, "strides", [1])
+    after = read * (_DEPTHWISE * len(chain.depthwise) + len(rows) * rows[0, 0].size / np.prod(strides))
     return float(before + after) * (_FLOAT if chain.writer.node.name in stem else 1)
 
 
