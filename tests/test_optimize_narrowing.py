@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,12 @@ from test_optimize_own import FILE, recipe
 
 from toolchain.optimize.design import Design, Template
 from toolchain.optimize.narrowing import Narrowing, narrowing
-from toolchain.recipe import Recipe, load
+from toolchain.recipe import Recipe, load, needs
 from toolchain.steps import Join, Narrow, Qat, Quantize
 from toolchain.steps.quantize import Target
 
-HALF, UNTRAINED = (
-    Design(0.55, "narrow", epochs=6, scheme="int8-qat"),
-    Design(0.55, "narrow", scheme="int8-qat"),
-)
+HALF = Design(narrow=0.55, taught=6, scheme="int8-qat")
+UNTRAINED = HALF.untrained
 
 
 def found(given: Recipe, targets: tuple[Target, ...] = ()) -> Narrowing:
@@ -69,6 +68,15 @@ def test_for_targets_the_integers_are_right_on_all_of_them() -> None:
     last = found(load("surface-inspection"), ("x86-vnni", "arm64")).variant(HALF).steps[-1]
     assert isinstance(last, Qat)
     assert last.quantize.targets == ("x86-vnni", "arm64")
+
+
+def test_a_network_that_was_pruned_is_narrowed_towards_fp32_and_one_of_another_size_towards_itself() -> None:
+    own = found(load("blood-cells"))
+    pruned = own.variant(replace(HALF, ratio=0.5, shape="table", epochs=4))
+    assert pruned.source == "t50-e4-fp32"
+    assert needs(pruned) == {"t50-e4-fp32", "fp32"}
+    smaller = own.variant(replace(HALF, size=96))
+    assert needs(smaller) == {"s96-fp32"}
 
 
 QAT = {"qat": {"teacher": "fp32"}}

@@ -103,54 +103,87 @@ def test_variants_of_the_recipe_come_behind_the_ways_to_quantize_and_nothing_is_
     assert len(tried) < len(World(Asked(max_drop=1.0), grows).run())  # what cannot beat it is not tried
 
 
-NARROW = Arm("narrow", epochs=6)
+class Narrowed(World):
+    """`narrow` takes what it says; a network holds until `bears` of it are gone, at a smaller input a tenth less."""
 
+    bears = 0.7
 
-class FewPictures(World):
-    """Pruned networks never recover; narrowed ones hold until 0.7, and are the slower ones at equal ratios."""
+    def space(self) -> Space:
+        return replace(super().space(), taught=6)
 
     def latency(self, design: Design) -> float:
-        return 0.5 * (1 - design.ratio) if design.narrowed else super().latency(design)
+        if design.narrowed:
+            return (1 - design.narrow) * super().latency(replace(design, narrow=0.0, taught=0, scheme="int8"))
+        return super().latency(design)
+
+    def measure(self, design: Design) -> Point:
+        if not design.narrowed:
+            return super().measure(design)
+        below = super().measure(replace(design, narrow=0.0, taught=0, scheme="int8"))
+        over = max(0.0, design.narrow - self.bears + (0.1 if design.size else 0.0))
+        drop, latency = below.drop + 40 * over, self.latency(design)
+        misses = (Miss("max_drop", 1.0, drop, "points"),) if drop > 1 else ()
+        return replace(below, design=design, latency_ms=latency, share=latency, drop=drop, misses=misses)
 
 
-def of_few_pictures(design: Design) -> float:
-    return 0.7 if design.narrowed else -0.2
+def never(design: Design) -> float:
+    """Nothing pruned keeps the accuracy, and no smaller input."""
+    return -0.2
+
+
+def found_best(world: World) -> str:
+    best = pick(points(world.history), "latency")
+    assert best is not None
+    return best.name
 
 
 def test_narrowing_comes_first_and_is_bisected() -> None:
-    world = FewPictures(Asked(max_drop=1.0), of_few_pictures, arms=(NARROW, Arm("table"), Arm("uniform")))
+    world = Narrowed(Asked(max_drop=1.0), never, arms=(Arm("table"), Arm("uniform")))
     trained = [design for design in world.run() if design.trained]
     names = [design.name for design in trained if design.narrowed]
     assert names[0] == "n50-e6-int8-qat"
     assert len(names) == len(set(names)) <= 5
     assert all(design.narrowed for design in trained[: len(names)])
     assert any(design.shape == "uniform" for design in trained)
-    best = pick(points(world.history), "latency")
-    assert best is not None
-    assert best.name == "n70-e6-int8-qat"
+    assert found_best(world) == "n70-e6-int8-qat"
+
+
+def test_smaller_inputs_that_the_network_bears_are_narrowed_before_the_whole() -> None:
+    world = Narrowed(Asked(max_drop=1.0), lambda design: 0.0 if design.size else -0.2)
+    narrowed = [design for design in world.run() if design.narrowed]
+    assert {design.size for design in narrowed[:3]} == {96}
+    assert all(not design.epochs for design in narrowed[:3])
+    assert found_best(world) == "s96-n60-e6-int8-qat"
+
+
+def test_the_best_of_those_that_were_pruned_are_narrowed_too() -> None:
+    world = Narrowed(Asked(max_drop=1.0), lambda design: 0.6 if design.ratio else -0.2)
+    world.bears = 0.3
+    designs = world.run()
+    assert found_best(world) == "s96-t60-e4-n20-e6-int8-qat"
+    below = {design.network for design in designs if design.narrowed}
+    assert below <= {Design(), *(d.network for d in designs if d.trained and not d.narrowed)}
 
 
 def test_what_cannot_be_narrowed_so_far_is_asked_for_less() -> None:
-    class Wide(FewPictures):
+    class Wide(Narrowed):
         def measure(self, design: Design) -> Point:
-            found = super().measure(design)
-            return Failure(design, "no less than 0.4 can be left") if design.ratio > 0.6 else found  # type: ignore[return-value]
+            if design.narrow > 0.6:
+                return Failure(design, "no less than 0.4 can be left")  # type: ignore[return-value]
+            return super().measure(design)
 
-    world = Wide(Asked(max_drop=1.0), of_few_pictures, arms=(NARROW,))
+    world = Wide(Asked(max_drop=1.0), never, arms=())
     world.run()
-    best = pick(points(world.history), "latency")
-    assert best is not None
-    assert best.name == "n60-e6-int8-qat"
+    assert found_best(world) == "n60-e6-int8-qat"
 
 
 def test_nothing_is_made_of_a_narrowed_network_but_what_it_is() -> None:
-    world = FewPictures(Asked(max_drop=1.0), of_few_pictures, arms=(NARROW,))
-    assert {design.scheme for design in world.run() if design.ratio} == {"int8-qat"}
+    world = Narrowed(Asked(max_drop=1.0), never, arms=())
+    assert {design.scheme for design in world.run() if design.narrowed} == {"int8-qat"}
 
 
-def test_narrowing_is_not_tried_where_it_cannot_be_faster_than_what_was_pruned() -> None:
-    world = FewPictures(Asked(max_drop=1.0), lambda _: 0.9, arms=(Arm("table"), NARROW))
-    assert not any(design.narrowed for design in world.run())
+def test_without_epochs_to_teach_nothing_is_narrowed() -> None:
+    assert not any(design.narrowed for design in World(Asked(max_drop=1.0), grows).run())
 
 
 def test_it_ends_within_5_percent_of_the_best_there_is() -> None:

@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from toolchain.optimize.design import TOP, Design
 from toolchain.optimize.points import Outcome, Point, pick
 from toolchain.optimize.race import race
 from toolchain.optimize.search import MENDING, WAYS, Search
-from toolchain.optimize.strategy import GRID
+from toolchain.optimize.strategy import GRID, TRAINED
 from toolchain.optimize.trials import Trials
 from toolchain.optimize.workflow import prepared
 from toolchain.progress import Silent
@@ -108,7 +108,12 @@ def drawn(search: Search, chance: random.Random) -> Iterator[Design]:
         arm, scheme = chance.choice(arms), chance.choice(ways)
         ratio = min(ratio, arm.top)
         needed = bool(ratio or arm.starts_whole)
-        yield arm.design(ratio, chance.choice(rungs) if needed else 0, scheme)
+        design = arm.design(ratio, chance.choice(rungs) if needed else 0, scheme)
+        narrowing = search.trials.narrowing
+        if narrowing and not design.relu and chance.random() < 0.5:
+            narrow = round(GRID * chance.randint(1, round(TOP / GRID)), 2)
+            design = replace(design, narrow=narrow, taught=narrowing.epochs, scheme=TRAINED)
+        yield design
 
 
 def spread(epochs: int) -> Iterator[Design]:
@@ -137,7 +142,12 @@ def proposed(search: Search, seed: int) -> Iterator[tuple[Any, Design]]:
         epochs = trial.suggest_categorical("epochs", list(rungs))
         scheme = trial.suggest_categorical("scheme", list(WAYS["cpu"] + MENDING["cpu"]))
         ratio = min(ratio, arm.top)
-        yield (study, trial), arm.design(ratio, epochs if ratio or arm.starts_whole else 0, scheme)
+        design = arm.design(ratio, epochs if ratio or arm.starts_whole else 0, scheme)
+        narrowing = search.trials.narrowing
+        narrow = round(trial.suggest_float("narrow", 0.0, TOP, step=GRID), 2) if narrowing else 0.0
+        if narrowing and narrow and not design.relu:
+            design = replace(design, narrow=narrow, taught=narrowing.epochs, scheme=TRAINED)
+        yield (study, trial), design
 
 
 def others(way: Course, method: str, seed: int) -> None:

@@ -28,7 +28,7 @@ from toolchain.steps import (
 )
 from toolchain.steps.quantize import PERCENTILE, Target
 
-Shape = Literal["table", "uniform", "narrow"]
+Shape = Literal["table", "uniform"]
 Scheme = Literal[
     "fp32", "int8", "int8-stem", "int8-narrow", "int8-adaptive", "int8-percentile", "int8-mixed", "int8-qat", "fp16"
 ]  # fmt: skip
@@ -48,13 +48,13 @@ class Design:
     """One candidate.
 
     ratio: share of channels to prune from every layer; with shape "table" it says how fast the network shall be,
-    namely as one pruned so from every layer, and the latency table says which layers give how much. With shape "narrow" it
-    is the share of its products that `narrow` takes, and the rest is as narrowing.py has it.
+    namely as one pruned so from every layer, and the latency table says which layers give how much.
     epochs: of recovery. size: the input's side in pixels (None: the recipe's). scheme: how the file is quantized;
     "int8" is the recipe's own settings, "int8-stem" the same with the stem the other way round (float, or integer).
-    relu: activations without integer kernels are replaced (steps/activations.py). backbone: the name of another of the
-    recipe's networks; none is `tuned`, whose own fp32 everything is compared with. own: the recipe's variant of this name
-    as it is (own.py); all else is then as fp32 has it.
+    narrow: the share of the products that `narrow` takes from that network; taught: epochs for which its integers are then
+    trained (narrowing.py). relu: activations without integer kernels are replaced (steps/activations.py). backbone: the
+    name of another of the recipe's networks; none is `tuned`, whose own fp32 everything is compared with. own: the
+    recipe's variant of this name as it is (own.py); all else is then as fp32 has it.
     """
 
     ratio: float = 0.0
@@ -66,10 +66,12 @@ class Design:
     relu: bool = False
     backbone: str = ""
     own: str = ""
+    narrow: float = 0.0
+    taught: int = 0
 
     @property
     def name(self) -> str:
-        """The variant's name: `small-s96-relu-t50-e8-int8`, `n60-e6-int8-qat`, `own-pruned-int8`."""
+        """The variant's name: `small-s96-relu-t50-e8-int8`, `s96-t50-e8-n60-e6-int8-qat`, `own-pruned-int8`."""
         if self.own:
             return f"own-{self.own}"[:_LONGEST]
         parts = [self.backbone] if self.backbone else []
@@ -79,12 +81,14 @@ class Design:
             parts.append(f"{self.shape[0]}{round(100 * self.ratio)}")
             parts += [self.importance.replace("_", "-")] if self.importance else []
         parts += [f"e{self.epochs}"] if self.epochs else []
+        parts += [f"n{round(100 * self.narrow)}"] if self.narrow else []
+        parts += [f"e{self.taught}"] if self.taught else []
         return "-".join([*parts, self.scheme])
 
     @property
     def network(self) -> Design:
-        """The network in float that the file is made from."""
-        return replace(self, scheme="fp32")
+        """The network in float that the file is made from, before it is narrowed."""
+        return replace(self, scheme="fp32", narrow=0.0, taught=0)
 
     @property
     def whole(self) -> Design:
@@ -93,13 +97,18 @@ class Design:
 
     @property
     def narrowed(self) -> bool:
-        """Whether it is made smaller by `narrow` instead of by pruning."""
-        return self.shape == "narrow"
+        """Whether `narrow` makes it smaller, as far as it says."""
+        return self.narrow > 0
 
     @property
     def trained(self) -> bool:
         """Whether it needs training of its own."""
-        return self.epochs > 0
+        return self.epochs > 0 or self.taught > 0
+
+    @property
+    def untrained(self) -> Design:
+        """The same without its last training: what takes as long to answer."""
+        return replace(self, taught=0) if self.narrowed else replace(self, epochs=0)
 
 
 class Template:

@@ -110,7 +110,8 @@ class Search:
                 self.tabulate()
             self._tabulated = True
             self.probe()
-        return self._spend(self.space(self.arms()))
+        narrowing = self.trials.narrowing
+        return self._spend(self.space(self.arms(), narrowing.epochs if narrowing else 0))
 
     def best(self) -> Point | None:
         """The best point of this backbone."""
@@ -221,8 +222,8 @@ class Search:
     def _note(self, words: str) -> None:
         self.notes.append(f"{self.trials.backbone}: {words}" if self.trials.backbone else words)
 
-    def space(self, arms: Sequence[Arm] = ()) -> Space:
-        """What may be tried."""
+    def space(self, arms: Sequence[Arm] = (), taught: int = 0) -> Space:
+        """What may be tried. taught: epochs for which narrowed networks are trained; 0 for none."""
         provider, backbone = self.asked.provider, self.trials.backbone
         mending = tuple(way for way in MENDING[provider] if not backbone or way not in _TAUGHT)
         rivals = tuple(
@@ -231,7 +232,9 @@ class Search:
             if design not in self.own and isinstance(point, Point)
         )
         own = tuple(self.trials.own)
-        return Space(self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals, own)
+        return Space(
+            self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals, own, taught
+        )
 
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""
@@ -240,20 +243,18 @@ class Search:
         uniform = Arm("uniform", backbone=self.trials.backbone, top=round(top, 2))
         first = replace(uniform, shape="table") if self.trials.costs else uniform
         relu = [replace(first, relu=True)] if self.trials.replaceable else []
-        narrowing = self.trials.narrowing
-        narrow = [Arm("narrow", epochs=narrowing.epochs)] if narrowing else []
         if not self.trials.template.trainable:
-            return narrow
+            return []
         if not self._prunable:
             whole = (*relu, *(replace(uniform, size=side) for side in sides))
-            return [*narrow, *(replace(arm, top=0.0) for arm in whole)]
+            return [replace(arm, top=0.0) for arm in whole]
         sizes = [replace(first, size=side) for side in sides]
         taylor = (
             []
             if self.trials.template.prune.importance == "taylor"
             else [replace(uniform, importance="taylor")]
         )
-        return [*narrow, *relu, *dict.fromkeys([first, *sizes, uniform]), *taylor]
+        return [*relu, *dict.fromkeys([first, *sizes, uniform]), *taylor]
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs of recovery, the shortest first: a quarter of the recipe's, or so short that some trainings fit the budget,
@@ -279,10 +280,9 @@ class Search:
         return whole * self._share(design) * self._correction(design)
 
     def _share(self, design: Design) -> float:
-        scheme: Scheme = (
-            "int8" if design.narrowed else design.scheme
-        )  # the whole one's integers need no training
-        alike, plain = replace(design.whole, scheme=scheme), replace(self.whole, scheme=scheme)
+        if design.narrowed:
+            return self._in_integers(design.network) * (1 - design.narrow)  # as measured, to a tenth
+        alike, plain = replace(design.whole, scheme=design.scheme), replace(self.whole, scheme=design.scheme)
         way = self._measured(alike) or self._measured(plain) or self._measured(self.whole) or 1.0
         side = 1.0
         if design.size:
@@ -293,10 +293,14 @@ class Search:
             width = self._width(design)
         return way * side * width
 
+    def _in_integers(self, network: Design) -> float:
+        """The least share of fp32's latency that a network has in integers, as measured, or else as predicted."""
+        known = (p for p in points(self.own) if p.design.network == network and not p.design.narrowed)
+        shares = [p.share for p in known if p.design.scheme not in ("fp32", "fp16")]
+        return min(shares, default=None) or self._share(replace(network, scheme="int8"))
+
     def _width(self, design: Design) -> float:
         costs = self.trials.costs
-        if design.narrowed:
-            return 1 - design.ratio  # as measured, to a tenth
         if costs is None:
             return float((1 - design.ratio) ** 1.5)
         if design.scheme == "fp32" and self._floats is not None:
@@ -306,20 +310,27 @@ class Search:
         return costs.target(design.ratio) if design.shape == "table" else costs.uniform(design.ratio)
 
     def _correction(self, design: Design) -> float:
-        """How far off the prediction was for the nearest pruned design with the same scheme."""
-        near = [
-            p for p in points(self.own) if p.design.ratio and design.ratio and _alike(p.design, design)
-        ]  # fmt: skip
-        if not near:
+        """How far off the prediction was for the nearest design that was made smaller and quantized in the same way."""
+
+        def apart(point: Point) -> tuple[bool, float, bool, str]:
+            other = point.design
+            narrowed_otherwise = design.narrowed and other.network != design.network
+            distance = abs(other.ratio - design.ratio) + abs(other.narrow - design.narrow)
+            return narrowed_otherwise, distance, other.size != design.size, point.name
+
+        near = [p for p in points(self.own) if _is_smaller(p.design) and _alike(p.design, design)]
+        if not near or not _is_smaller(design):
             return 1.0
-        best = min(
-            near, key=lambda p: (abs(p.design.ratio - design.ratio), p.design.size != design.size, p.name)
-        )
+        best = min(near, key=apart)
         return best.share / self._share(best.design)
 
     def _measured(self, design: Design) -> float | None:
         found = self.history.get(design)
         return found.share if isinstance(found, Point) else None
+
+
+def _is_smaller(design: Design) -> bool:
+    return design.ratio > 0 or design.narrowed
 
 
 def _alike(one: Design, other: Design) -> bool:

@@ -2,7 +2,8 @@
 
 1. Ways to quantize the network as it is: seconds each; then the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
-   that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds.
+   that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds. Narrowing likewise, of the
+   network as it is, also at smaller inputs that it bears, and later of the best that was pruned.
 3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
    fastest is tried in float as well: what is fastest on the whole network may be slower on a small one.
 
@@ -23,6 +24,7 @@ START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 TRAINED: Scheme = "int8-qat"  # how narrowed networks are quantized
+_PRUNED_FIRST = 2  # of the arms at their shortest recovery, before the best of them is narrowed
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 15.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
@@ -38,8 +40,8 @@ Predict = Callable[[Design], float]
 class Arm:
     """One way to make a backbone smaller; bisection runs within it. relu: with its activations replaced.
 
-    top: the greatest ratio; 0 for a network that can't be pruned. epochs: how long designs are trained, in place of
-    recovery's, and of integers alone.
+    top: the greatest ratio; 0 for a network that can't be pruned. narrows: the network in float that is narrowed instead,
+    and taught: the epochs of that.
     """
 
     shape: Shape
@@ -48,12 +50,17 @@ class Arm:
     relu: bool = False
     top: float = TOP
     backbone: str = ""
-    epochs: int = 0
+    narrows: Design | None = None
+    taught: int = 0
 
     @property
     def whole(self) -> Design:
         """The backbone that it starts from."""
         return Design(relu=self.relu, backbone=self.backbone)
+
+    def ratio(self, design: Design) -> float:
+        """Where one of its designs stands."""
+        return design.ratio if self.narrows is None else design.narrow
 
     @property
     def starts_whole(self) -> bool:
@@ -62,14 +69,16 @@ class Arm:
 
     def design(self, ratio: float, epochs: int, scheme: Scheme) -> Design:
         """The arm's design at a ratio."""
-        if self.epochs:
-            return Design(ratio, self.shape, epochs=self.epochs, scheme=TRAINED)
+        if self.narrows is not None:
+            return replace(self.narrows, narrow=ratio, taught=self.taught, scheme=TRAINED)
         if not ratio:
             return replace(self.whole, size=self.size, epochs=epochs, scheme=scheme)
         return Design(ratio, self.shape, self.importance, self.size, epochs, scheme, self.relu, self.backbone)
 
     def has(self, design: Design) -> bool:
         """Whether a design is of this arm."""
+        if self.narrows is not None or design.narrowed:
+            return design.narrowed and design.network == self.narrows
         if (design.size, design.whole) != (self.size, self.whole) or not design.trained:
             return False
         return not design.ratio or (design.shape, design.importance) == (self.shape, self.importance)
@@ -80,7 +89,7 @@ class Space:
     """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery.
 
     backbone: of all of them. rivals: points of other backbones, which have to be beaten. own: the recipe's variants that are
-    tried as they are.
+    tried as they are. taught: epochs for which narrowed networks are trained; 0 where nothing can be narrowed.
     """
 
     asked: Asked
@@ -91,6 +100,7 @@ class Space:
     backbone: str = ""
     rivals: tuple[Point, ...] = ()
     own: tuple[str, ...] = ()
+    taught: int = 0
 
     @property
     def whole(self) -> Design:
@@ -99,7 +109,7 @@ class Space:
 
     def lengths(self, arm: Arm) -> tuple[int, ...]:
         """Epochs for which an arm's designs are trained, the fewest first."""
-        return (arm.epochs,) if arm.epochs else self.rungs
+        return self.rungs if arm.narrows is None else (arm.taught,)
 
 
 def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
@@ -130,15 +140,43 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
 
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one. First
-    come sizes that the network keeps its accuracy at as it is, the fastest of them before the others."""
+    come sizes that the network keeps its accuracy at as it is, the fastest of them before the others.
+
+    Narrowing the network at these sizes and at its own comes before all that, and of the best pruned ones in between.
+    """
     shares = _kept_sizes(history)
+    sizes = sorted((network for network in shares if not network.relu), key=lambda network: shares[network])
+    for network in (*sizes, space.whole):
+        yield from _narrowing(space, network)
     arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
-    for _, level, number in sorted(places):
-        if level < len(space.lengths(arms[number])):
-            yield level, arms[number]
+    places.sort()
+    early = [one for one in places if one[0] < _PRUNED_FIRST]
+    yield from ((level, arms[number]) for _, level, number in early)
+    for network in _best_pruned(history):
+        yield from _narrowing(space, network)
+    yield from ((level, arms[number]) for _, level, number in places[len(early) :])
+
+
+def _narrowing(space: Space, network: Design) -> Iterator[tuple[int, Arm]]:
+    if space.taught:
+        yield 0, Arm("uniform", narrows=network, taught=space.taught)
+
+
+def _best_pruned(history: History) -> Iterator[Design]:
+    """The networks whose files are the fastest that keep the accuracy among those that were recovered, of each size."""
+    found: dict[int | None, Point] = {}
+    for point in sorted(_composed(history), key=lambda p: -p.share):
+        if point.accurate and point.design.trained and not point.design.relu:
+            found[point.design.size] = point
+    yield from (point.design.network for point in found.values())
+
+
+def _composed(history: History) -> list[Point]:
+    """The points that were pruned, resized and quantized, if anything: no variants as they are, nothing narrowed."""
+    return [p for p in points(history) if not (p.design.own or p.design.narrowed)]
 
 
 def _kept_sizes(history: History) -> dict[Design, float]:
@@ -156,7 +194,7 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
     was trained and tried in float too, the fastest way on the fastest of these leads, unless what counts is `goal` size
     or memory.
     """
-    found = [p for p in points(history) if p.design.scheme not in _BY_WEIGHTS]
+    found = [p for p in _composed(history) if p.design.scheme not in _BY_WEIGHTS]
     floats = {p.design for p in found if p.design.trained}
     small = [p for p in found if p.accurate and p.design.whole == whole and p.design.network in floats]
     if small and goal not in OF_FILES:
@@ -168,8 +206,7 @@ def leading(history: History, whole: Design, goal: Goal = "latency") -> Scheme:
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
     """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
-    made = (p for p in points(history) if not (p.design.own or p.design.narrowed))
-    found = [p for p in made if p.design.network not in (Design(), space.whole)]
+    found = [p for p in _composed(history) if p.design.network not in (Design(), space.whole)]
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:
@@ -194,7 +231,7 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
     """
     by_latency = space.asked.goal not in OF_FILES and sibling.scheme not in _BY_WEIGHTS
     if by_latency and point.design.scheme == "fp32":
-        small = [p for p in points(history) if p.design.trained and p.design.whole == sibling.whole]
+        small = [p for p in _composed(history) if p.design.trained and p.design.whole == sibling.whole]
         floats = {p.design: p.latency_ms for p in small if p.design.scheme == "fp32"}
         ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in floats]
         near = min(
@@ -217,10 +254,10 @@ def _in_float(trained: Sequence[Point]) -> Iterator[Design]:
 def _alike(history: History, design: Design, goal: Goal) -> bool:
     """Whether its way to quantize was not far slower on the whole network than the leading one, or was not tried there; or
     is float, once a smaller network in float tells how fast others are."""
-    small = (p.design for p in points(history) if p.design.whole == design.whole and p.design.trained)
+    small = (p.design for p in _composed(history) if p.design.whole == design.whole and p.design.trained)
     if design.scheme == "fp32" and any(one.scheme == "fp32" for one in small):
         return True
-    tried = {p.design.scheme: p.share for p in points(history) if p.design.network == design.whole}
+    tried = {p.design.scheme: p.share for p in _composed(history) if p.design.network == design.whole}
     lead = tried.get(leading(history, design.whole, goal), 1.0)
     return design.scheme not in tried or tried[design.scheme] <= SIBLING * lead
 
@@ -250,10 +287,10 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 
 def _least(history: History, space: Space, predict: Predict) -> float:
     """The least latency that is predicted of any design."""
-    rung = space.rungs[0]
+    arms = [*space.arms, *(arm for _, arm in _narrowing(space, space.whole))]
     return min(
-        predict(arm.design(arm.top, rung, leading(history, arm.whole, space.asked.goal)))
-        for arm in space.arms
+        predict(arm.design(arm.top, space.lengths(arm)[0], leading(history, arm.whole, space.asked.goal)))
+        for arm in arms
     )
 
 
@@ -279,7 +316,7 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
     if not any(own):
         later = low > 0 and any(point.design.trained for point in points(history))
         unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in _kept_sizes(history)
-        careful = unsure or space.asked.max_latency_ms or (later and not arm.epochs)
+        careful = unsure or space.asked.max_latency_ms or (later and arm.narrows is None)
         first = _snapped(low + GRID)
         first = first if careful else max(first, min(START, arm.top))
         return first if first <= arm.top else None
@@ -307,10 +344,10 @@ def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float
     """By ratio, whether to prune more than this: in view of all ways in which the network was quantized."""
     found: dict[float, list[bool]] = {}
     for design, outcome in history.items():
-        if arm.has(design) and design.epochs == epochs:
+        if arm.has(design) and epochs == (design.taught or design.epochs):
             up = _upwards(outcome, space)
             if up is not None:
-                found.setdefault(design.ratio, []).append(up)
+                found.setdefault(arm.ratio(design), []).append(up)
     judge = all if space.asked.goal == "accuracy" else any
     return {ratio: judge(ups) for ratio, ups in found.items()}
 

@@ -125,9 +125,9 @@ class Trials:
         return narrowing(self.recipe, self.template.qat, own=not self.asked.targets)
 
     def variants(self, design: Design) -> dict[str, Variant]:
-        """fp32 and the design by their names."""
-        own = {} if design == Design() else {design.name: self.variant(design)}
-        return {BASE: self.template.fp32, **own}
+        """fp32 and the design by their names, and the network that it narrows, if that is not fp32's."""
+        needed = [design.network, design] if design.narrowed else [design]
+        return {BASE: self.template.fp32} | {one.name: self.variant(one) for one in needed if one != Design()}
 
     def trial(self, design: Design, predicted: float | None = None) -> Outcome:
         """Make a design, measure and judge it. predicted: its latency in ms, where known.
@@ -166,7 +166,7 @@ class Trials:
     def _tried(self, design: Design, predicted: float | None) -> Outcome:
         bound = self.asked.max_latency_ms
         if design.trained and bound and predicted and abs(predicted / bound - 1) < _UNSURE:
-            plain = replace(design, epochs=0)
+            plain = design.untrained
             samples = self._timed(plain, self._artifacts(plain))
             untrained = float(np.median(samples[plain.name])) / 1e6
             if untrained > bound:
@@ -223,11 +223,10 @@ class Trials:
     def share(self, design: Design) -> float:
         """About what share of the network's work a design has left."""
         width = 1.0
-        if design.narrowed:
-            width = 1 - design.ratio
-        elif design.ratio:
+        if design.ratio:
             costs = self.costs if design.shape == "table" else None
             width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2
+        width *= 1 - design.narrow
         return width * ((design.size / self.recipe_side) ** 2 if design.size else 1.0)
 
     @cached_property
@@ -245,14 +244,14 @@ class Trials:
         return {x.variant: x.samples for x in found if x.condition == first}
 
     def _latencies(self, design: Design, made: Mapping[str, Artifact]) -> Entry:
-        files = {name: made[name] for name in self.variants(design)}
+        files = {name: made[name] for name in _measured(design)}
         on: dict[str, list[str]] = {self.asked.provider: list(files)}
         entry = self.pipeline.latencies(files, self.data.val, self.recipe.measure, on)
         self.durations.learn(entry.record)
         return entry
 
     def _judged(self, design: Design, made: Mapping[str, Artifact]) -> Point:
-        names = list(self.variants(design))
+        names = _measured(design)
         files = {name: made[name] for name in names}
         timed = self._latencies(design, made)
         answers: dict[tuple[str, str, str], NDArray[np.float32]] = {}
@@ -356,3 +355,8 @@ class Trials:
         probing = 2 if design.trained and self.asked.max_latency_ms else 1
         measuring = probing * self.durations.of("latency") + 2 * self.durations.of("answers")
         return making + measuring + (self.durations.of("memory") if self.asked.weighs_memory else 0.0)
+
+
+def _measured(design: Design) -> list[str]:
+    """What is timed and asked for a design: fp32 and its file."""
+    return [BASE] if design == Design() else [BASE, design.name]
