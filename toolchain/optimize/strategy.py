@@ -3,7 +3,7 @@
 1. Ways to quantize the network as it is: seconds each; then the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds. Narrowing likewise, of the
-   network as it is, also at smaller inputs that it bears, and later of the best that was pruned.
+   network as it is, and at smaller inputs.
 3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
    fastest is tried in float as well: what is fastest on the whole network may be slower on a small one.
 
@@ -12,7 +12,7 @@ A design is proposed only if the latency that is predicted for it keeps its boun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain.optimize.asked import Asked, Goal
@@ -24,7 +24,6 @@ START = 0.5
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 TRAINED: Scheme = "int8-qat"  # how narrowed networks are quantized
-_PRUNED_FIRST = 2  # of the arms at their shortest recovery, before the best of them is narrowed
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 _HOPELESS = 15.0  # how wrong (Point.too_wrong) a short recovery may end for a longer one to be tried
@@ -142,36 +141,28 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one. First
     come sizes that the network keeps its accuracy at as it is, the fastest of them before the others.
 
-    Narrowing the network at these sizes and at its own comes before all that, and of the best pruned ones in between.
+    Narrowing comes before all that: of the network at these sizes, at its own, and at others after a short recovery.
     """
     shares = _kept_sizes(history)
-    sizes = sorted((network for network in shares if not network.relu), key=lambda network: shares[network])
-    for network in (*sizes, space.whole):
-        yield from _narrowing(space, network)
+    yield from ((0, arm) for arm in _narrowings(space, shares))
     arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
-    places.sort()
-    early = [one for one in places if one[0] < _PRUNED_FIRST]
-    yield from ((level, arms[number]) for _, level, number in early)
-    for network in _best_pruned(history):
-        yield from _narrowing(space, network)
-    yield from ((level, arms[number]) for _, level, number in places[len(early) :])
+    for _, level, number in sorted(places):
+        yield level, arms[number]
 
 
-def _narrowing(space: Space, network: Design) -> Iterator[tuple[int, Arm]]:
-    if space.taught:
-        yield 0, Arm("uniform", narrows=network, taught=space.taught)
-
-
-def _best_pruned(history: History) -> Iterator[Design]:
-    """The networks whose files are the fastest that keep the accuracy among those that were recovered, of each size."""
-    found: dict[int | None, Point] = {}
-    for point in sorted(_composed(history), key=lambda p: -p.share):
-        if point.accurate and point.design.trained and not point.design.relu:
-            found[point.design.size] = point
-    yield from (point.design.network for point in found.values())
+def _narrowings(space: Space, kept: Mapping[Design, float]) -> Iterator[Arm]:
+    """An arm for each network that is narrowed; `kept` sizes need no recovery, the smallest share of latency first."""
+    if not space.taught:
+        return
+    sizes = sorted((network for network in kept if not network.relu), key=lambda network: kept[network])
+    others = (replace(space.whole, size=arm.size, epochs=space.rungs[0]) for arm in space.arms if arm.size)
+    known = {network.size for network in sizes}
+    recovered = (network for network in others if network.size not in known)
+    for network in dict.fromkeys((*sizes, space.whole, *recovered)):
+        yield Arm("uniform", narrows=network, taught=space.taught)
 
 
 def _composed(history: History) -> list[Point]:
@@ -287,7 +278,7 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 
 def _least(history: History, space: Space, predict: Predict) -> float:
     """The least latency that is predicted of any design."""
-    arms = [*space.arms, *(arm for _, arm in _narrowing(space, space.whole))]
+    arms = [*space.arms, *_narrowings(space, _kept_sizes(history))]
     return min(
         predict(arm.design(arm.top, space.lengths(arm)[0], leading(history, arm.whole, space.asked.goal)))
         for arm in arms
