@@ -32,10 +32,12 @@ class Narrowing:
         """Epochs for which the integers are trained."""
         return next(step.epochs for step in self.steps if isinstance(step, Qat))
 
-    def fits(self, model: ModelProto) -> bool:
-        """Whether there are channels in a network that could go."""
+    def fits(self, model: ModelProto, *, inverted: bool = False) -> bool:
+        """Whether there are channels in a network that could go; inverted: inside blocks with depthwise convolutions,
+        which are widest there (arXiv:1801.04381)."""
         least = next(step.multiple for step in self.steps if isinstance(step, Narrow) and not step.layers)
-        return any(chain.channels > least for chain in chains(model, wide=True))
+        spare = (chain for chain in chains(model, wide=True) if chain.channels > least)
+        return any(chain.depthwise for chain in spare) if inverted else any(spare)
 
     def variant(self, design: Design) -> Variant:
         """The steps behind a design's network, narrowed as far as it says; untaught its integers are not trained.

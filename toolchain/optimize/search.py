@@ -111,7 +111,8 @@ class Search:
             self._tabulated = True
             self.probe()
         narrowing = self.trials.narrowing
-        return self._spend(self.space(self.arms(), narrowing.epochs if narrowing else 0))
+        taught, first = narrowing.epochs if narrowing else 0, self.trials.narrows_first
+        return self._spend(replace(self.space(self.arms()), taught=taught, narrows_first=first))
 
     def best(self) -> Point | None:
         """The best point of this backbone."""
@@ -222,8 +223,8 @@ class Search:
     def _note(self, words: str) -> None:
         self.notes.append(f"{self.trials.backbone}: {words}" if self.trials.backbone else words)
 
-    def space(self, arms: Sequence[Arm] = (), taught: int = 0) -> Space:
-        """What may be tried. taught: epochs for which narrowed networks are trained; 0 for none."""
+    def space(self, arms: Sequence[Arm] = ()) -> Space:
+        """What may be tried beside narrowing."""
         provider, backbone = self.asked.provider, self.trials.backbone
         mending = tuple(way for way in MENDING[provider] if not backbone or way not in _TAUGHT)
         rivals = tuple(
@@ -232,9 +233,7 @@ class Search:
             if design not in self.own and isinstance(point, Point)
         )
         own = tuple(self.trials.own)
-        return Space(
-            self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals, own, taught
-        )
+        return Space(self.asked, WAYS[provider], mending, tuple(arms), self.rungs(), backbone, rivals, own)
 
     def arms(self) -> list[Arm]:
         """Ways to make the network smaller, in the order in which they are tried."""

@@ -88,7 +88,8 @@ class Space:
     """What may be tried: ways to quantize (the usual and those that mend accuracy), arms, epochs of recovery.
 
     backbone: of all of them. rivals: points of other backbones, which have to be beaten. own: the recipe's variants that are
-    tried as they are. taught: epochs for which narrowed networks are trained; 0 where nothing can be narrowed.
+    tried as they are. taught: epochs for which narrowed networks are trained, 0 where nothing can be narrowed;
+    narrows_first: before pruning, or behind it.
     """
 
     asked: Asked
@@ -100,6 +101,7 @@ class Space:
     rivals: tuple[Point, ...] = ()
     own: tuple[str, ...] = ()
     taught: int = 0
+    narrows_first: bool = True
 
     @property
     def whole(self) -> Design:
@@ -141,16 +143,18 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one. First
     come sizes that the network keeps its accuracy at as it is, the fastest of them before the others.
 
-    Narrowing comes before all that: of the network at these sizes, at its own, and at others after a short recovery.
+    Narrowing comes before or behind all that: of the network at these sizes, at its own, and at others after a short
+    recovery.
     """
     shares = _kept_sizes(history)
-    yield from ((0, arm) for arm in _narrowings(space, shares))
+    narrowings = [(0, arm) for arm in _narrowings(space, shares)]
+    yield from narrowings if space.narrows_first else ()
     arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
-    for _, level, number in sorted(places):
-        yield level, arms[number]
+    yield from ((level, arms[number]) for _, level, number in sorted(places))
+    yield from narrowings if not space.narrows_first else ()
 
 
 def _narrowings(space: Space, kept: Mapping[Design, float]) -> Iterator[Arm]:

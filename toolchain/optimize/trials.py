@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from toolchain.artifact import Artifact, figure
 from toolchain.backbones.activations import replaceable
@@ -117,8 +118,17 @@ class Trials:
         (whose pictures fp32 does not answer)."""
         if self.asked.provider != "cpu" or self.backbone:
             return None
-        file = self.base[BASE].folder / latency.FILES["plain"]
-        return self._narrowed if self._narrowed.fits(read(file)) else None
+        return self._narrowed if self._narrowed.fits(self._file) else None
+
+    @property
+    def narrows_first(self) -> bool:
+        """Whether what `narrow` takes is most of the network, so that narrowing promises more than pruning."""
+        return self.narrowing is not None and self.narrowing.fits(self._file, inverted=True)
+
+    @property
+    def _file(self) -> ModelProto:
+        """fp32's plain network."""
+        return read(self.base[BASE].folder / latency.FILES["plain"])
 
     @cached_property
     def _narrowed(self) -> Narrowing:

@@ -171,6 +171,8 @@ class Narrow(Step):
 
         A chain whose next reduction would not keep it is left as it is, and the others go on.
         """
+        if self.max_products is not None:
+            _require_reach(candidates, self.multiple, self.max_products)
         reference = sensitivity.answers(model, probe)
 
         def fidelity(counts: Mapping[str, int]) -> sensitivity.Fidelity:
@@ -274,12 +276,16 @@ def _fewest(
         if _products(candidates, counts) <= share:
             return counts
         counts[hidden] = left
-    least = _products(candidates, counts)
-    if least <= share:
-        return counts
-    raise ModelError(
-        f"narrow: no less than {least:.2f} of the products can be left, and max_products is {share:g}"
-    )
+    return counts
+
+
+def _require_reach(candidates: Sequence[Candidate], multiple: int, share: float) -> None:
+    """Raise ModelError where so small a share of the products cannot be reached."""
+    least = _products(candidates, {c.chain.hidden: min(multiple, c.chain.channels) for c in candidates})
+    if least > share:
+        raise ModelError(
+            f"narrow: no less than {least:.2f} of the products can be left, and max_products is {share:g}"
+        )
 
 
 def _influence(
