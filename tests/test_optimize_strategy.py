@@ -141,7 +141,7 @@ def test_narrowing_comes_first_and_is_bisected() -> None:
     world = Narrowed(Asked(max_drop=1.0), never, arms=(Arm("table"), Arm("uniform")))
     trained = [design for design in world.run() if design.trained]
     names = [design.name for design in trained if design.narrowed]
-    assert names[0] == "n50-e6-int8-qat"
+    assert names[0] == "n75-e6-int8-qat"
     assert len(names) == len(set(names)) <= 5
     assert all(design.narrowed for design in trained[: len(names)])
     assert any(design.shape == "uniform" for design in trained)

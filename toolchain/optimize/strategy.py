@@ -20,7 +20,7 @@ from toolchain.optimize.design import TOP, Design, Scheme, Shape
 from toolchain.optimize.points import Failure, History, Outcome, Point, Probe, pick, points
 
 GRID = 0.05  # ratios are multiples of it
-START = 0.5
+START, NARROWED = 0.5, 0.75  # where pruning and narrowing begin
 PROMISE = 0.97  # of the best latency so far: what a design must be predicted to reach, or it is not tried
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 TRAINED: Scheme = "int8-qat"  # how narrowed networks are quantized
@@ -313,7 +313,8 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
         unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in _kept_sizes(history)
         careful = unsure or space.asked.max_latency_ms or (later and arm.narrows is None)
         first = _snapped(low + GRID)
-        first = first if careful else max(first, min(START, arm.top))
+        start = START if arm.narrows is None else NARROWED
+        first = first if careful else max(first, min(start, arm.top))
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
     return middle if low + GRID / 2 < middle < high - GRID / 2 else None
