@@ -168,12 +168,38 @@ def test_what_cannot_be_narrowed_so_far_is_asked_for_less() -> None:
     class Wide(Narrowed):
         def measure(self, design: Design) -> Point:
             if design.narrow > 0.6:
-                return Failure(design, "no less than 0.4 can be left")  # type: ignore[return-value]
+                return Failure(design, "no less than 0.4 can be left", too_small=True)  # type: ignore[return-value]
             return super().measure(design)
 
     world = Wide(Asked(max_drop=1.0), never, arms=())
     world.run()
     assert found_best(world) == "n60-e6-int8-qat"
+
+
+def test_what_fails_otherwise_is_not_tried_again_with_less() -> None:
+    class Broken(Narrowed):
+        def measure(self, design: Design) -> Point:
+            if design.narrowed:
+                return Failure(design, "qat cannot simulate that")  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Broken(Asked(max_drop=1.0), never, arms=())
+    assert [design.narrow for design in world.run() if design.narrowed] == [0.75]
+
+
+def test_a_bound_that_narrowing_cannot_reach_is_none() -> None:
+    """What was too small for one size is beyond all of them, so the search is for what comes closest."""
+
+    class Wide(Narrowed):
+        def measure(self, design: Design) -> Point:
+            if design.narrow > 0.5:
+                return Failure(design, "no less than 0.5 can be left", too_small=True)  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Wide(Asked(max_drop=1.0, max_latency_ms=0.1), never, arms=())
+    world.run()
+    narrowed = [p.design.narrow for p in points(world.history) if p.design.narrowed]
+    assert max(narrowed) == 0.5
 
 
 def test_nothing_is_made_of_a_narrowed_network_but_what_it_is() -> None:

@@ -64,6 +64,15 @@ def test_a_contended_core_is_told(
     assert all(note.startswith("cpu, 1 thread, batch 1: others had the core for 30 %") for note in notes)
 
 
+def test_more_threads_than_cores_wait_for_each_other_and_for_no_one_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.Contention, "share", property(lambda _: 0.5, lambda *_: None))
+    monkeypatch.setattr(host, "cores", lambda: 1)
+    notes = bench(plain(tmp_path), quick(threads=(1, 2))).notes
+    assert [note[:14] for note in notes if "had the core" in note] == ["cpu, 1 thread,"]
+
+
 def test_waiting_for_a_core_is_a_share_of_the_time() -> None:
     if host.waited() is None:
         pytest.skip("this kernel does not tell how long a thread waited for a core")

@@ -74,12 +74,14 @@ class Variant(_Settings):
     """A named file: made from another artifact by steps, or taken from a foreign ONNX file.
 
     provider: make and measure it only where this ONNX Runtime provider is measured (fp16 for cuda).
+    intermediate: others are made from it or taught by it; it is neither measured nor shipped.
     """
 
     source: Name | None = Field(default=None, alias="from")
     steps: tuple[AnyStep, ...] = ()
     adopt: Adopt | None = None
     provider: Literal["cpu", "cuda"] | None = None
+    intermediate: bool = False
 
 
 class Recipe(_Settings):
@@ -338,6 +340,8 @@ def _graph_problems(recipe: Recipe) -> Iterable[str]:
         yield "variants.fp32: missing; it is what every other variant is compared with"
     elif recipe.variants["fp32"].provider:
         yield "variants.fp32.provider: every machine makes and measures fp32, leave this out"
+    elif recipe.variants["fp32"].intermediate:
+        yield "variants.fp32.intermediate: fp32 is what every variant is compared with, leave this out"
     forms = dict.fromkeys([TRUNK] if recipe.trunk else [], Form.TORCH) | dict.fromkeys(
         recipe.networks, Form.TORCH
     )

@@ -114,7 +114,7 @@ def run(
         folder = artifacts[wishes.until].folder
         lines = f"{wishes.until}: {folder}"
         return RunResult(out, True, lines, artifacts={n: a.folder for n, a in artifacts.items()})
-    placement, refused = _place(asked, {name: artifacts[name] for name in asked.variants}, names)
+    placement, refused = _place(asked, {name: artifacts[name] for name in _shown(asked)}, names)
     unavailable = (
         _unavailable(asked, names) | {f"variant {name}": why for name, why in left_out.items()} | refused
     )
@@ -206,7 +206,7 @@ def _measure(
 ) -> _Measured:
     """Measure every variant where it was placed: val and latency, then choose, then test."""
     recipe = pipeline.recipe
-    files = {name: artifacts[name] for name in recipe.variants}
+    files = {name: artifacts[name] for name in _shown(recipe)}
 
     def ask(split: str) -> dict[tuple[str, str, str], Probabilities]:
         pictures = dict(data.splits)[split]
@@ -230,6 +230,11 @@ def _measure(
         files=files, answers=val | ask("test"), placement=placement,
         latencies=latencies, latency_entry=timed, choice=choice,
     )  # fmt: skip
+
+
+def _shown(recipe: Recipe) -> list[str]:
+    """The names of the variants that are measured."""
+    return [name for name, variant in recipe.variants.items() if not variant.intermediate]
 
 
 def candidates(

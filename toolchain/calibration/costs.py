@@ -14,8 +14,8 @@ from toolchain.record import Measurement
 CONVERTED = 10
 
 
-def measured(model: ModelProto) -> tuple[Measurement, Measurement]:
-    """`macs` of convolutions and products with a constant weight, and `parameters`, their weights and biases."""
+def products(model: ModelProto) -> dict[str, int]:
+    """Multiply-accumulates of one picture, by the output of each convolution and product with a constant weight."""
     single = ModelProto()
     single.CopyFrom(model)
     single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -24,12 +24,18 @@ def measured(model: ModelProto) -> tuple[Measurement, Measurement]:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.output)
     }
-    known, macs, read = weights(model), 0, set[str]()
+    found: dict[str, int] = {}
     for layer in layers(model):
-        read.update(name for name in layer.node.input[1:] if name in known)
-        outputs = int(np.prod([size or 1 for size in shapes.get(layer.node.output[0], [1])]))
-        macs += outputs * int(layer.rows[0].size)
+        name = layer.node.output[0]
+        found[name] = int(np.prod([size or 1 for size in shapes.get(name, [1])])) * int(layer.rows[0].size)
+    return found
+
+
+def measured(model: ModelProto) -> tuple[Measurement, Measurement]:
+    """`macs` of convolutions and products with a constant weight, and `parameters`, their weights and biases."""
+    known = weights(model)
+    read = {name for layer in layers(model) for name in layer.node.input[1:] if name in known}
     return (
-        Measurement(name="macs", value=macs, unit="MAC"),
+        Measurement(name="macs", value=sum(products(model).values()), unit="MAC"),
         Measurement(name="parameters", value=sum(int(known[name].size) for name in read)),
     )

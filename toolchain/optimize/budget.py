@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from toolchain.errors import GateError
@@ -89,9 +89,9 @@ class Durations:
         """epoch: seconds for an epoch of tuning, for as long as none was seen."""
         self._seen: dict[str, float] = {}
         self._epoch, self._tuned = epoch, False
-        self._recovered: dict[
-            str, tuple[float, float]
-        ] = {}  # by key: share of the work left, seconds an epoch
+        # By key: share of the work left, seconds an epoch.
+        self._recovered: dict[str, tuple[float, float]] = {}
+        self._taught: dict[str, tuple[float, float]] = {}  # of integers
 
     def apart(self) -> Durations:
         """The same for another backbone, whose training takes its own time: assumed alike until it is seen."""
@@ -106,8 +106,9 @@ class Durations:
         if "training_seconds" not in figures:
             return
         epoch = figures["training_seconds"] / max(figures.get("epochs", 1.0), 1.0)
-        if record.step == "qat":
-            return  # what its epochs take tells nothing of recovery's
+        if record.step == "qat":  # what its epochs take tells nothing of recovery's
+            self._taught[record.key] = (share, epoch)
+            return
         if record.step == "tune":
             frozen = record.settings.get("train", "full") != "full"
             self._epoch, self._tuned = epoch * (_FROZEN if frozen else 1.0), True
@@ -126,12 +127,7 @@ class Durations:
     def epoch(self, share: float) -> float:
         """Seconds for an epoch of recovery of a network with this share of the work left: the dearest of those seen
         that were no larger, grown by what they lack; before any was seen, that of tuning and a teacher's."""
-        if not self._recovered:
-            return self._epoch * (1.0 + _TEACHER)
-        return max(
-            seconds * max(1.0, (share + _TEACHER) / (seen + _TEACHER))
-            for seen, seconds in self._recovered.values()
-        )
+        return _dearest(self._recovered, share) or self._epoch * (1.0 + _TEACHER)
 
     @property
     def tuning(self) -> float:
@@ -144,7 +140,14 @@ class Durations:
         if isinstance(step, Recover):
             return _CAUTION * step.epochs * self.epoch(share) + _START
         if isinstance(step, Qat):
-            return _CAUTION * step.epochs * _SIMULATED * self.epoch(share) + self.of("quantize")
+            epoch = _dearest(self._taught, share) or _SIMULATED * self.epoch(share)
+            return _CAUTION * step.epochs * epoch + self.of("quantize")
         if isinstance(step, Tune):
             return _CAUTION * step.epochs * self._epoch + _START
         return self.of(step.step)
+
+
+def _dearest(seen: Mapping[str, tuple[float, float]], share: float) -> float | None:
+    """The most seconds that an epoch seen was, grown by what it lacks of the share of the work; None when none was."""
+    grown = (seconds * max(1.0, (share + _TEACHER) / (known + _TEACHER)) for known, seconds in seen.values())
+    return max(grown, default=None)

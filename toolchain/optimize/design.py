@@ -107,8 +107,8 @@ class Design:
 
     @property
     def untrained(self) -> Design:
-        """The same without its last training: what takes as long to answer."""
-        return replace(self, taught=0) if self.narrowed else replace(self, epochs=0)
+        """The same without training: what takes as long to answer."""
+        return replace(self, epochs=0, taught=0)
 
 
 class Template:
@@ -135,13 +135,13 @@ class Template:
         pruned = {"ratios": bool(self.prune.ratios), "scope": self.prune.scope != "uniform"}
         # What the recipe says and the search decides instead.
         self.chooses = [f"prune.{name}" for name, told in pruned.items() if told and self.trainable]
-        self.prune = _changed(self.prune, probe=0)  # once a search is enough, see Trials.sensitivity
+        self.prune = changed(self.prune, probe=0)  # once a search is enough, see Trials.sensitivity
         self.recover = _first(recipe, Recover) or _recover(recipe)
         # One for some layers only (a stem) is no way to make the network smaller.
         self.narrow = _first(recipe, Narrow, lambda step: not step.layers) or Narrow()
         self.quantize = _quantize(recipe, targets or recipe.targets)
         if self.quantize.scheme == "dynamic":  # which knows none of the ways that are tried
-            self.quantize = _changed(self.quantize, scheme="auto")
+            self.quantize = changed(self.quantize, scheme="auto")
             self.chooses.append("quantize.scheme")
         if backbone:
             self._before = [_of(step, backbone) for step in self._before]
@@ -155,9 +155,9 @@ class Template:
         """The recipe's variant for a design. widths: shares by layer for designs of shape "table"."""
         steps: list[AnyStep] = [*self._network(design, widths)]
         if not steps and self._trunk == TRUNK:
-            return Variant(source="fp32", steps=tuple(_changed(step) for step in self._scheme(design)))
+            return Variant(source="fp32", steps=tuple(changed(step) for step in self._scheme(design)))
         made = (*self._before, *steps, self.export, *self._after, *self._scheme(design))
-        return Variant(source=self._trunk, steps=tuple(_changed(step) for step in made))
+        return Variant(source=self._trunk, steps=tuple(changed(step) for step in made))
 
     def _network(self, design: Design, widths: Widths) -> Iterator[AnyStep]:
         if design.size:
@@ -170,10 +170,10 @@ class Template:
             if design.importance:
                 changes["importance"] = design.importance
             # What the latency table is measured on is smaller still than what may be proposed.
-            yield _changed(self.prune, max_ratio=max(self.most, design.ratio), **changes)
+            yield changed(self.prune, max_ratio=max(self.most, design.ratio), **changes)
         if design.epochs:
             warmup = min(self.recover.warmup_epochs, 0.2 * design.epochs)
-            yield _changed(self.recover, epochs=design.epochs, warmup_epochs=warmup)
+            yield changed(self.recover, epochs=design.epochs, warmup_epochs=warmup)
 
     def _scheme(self, design: Design) -> Iterator[AnyStep]:
         if design.relu and design.scheme not in ("fp32", "fp16"):
@@ -182,17 +182,17 @@ class Template:
             case "int8":
                 yield self.quantize
             case "int8-stem":
-                yield _changed(self.quantize, float_stem=not self.quantize.float_stem)
+                yield changed(self.quantize, float_stem=not self.quantize.float_stem)
             case "int8-narrow":
                 yield from (self.narrow, Join(), self.quantize)
             case "int8-adaptive":
                 signed = {"weight": "s8", "percentile": PERCENTILE}
-                yield _changed(self.quantize, calibration="mse", rounding="adaptive", **signed)
+                yield changed(self.quantize, calibration="mse", rounding="adaptive", **signed)
             case "int8-percentile":
-                yield _changed(self.quantize, calibration="percentile")
+                yield changed(self.quantize, calibration="percentile")
             case "int8-mixed":
                 # Layers fall back between roundings, and the head would be fitted to a network that is not shipped.
-                rounds = _changed(self.quantize, float_products=False, refit_head=False)
+                rounds = changed(self.quantize, float_products=False, refit_head=False)
                 yield FallBack(quantize=rounds, min_agreement=self._agreement)
             case "int8-qat":
                 yield self.qat
@@ -210,7 +210,7 @@ def _of(step: _StepT, backbone: str) -> _StepT:
     }  # fmt: skip
     if isinstance(step, Quantize):
         changes[Quantize]["float_products"] = bool(step.float_products)
-    return _changed(step, **changes.get(type(step), {}))
+    return changed(step, **changes.get(type(step), {}))
 
 
 def _first(
@@ -223,7 +223,7 @@ def _first(
 def _quantize(recipe: Recipe, targets: Sequence[Target]) -> Quantize:
     """The recipe's quantization, right on the targets."""
     own = _first(recipe, Quantize) or Quantize()
-    return _changed(own, targets=tuple(targets), weight_bits="auto") if targets else own
+    return changed(own, targets=tuple(targets), weight_bits="auto") if targets else own
 
 
 def _qat(recipe: Recipe, quantize: Quantize, recover: Recover) -> Qat:
@@ -231,7 +231,7 @@ def _qat(recipe: Recipe, quantize: Quantize, recover: Recover) -> Qat:
     own = _first(recipe, Qat) or Qat(teacher="fp32", augment=recover.augment, batch_size=recover.batch_size)
     trainable = {"scheme": "static", "weight": "s8"}
     integers = quantize.model_dump(exclude_unset=True, exclude={"step"}) | trainable
-    return _changed(own, teacher="fp32", quantize={"step": "quantize", **integers})
+    return changed(own, teacher="fp32", quantize={"step": "quantize", **integers})
 
 
 def _recover(recipe: Recipe) -> Recover:
@@ -242,6 +242,6 @@ def _recover(recipe: Recipe) -> Recover:
     return Recover.model_validate({**same, "teacher": TRUNK})
 
 
-def _changed(step: _StepT, **changes: JSON) -> _StepT:
+def changed(step: _StepT, **changes: JSON) -> _StepT:
     """The step with other settings, checked; its name counts as given, so that it is written into recipes."""
     return type(step).model_validate({**step.model_dump(exclude_unset=True), "step": step.step, **changes})

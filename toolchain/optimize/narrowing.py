@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from toolchain.calibration.chains import chains
+from toolchain.calibration import costs
 from toolchain.choose import BASE
-from toolchain.optimize.design import Design
+from toolchain.optimize.design import Design, changed
 from toolchain.optimize.own import flattened
 from toolchain.recipe import Recipe, Variant, needs
 from toolchain.steps import AnyStep, Join, Narrow, Qat
+from toolchain.steps.narrow import narrowable
 
 _RATE = 1e-4  # of learning; on two tasks as good as any from 1e-5 to 1e-3
 
@@ -32,12 +33,16 @@ class Narrowing:
         """Epochs for which the integers are trained."""
         return next(step.epochs for step in self.steps if isinstance(step, Qat))
 
-    def fits(self, model: ModelProto, *, inverted: bool = False) -> bool:
-        """Whether there are channels in a network that could go; inverted: inside blocks with depthwise convolutions,
-        which are widest there (arXiv:1801.04381)."""
+    def reach(self, model: ModelProto, *, inverted: bool = False) -> float:
+        """The share of a network's products that makes or reads channels which could go; inverted: of blocks with
+        depthwise convolutions, which are widest inside (arXiv:1801.04381)."""
         least = next(step.multiple for step in self.steps if isinstance(step, Narrow) and not step.layers)
-        spare = (chain for chain in chains(model, wide=True) if chain.channels > least)
-        return any(chain.depthwise for chain in spare) if inverted else any(spare)
+        found = [chain for chain in narrowable(model, least) if chain.depthwise or not inverted]
+        touched = {
+            layer.node.output[0] for one in found for layer in (one.writer, *one.depthwise, one.reader)
+        }
+        products = costs.products(model)
+        return sum(products[name] for name in touched) / max(sum(products.values()), 1)
 
     def variant(self, design: Design) -> Variant:
         """The steps behind a design's network, narrowed as far as it says; untaught its integers are not trained.
@@ -46,9 +51,8 @@ class Narrowing:
         """
         network = design.network
         source = BASE if network == Design() else network.name
-        return Variant(
-            source=source, steps=tuple(self._changed(design, network.name if design.size else BASE))
-        )
+        teacher = network.name if design.size else BASE
+        return Variant(source=source, steps=tuple(self._changed(design, teacher)))
 
     def _changed(self, design: Design, teacher: str) -> Iterator[AnyStep]:
         for step in self.steps:
@@ -56,10 +60,10 @@ class Narrowing:
                 told = step.model_dump(exclude_unset=True, exclude={"min_sqnr"})
                 share = round(1 - design.narrow, 2)
                 yield Narrow.model_validate(told | {"step": "narrow", "max_products": share})
-            elif isinstance(step, Qat):
-                yield step.model_copy(update={"teacher": teacher}) if design.taught else step.quantize
+            elif isinstance(step, Qat) and not design.taught:
+                yield changed(step.quantize)
             else:
-                yield step
+                yield changed(step, **({"teacher": teacher} if "teacher" in step.takes else {}))
 
 
 def narrowing(recipe: Recipe, qat: Qat, *, own: bool) -> Narrowing:

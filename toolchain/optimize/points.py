@@ -113,10 +113,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Failure:
-    """A design that could not be made, and why."""
+    """A design that could not be made, and why; too_small: where more of the network is left, it can."""
 
     design: Design
     why: str
+    too_small: bool = False
 
 
 Outcome = Point | Probe | Failure

@@ -111,8 +111,10 @@ class Search:
             self._tabulated = True
             self.probe()
         narrowing = self.trials.narrowing
-        taught, first = narrowing.epochs if narrowing else 0, self.trials.narrows_first
-        return self._spend(replace(self.space(self.arms()), taught=taught, narrows_first=first))
+        space = self.space(self.arms())
+        if narrowing is not None:
+            space = replace(space, taught=narrowing.epochs, narrows_first=self.trials.narrows_first)
+        return self._spend(space)
 
     def best(self) -> Point | None:
         """The best point of this backbone."""
@@ -280,7 +282,7 @@ class Search:
 
     def _share(self, design: Design) -> float:
         if design.narrowed:
-            return self._in_integers(design.network) * (1 - design.narrow)  # as measured, to a tenth
+            return self._in_integers(design.network) * (1 - self.trials.reach * design.narrow)
         alike, plain = replace(design.whole, scheme=design.scheme), replace(self.whole, scheme=design.scheme)
         way = self._measured(alike) or self._measured(plain) or self._measured(self.whole) or 1.0
         side = 1.0

@@ -12,7 +12,7 @@ A design is proposed only if the latency that is predicted for it keeps its boun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain.optimize.asked import Asked, Goal
@@ -147,7 +147,7 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     recovery.
     """
     shares = _kept_sizes(history)
-    narrowings = [(0, arm) for arm in _narrowings(space, shares)]
+    narrowings = [(0, arm) for arm in _narrowings(history, space)]
     yield from narrowings if space.narrows_first else ()
     arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
     places = [
@@ -157,16 +157,19 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     yield from narrowings if not space.narrows_first else ()
 
 
-def _narrowings(space: Space, kept: Mapping[Design, float]) -> Iterator[Arm]:
-    """An arm for each network that is narrowed; `kept` sizes need no recovery, the smallest share of latency first."""
+def _narrowings(history: History, space: Space) -> Iterator[Arm]:
+    """An arm for each network that is narrowed: at sizes that need no recovery, the fastest first, at its own, at others."""
     if not space.taught:
         return
+    kept = _kept_sizes(history)
+    failed = [f.design.narrow for f in history.values() if isinstance(f, Failure) and f.too_small]
+    top = round(min([TOP, *(narrow - GRID for narrow in failed)]), 2)
     sizes = sorted((network for network in kept if not network.relu), key=lambda network: kept[network])
     others = (replace(space.whole, size=arm.size, epochs=space.rungs[0]) for arm in space.arms if arm.size)
     known = {network.size for network in sizes}
     recovered = (network for network in others if network.size not in known)
     for network in dict.fromkeys((*sizes, space.whole, *recovered)):
-        yield Arm("uniform", narrows=network, taught=space.taught)
+        yield Arm("uniform", top=top, narrows=network, taught=space.taught)
 
 
 def _composed(history: History) -> list[Point]:
@@ -268,7 +271,7 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
     is for what comes closest."""
     found, asked = points(history), space.asked
     limits = []
-    if asked.max_latency_ms and (not space.arms or _least(history, space, predict) <= asked.max_latency_ms):
+    if asked.max_latency_ms and _least(history, space, predict) <= asked.max_latency_ms:
         limits.append(asked.max_latency_ms)
     known = [*found, *space.rivals]
     best = pick(known, asked.goal)
@@ -281,11 +284,14 @@ def _limit(history: History, space: Space, predict: Predict) -> float | None:
 
 
 def _least(history: History, space: Space, predict: Predict) -> float:
-    """The least latency that is predicted of any design."""
-    arms = [*space.arms, *_narrowings(space, _kept_sizes(history))]
+    """The least latency that is predicted of any design; 0 where there is nothing to make smaller."""
+    arms = [*space.arms, *_narrowings(history, space)]
     return min(
-        predict(arm.design(arm.top, space.lengths(arm)[0], leading(history, arm.whole, space.asked.goal)))
-        for arm in arms
+        (
+            predict(arm.design(arm.top, space.lengths(arm)[0], leading(history, arm.whole, space.asked.goal)))
+            for arm in arms
+        ),
+        default=0.0,
     )
 
 
@@ -359,14 +365,14 @@ def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
 
 
 def _upwards(outcome: Outcome, space: Space) -> bool | None:
-    """Whether to prune more. A design that failed says nothing, unless it may have asked for too little, or was narrowed:
-    then for too much."""
+    """Whether to prune more. A design that failed says nothing, unless it may have asked for too little, or did for too
+    much."""
     match outcome:
         case Probe():
             return True
         case Failure():
-            little = outcome.design.ratio <= _LITTLE
-            return False if outcome.design.narrowed else little or None
+            little = outcome.design.ratio <= _LITTLE and not outcome.design.narrowed
+            return False if outcome.too_small else little or None
         case Point():
             return not outcome.small if space.asked.goal == "accuracy" else outcome.accurate
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
 
 from toolchain.artifact import Artifact, figure
 from toolchain.backbones.activations import replaceable
@@ -45,6 +44,8 @@ from toolchain.pipeline import Pipeline, host_kind, runtime_libraries
 from toolchain.recipe import TRUNK, Node, Recipe, Variant
 from toolchain.record import JSON
 from toolchain.runtime import fresh
+from toolchain.steps import Qat
+from toolchain.steps.narrow import TooNarrowError
 from toolchain.store import Entry, Job
 from toolchain.workflow import candidates
 
@@ -52,6 +53,7 @@ _MEMORY = "memory.json"
 _REFUSED = "refused.json"
 _SENSITIVE = "sensitivity.json"
 _STARTS = 3
+_WORTH_NARROWING = 0.5  # of the products, that narrowing must be about
 _UNSURE = 0.15  # a bound nearer than this to the prediction is tried before training
 UNMADE = (BackboneError, ModelError, ParityError, TrainingError)
 _OWN_UNMADE = (*UNMADE, DataError, ProviderError, RecipeError)  # the recipe's own variants may have any step
@@ -118,17 +120,18 @@ class Trials:
         (whose pictures fp32 does not answer)."""
         if self.asked.provider != "cpu" or self.backbone:
             return None
-        return self._narrowed if self._narrowed.fits(self._file) else None
+        return self._narrowed if self.reach >= _WORTH_NARROWING else None
 
-    @property
+    @cached_property
+    def reach(self) -> float:
+        """The share of fp32's products that narrowing is about."""
+        return self._narrowed.reach(read(self.base[BASE].folder / latency.FILES["plain"]))
+
+    @cached_property
     def narrows_first(self) -> bool:
-        """Whether what `narrow` takes is most of the network, so that narrowing promises more than pruning."""
-        return self.narrowing is not None and self.narrowing.fits(self._file, inverted=True)
-
-    @property
-    def _file(self) -> ModelProto:
-        """fp32's plain network."""
-        return read(self.base[BASE].folder / latency.FILES["plain"])
+        """Whether narrowing promises more than pruning: most products are in blocks that are widest inside."""
+        file = self.base[BASE].folder / latency.FILES["plain"]
+        return self._narrowed.reach(read(file), inverted=True) >= _WORTH_NARROWING
 
     @cached_property
     def _narrowed(self) -> Narrowing:
@@ -136,8 +139,11 @@ class Trials:
 
     def variants(self, design: Design) -> dict[str, Variant]:
         """fp32 and the design by their names, and the network that it narrows, if that is not fp32's."""
-        needed = [design.network, design] if design.narrowed else [design]
-        return {BASE: self.template.fp32} | {one.name: self.variant(one) for one in needed if one != Design()}
+        found = {BASE: self.template.fp32}
+        if design.narrowed and design.network != Design():
+            between = self.variant(design.network)
+            found[design.network.name] = between.model_copy(update={"intermediate": True})
+        return found if design == Design() else found | {design.name: self.variant(design)}
 
     def trial(self, design: Design, predicted: float | None = None) -> Outcome:
         """Make a design, measure and judge it. predicted: its latency in ms, where known.
@@ -149,20 +155,21 @@ class Trials:
         """
         refused = self._refused(design)
         if refused is not None:
-            return Failure(design, refused)
+            return refused
         try:
             return self._tried(design, predicted)
         except (*_OWN_UNMADE, HostError, MemoryError, RuntimeError) as error:
             short = memory_ran_out(error)
-            unmade = isinstance(error, _OWN_UNMADE if design.own else UNMADE)
+            unmade = isinstance(error, _OWN_UNMADE if design.own or design.narrowed else UNMADE)
             if design == Design() or not (short or unmade):
                 raise  # without fp32 there is nothing to compare with
             if short:
                 gc.collect()
                 return Failure(design, f"there was not memory enough ({error})")
+            found = Failure(design, str(error), too_small=isinstance(error, TooNarrowError))
             if design != self.whole and not isinstance(error, ProviderError):
-                self._refuse(design, str(error))
-            return Failure(design, str(error))
+                self._refuse(found)
+            return found
 
     def again(self, design: Design, threads: Sequence[int]) -> Point:
         """A design that was tried, timed anew with each of these thread counts and judged once more; the first decides.
@@ -183,22 +190,26 @@ class Trials:
                 return Probe(design, untrained)
         return self._judged(design, self._artifacts(design))
 
-    def _refused(self, design: Design) -> str | None:
-        """Why a step refused this design in an earlier start, if one did."""
+    def _refused(self, design: Design) -> Failure | None:
+        """What a step refused of this design in an earlier start, if one did."""
         if design in (Design(), self.whole) or self.pipeline.fresh:
             return None
         entry = self.pipeline.store.find(self._refusal(design).key)
-        return None if entry is None else str(json.loads((entry.folder / _REFUSED).read_text())["why"])
+        if entry is None:
+            return None
+        told = json.loads((entry.folder / _REFUSED).read_text())
+        return Failure(design, str(told["why"]), bool(told["too_small"]))
 
-    def _refuse(self, design: Design, why: str) -> None:
+    def _refuse(self, found: Failure) -> None:
         def write(out: Path) -> None:
-            (out / _REFUSED).write_text(json.dumps({"why": why}))
+            (out / _REFUSED).write_text(json.dumps({"why": found.why, "too_small": found.too_small}))
 
-        self.pipeline.measured(self._refusal(design), write)
+        self.pipeline.measured(self._refusal(found.design), write)
 
     def _refusal(self, design: Design) -> Job:
         """The job whose result is a refusal: what would be made, from what, with what."""
-        steps = self.variant(design).steps
+        variants = self.variants(design)
+        steps = [step for name, variant in variants.items() if name != BASE for step in variant.steps]
         given: dict[str, JSON] = {
             "versions": [step.version for step in steps], "train": self.data.train.fingerprint,
             "val": self.data.val.fingerprint, "seed": self.recipe.seed, "device": self.pipeline.device.fingerprint,
@@ -206,7 +217,7 @@ class Trials:
         settings = {"steps": [step.resolved().model_dump(mode="json") for step in steps]}
         libraries = sorted({name for step in steps for name in step.libraries})
         parents = {name: self.base[name].key for name in (self.trunk, BASE) if name in self.base}
-        return Job("refused", 1, settings, parents, given, tuple(libraries))
+        return Job("refused", 2, settings, parents, given, tuple(libraries))
 
     @cached_property
     def base(self) -> dict[str, Artifact]:
@@ -227,7 +238,8 @@ class Trials:
         for name, artifact in made.items():
             # How much of the network's work an own variant has left, is not known.
             if (name != TRUNK or not self.backbone) and not design.own:
-                self.durations.learn(artifact.record, self.share(design))
+                trains = design if artifact.record.step == "qat" else design.network
+                self.durations.learn(artifact.record, self.share(trains))
         return made
 
     def share(self, design: Design) -> float:
@@ -236,7 +248,8 @@ class Trials:
         if design.ratio:
             costs = self.costs if design.shape == "table" else None
             width = costs.target(design.ratio) if costs else (1 - design.ratio) ** 2
-        width *= 1 - design.narrow
+        if design.narrowed:
+            width *= 1 - self.reach * design.narrow
         return width * ((design.size / self.recipe_side) ** 2 if design.size else 1.0)
 
     @cached_property
@@ -361,7 +374,8 @@ class Trials:
         missing: list[Node] = self.pipeline.missing(self.data)
         if not missing:
             return self.durations.of("latency") + self.durations.of("answers")
-        making = sum(self.durations.node(node, self.share(design)) for node in missing)
+        whole, own = self.share(design.network), self.share(design)
+        making = sum(self.durations.node(n, own if isinstance(n.step, Qat) else whole) for n in missing)
         probing = 2 if design.trained and self.asked.max_latency_ms else 1
         measuring = probing * self.durations.of("latency") + 2 * self.durations.of("answers")
         return making + measuring + (self.durations.of("memory") if self.asked.weighs_memory else 0.0)

@@ -53,7 +53,7 @@ _EPOCH = 30.0  # seconds, for as long as nothing was trained
 _ENDING = 20.0  # seconds for bundle and report, beside what reading the test pictures takes
 _SHARE = 0.25  # most of the budget that is kept for the ending while nothing is known
 _SLACK = 1.5
-_PART = re.compile(r"([steu]\d+|relu|own|fp\d+|int8)(-|$)")  # of a point's name (Design.name)
+_PART = re.compile(r"([nsteu]\d+|relu|own|fp\d+|int8)(-|$)")  # of a point's name (Design.name)
 JSON_FILE, PAGE = "optimize.json", "optimize.html"
 _OF_A_RUN = ("report.html", "report.md", "report.json", "recipe.yaml")
 

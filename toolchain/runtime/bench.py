@@ -230,10 +230,13 @@ def _case(
     with host.Contention() as contention:
         blocks = timing.repeat(side, sampling.calls, _enough(sampling))
     finite(label, outputs())
-    if contention.share is not None and contention.share > host.CONTENDED:
-        words = _words(condition.provider, condition.threads, condition.batch)
+    waited = contention.share or 0.0
+    if waited > host.CONTENDED and condition.threads <= host.cores():  # more threads wait for each other
+        words = _words(condition.provider, condition.threads, condition.batch) + (
+            f", copies {way}" if way else ""
+        )
         notes.append(
-            f"{words}: others had the core for {100 * contention.share:.0f} % of the time, so its latencies are wrong; "
+            f"{words}: others had the core for {100 * waited:.0f} % of the time, so its latencies are wrong; "
             "time it again on a quiet machine"
         )
     samples = np.array(blocks, np.int64)

@@ -70,7 +70,7 @@ def facts() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "isa": isa(),
         "features": [name for name in _FEATURES if name in _features()],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": list(providers.gpus()),
@@ -78,6 +78,11 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: found for name in _LIBRARIES if (found := distribution_version(name))},
     }
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def waited() -> int | None:

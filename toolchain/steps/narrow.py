@@ -33,6 +33,10 @@ _LONGEST = 2400  # inputs of a reader: their moments take 46 MB, and choosing am
 _PROBED = 0.02  # share of the reader's variance that a chain loses where its influence is measured
 
 
+class TooNarrowError(ModelError):
+    """max_products is less than what can be left."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A chain with what is known of its channels; cost: products that one of them takes."""
@@ -40,7 +44,9 @@ class Candidate:
     chain: Chain
     moments: elimination.Moments
     cost: float
-    _refits: dict[int, tuple[elimination.Doubles, elimination.Doubles]] = field(default_factory=dict)
+    _refits: dict[int, tuple[elimination.Doubles, elimination.Doubles]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @cached_property
     def weight(self) -> elimination.Doubles:
@@ -69,9 +75,10 @@ class Narrow(Step):
     Channels go first where they cost the logits least for the time they take: each layer's influence on them is measured.
     min_sqnr: how far below their signal the logits' noise must stay (dB), on `probe` pictures of val; no label
     is looked at. max_products: instead of that, the share that may be left of the products that these channels take,
-    whatever noise that makes; for what is trained on. multiple: counts that channels go down to, as kernels like them
-    (16: blocks of AVX-512 and of int8 depthwise kernels on x86; fewer than 4 onnxruntime refuses). layers: patterns of
-    the names of convolutions whose channels may go; all, when empty. pictures: of train, for the least squares.
+    whatever noise that makes (a layer between two of them counts with both); for what is trained on. multiple: counts
+    that channels go down to, as kernels like them (16: blocks of AVX-512 and of int8 depthwise kernels on x86; fewer
+    than 4 onnxruntime refuses). layers: patterns of the names of convolutions whose channels may go; all, when empty.
+    pictures: of train, for the least squares.
     Measures `channels` of each layer that lost some, `sqnr`, `products` (share left), `price`, how many times the
     latency of the file before, and what is left of `macs` and `parameters`.
     """
@@ -138,10 +145,8 @@ class Narrow(Step):
         named = selection.matching(model, self.layers, "layers") if self.layers else None
         found = [
             chain
-            for chain in chains(model, wide=True)
-            if chain.channels > self.multiple
-            and chain.reader.rows[0].size <= _LONGEST
-            and (named is None or chain.writer.node.name in named)
+            for chain in narrowable(model, self.multiple)
+            if named is None or chain.writer.node.name in named
         ]
         for pattern in self.layers:
             if not any(fnmatchcase(chain.writer.node.name, pattern) for chain in found):
@@ -196,6 +201,13 @@ class Narrow(Step):
                 waiting = [one for one in waiting[kept:] if one[0] != full]
                 task.advance()
         return best, fidelity(best)
+
+
+def narrowable(model: ModelProto, multiple: int) -> Iterator[Chain]:
+    """The chains that have more channels than `multiple`, and a reader whose moments are not too many."""
+    for chain in chains(model, wide=True):
+        if chain.channels > multiple and chain.reader.rows[0].size <= _LONGEST:
+            yield chain
 
 
 def narrower(model: ModelProto, candidates: Sequence[Candidate], counts: Mapping[str, int]) -> ModelProto:
@@ -280,10 +292,10 @@ def _fewest(
 
 
 def _require_reach(candidates: Sequence[Candidate], multiple: int, share: float) -> None:
-    """Raise ModelError where so small a share of the products cannot be reached."""
+    """Raise TooNarrowError where so small a share of the products cannot be reached."""
     least = _products(candidates, {c.chain.hidden: min(multiple, c.chain.channels) for c in candidates})
     if least > share:
-        raise ModelError(
+        raise TooNarrowError(
             f"narrow: no less than {least:.2f} of the products can be left, and max_products is {share:g}"
         )
 
