@@ -25,6 +25,7 @@ from tiny import Answer, TinyRun, Trip, command, tiny_pictures, tiny_recipe
 from toolchain import workflow
 from toolchain.errors import BackboneError, DataError, HostError, ParityError, RecipeError
 from toolchain.optimize import search as searching
+from toolchain.optimize import tables
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import Design, Scheme, Template
@@ -499,14 +500,14 @@ def test_a_network_that_integers_refuse_when_pruned_is_pruned_by_its_float_layer
     trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials.trial(Design())
-    real = Trials.table
+    real = tables.measure
 
-    def table(self: Trials, scheme: Scheme) -> Costs:
+    def table(asked: Trials, scheme: Scheme) -> Costs:
         if scheme != "fp32":
             raise ParityError("no float share keeps the gate")
-        return real(self, scheme)
+        return real(asked, scheme)
 
-    monkeypatch.setattr(Trials, "table", table)
+    monkeypatch.setattr(tables, "measure", table)
     monkeypatch.setattr(searching, "leading", lambda *_: "int8-mixed")
     search = searching.Search(trials, lambda _: None, {Design(): trials.trial(Design())})
     search.tabulate()
@@ -516,7 +517,7 @@ def test_a_network_that_integers_refuse_when_pruned_is_pruned_by_its_float_layer
         "the latency table is of float layers: int8-mixed cannot be made of pruned ones (no float share keeps the gate)"
     ]
     monkeypatch.setattr(
-        Trials, "table", lambda *_: (_ for _ in ()).throw(BackboneError("nothing can be pruned"))
+        tables, "measure", lambda *_: (_ for _ in ()).throw(BackboneError("nothing can be pruned"))
     )
     search.tabulate()
     assert search.notes[1:] == ["no pruning: nothing can be pruned"]
