@@ -100,6 +100,10 @@ def test_paths_start_at_the_recipes_folder(tmp_path: Path) -> None:
             {"variants": {"fp32": {"from": "tuned", "steps": ["export"], "provider": "cuda"}}},
             r"variants\.fp32\.provider: every machine makes and measures fp32",
         ),
+        (
+            {"variants": {"fp32": {"from": "tuned", "steps": ["export"], "intermediate": True}}},
+            r"variants\.fp32\.intermediate: fp32 is what every variant is compared with",
+        ),
         ({"variants": {"fp32": {"steps": ["export"]}}}, r"variants\.fp32: give either 'from' and 'steps'"),
         ({"gates": {"max_drop": "much"}}, r"gates\.max_drop: .*valid number.* not 'much'"),
         ({"name": "Größe"}, r"name: "),
