@@ -58,6 +58,7 @@ def test_every_condition_is_a_case_with_all_its_samples(tmp_path: Path) -> None:
 def test_a_contended_core_is_told(
     share: float | None, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host, "CONTENDED", 0.05)
     monkeypatch.setattr(host.Contention, "share", property(lambda _: share, lambda *_: None))
     notes = [note for note in bench(plain(tmp_path), quick()).notes if "had the core" in note]
     assert len(notes) == told
@@ -67,6 +68,7 @@ def test_a_contended_core_is_told(
 def test_more_threads_than_cores_wait_for_each_other_and_for_no_one_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(host, "CONTENDED", 0.05)
     monkeypatch.setattr(host.Contention, "share", property(lambda _: 0.5, lambda *_: None))
     monkeypatch.setattr(host, "cores", lambda: 1)
     notes = bench(plain(tmp_path), quick(threads=(1, 2))).notes
