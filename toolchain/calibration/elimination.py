@@ -51,7 +51,7 @@ def moments(
     model: ModelProto, tensors: Sequence[str], inputs: Iterable[Floats],
     advance: Callable[[], None] = lambda: None, readers: Mapping[str, Layer] = MappingProxyType({}),
 ) -> dict[str, Moments]:  # fmt: skip
-    """Second moments of tensors [1, C, h, w] over pictures; of each, the same _POSITIONS pixels anywhere.
+    """Second moments of tensors [1, C, h, w] over pictures; of each, at most _POSITIONS pixels, drawn anew for each picture.
 
     readers: of some tensors, convolutions whose windows of them are taken instead, _WINDOWS a picture.
     """

@@ -125,13 +125,15 @@ class Trials:
     @cached_property
     def reach(self) -> float:
         """The share of fp32's products that narrowing is about."""
-        return self._narrowed.reach(read(self.base[BASE].folder / latency.FILES["plain"]))
+        return self._reach(inverted=False)
 
     @cached_property
     def narrows_first(self) -> bool:
         """Whether narrowing promises more than pruning: most products are in blocks that are widest inside."""
-        file = self.base[BASE].folder / latency.FILES["plain"]
-        return self._narrowed.reach(read(file), inverted=True) >= _WORTH_NARROWING
+        return self._reach(inverted=True) >= _WORTH_NARROWING
+
+    def _reach(self, *, inverted: bool) -> float:
+        return self._narrowed.reach(read(self.base[BASE].folder / latency.FILES["plain"]), inverted=inverted)
 
     @cached_property
     def _narrowed(self) -> Narrowing:
