@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from toolchain.optimize.arms import Arm, Space
 from toolchain.optimize.asked import Asked, Goal
-from toolchain.optimize.design import Design
+from toolchain.optimize.bisection import next_ratio
+from toolchain.optimize.design import TOP, Design
+from toolchain.optimize.known import leading
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
-from toolchain.optimize.strategy import TOP, Arm, Space, leading, next_ratio, propose
+from toolchain.optimize.strategy import propose
 
 WAYS = {"fp32": 1.0, "int8": 0.5, "int8-stem": 0.55, "int8-percentile": 0.5, "int8-mixed": 0.6}
 ARMS = (Arm("table"), Arm("uniform"), Arm("table", size=96))

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from toolchain import workflow
+from toolchain.optimize.arms import GRID, TRAINED
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import Deadline, Durations, OutOfTimeError
 from toolchain.optimize.design import TOP, Design
 from toolchain.optimize.points import Outcome, Point, pick
 from toolchain.optimize.race import race
 from toolchain.optimize.search import MENDING, WAYS, Search
-from toolchain.optimize.strategy import GRID, TRAINED
 from toolchain.optimize.trials import Trials
 from toolchain.optimize.workflow import prepared
 from toolchain.progress import Silent

@@ -92,6 +92,11 @@ class Point:
         """The part of `off` that is not about latency, size or memory: mostly points of accuracy."""
         return sum(miss.weight for miss in self.misses if miss.name not in RESOURCES)
 
+    @property
+    def worst(self) -> float:
+        """The greatest single part of `too_wrong`: a loss of accuracy misses several bounds at once."""
+        return max((miss.weight for miss in self.misses if miss.name not in RESOURCES), default=0.0)
+
     def value(self, goal: Goal) -> float:
         """What the goal makes least."""
         found = {

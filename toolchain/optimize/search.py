@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from toolchain.device import memory_ran_out
 from toolchain.errors import HostError
 from toolchain.optimize import tables
+from toolchain.optimize.arms import GRID, OF_FILES, Arm, Space
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import TOP, Design, Scheme
+from toolchain.optimize.known import leading
 from toolchain.optimize.own import is_trained
 from toolchain.optimize.points import Failure, Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
-from toolchain.optimize.strategy import GRID, OF_FILES, Arm, Space, leading, propose
+from toolchain.optimize.strategy import propose
 from toolchain.optimize.trials import UNMADE, Trials
 from toolchain.optimize.widths import Costs
 
