@@ -225,7 +225,7 @@ def test_it_ends_within_5_percent_of_the_best_there_is() -> None:
 def test_it_tries_a_fraction_of_what_could_be_tried() -> None:
     tried = World(Asked(max_drop=1.0), grows).run()
     trained = {design.network for design in tried if design.trained}
-    assert len(trained) <= 16
+    assert len(trained) <= 17  # a tenth of three arms, 19 ratios and three lengths
     assert len(tried) <= 40
 
 

@@ -8,7 +8,6 @@ from toolchain.optimize.arms import GRID, Arm, Predict, Space
 from toolchain.optimize.known import kept_sizes, leading, limit
 from toolchain.optimize.points import Failure, History, Outcome, Point, Probe, points
 
-NEAR = 3.0  # points of accuracy within which a miss may be mended: by another way to quantize, or by longer recovery
 _START, _NARROWED = 0.5, 0.75  # where pruning and narrowing begin
 _LITTLE = 0.2  # a ratio that may round to nothing in every layer
 _HOPELESS = 15.0  # points by which a short recovery may miss a bound for a longer one to be tried
@@ -76,7 +75,7 @@ def nearly_enough(history: History, space: Space, arm: Arm, level: int) -> bool:
     if _judged(history, space, arm, space.rungs[level + 1]):
         return False
     own = [p for p in points(history) if arm.has(p.design) and p.design.epochs == space.rungs[level]]
-    return any(not p.accurate and p.too_wrong <= NEAR for p in own)
+    return any(not p.accurate and p.worst <= _HOPELESS / 2 for p in own)
 
 
 def _needed(history: History, space: Space, arm: Arm) -> int:

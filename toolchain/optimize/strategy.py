@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from toolchain.optimize.arms import OF_FILES, Arm, Predict, Space
 from toolchain.optimize.asked import Goal
-from toolchain.optimize.bisection import NEAR, nearly_enough, next_ratio
+from toolchain.optimize.bisection import nearly_enough, next_ratio
 from toolchain.optimize.design import Design
 from toolchain.optimize.known import (
     BY_WEIGHTS,
@@ -31,6 +31,7 @@ from toolchain.optimize.known import (
 from toolchain.optimize.points import History, Point, pick, points
 
 SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
+_NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 
 
@@ -92,7 +93,7 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
         yield from _in_float(trained)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
-        near = not point.accurate and point.too_wrong <= NEAR and rounding > _ROUNDING
+        near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
         if point != best and not near:
             continue
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
