@@ -3,72 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
+from optimize_worlds import ARMS, WAYS, World, grows, judged, ratio
 
 from toolchain.optimize.arms import Arm, Space
 from toolchain.optimize.asked import Asked, Goal
-from toolchain.optimize.bisection import next_ratio
 from toolchain.optimize.design import TOP, Design
 from toolchain.optimize.known import leading
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
 from toolchain.optimize.strategy import propose
-
-WAYS = {"fp32": 1.0, "int8": 0.5, "int8-stem": 0.55, "int8-percentile": 0.5, "int8-mixed": 0.6}
-ARMS = (Arm("table"), Arm("uniform"), Arm("table", size=96))
-
-
-@dataclass
-class World:
-    """Latency falls with the ratio; accuracy breaks beyond an edge that grows with recovery and differs by arm."""
-
-    asked: Asked
-    edge: Callable[[Design], float]
-    way_loss: dict[str, float] = field(default_factory=dict)
-    arms: tuple[Arm, ...] = ARMS
-    history: dict[Design, Outcome] = field(default_factory=dict)
-
-    def latency(self, design: Design) -> float:
-        size = 0.6 if design.size else 1.0
-        return WAYS[design.scheme] * size * (1 - design.ratio) ** 1.5
-
-    def measure(self, design: Design) -> Point:
-        over = max(0.0, design.ratio - self.edge(design)) if design.ratio or design.size else 0.0
-        drop = 40 * over + self.way_loss.get(design.scheme, 0.0)
-        latency, misses = self.latency(design), []
-        if self.asked.max_drop is not None and drop > self.asked.max_drop:
-            misses.append(Miss("max_drop", self.asked.max_drop, drop, "points"))
-        if self.asked.max_latency_ms is not None and latency > self.asked.max_latency_ms:
-            misses.append(Miss("max_latency_ms", self.asked.max_latency_ms, latency, "ms"))
-        return Point(
-            design, latency, latency, 99 - drop, drop, None, None, 5 * latency,
-            plain_drop=40 * over if design.trained else None, misses=tuple(misses),
-        )  # fmt: skip
-
-    def space(self) -> Space:
-        schemes, mending = ("fp32", "int8", "int8-stem"), ("int8-percentile", "int8-mixed")
-        return Space(self.asked, schemes, mending, self.arms, (4, 8, 16))  # type: ignore[arg-type]
-
-    def predict(self, design: Design) -> float:
-        return self.latency(design)
-
-    def run(self, most: int = 60) -> list[Design]:
-        tried = []
-        while len(tried) < most:
-            design = next(iter(propose(self.history, self.space(), self.predict)), None)
-            if design is None:
-                return tried
-            assert design not in self.history
-            self.history[design] = self.measure(design)
-            tried.append(design)
-        raise AssertionError("the search does not end")
-
-
-def grows(design: Design) -> float:
-    """Where accuracy breaks: 0.5 after 4 epochs, 0.6 after 8, 0.65 after 16; less for smaller inputs."""
-    edge = {0: 0.0, 4: 0.5, 8: 0.6, 16: 0.65}[design.epochs]
-    return edge - (0.4 if design.size else 0.0) + (0.03 if design.shape == "table" else 0.0)
 
 
 def best_of_all(world: World) -> float:
@@ -104,114 +49,6 @@ def test_variants_of_the_recipe_come_behind_the_ways_to_quantize_and_nothing_is_
     assert best is not None
     assert best.name == "own-sharp"
     assert len(tried) < len(World(Asked(max_drop=1.0), grows).run())  # what cannot beat it is not tried
-
-
-class Narrowed(World):
-    """`narrow` takes what it says; a network holds until `bears` of it are gone, at a smaller input a tenth less."""
-
-    bears = 0.7
-
-    def space(self) -> Space:
-        return replace(super().space(), taught=6)
-
-    def latency(self, design: Design) -> float:
-        if design.narrowed:
-            return (1 - design.narrow) * super().latency(replace(design, narrow=0.0, taught=0, scheme="int8"))
-        return super().latency(design)
-
-    def measure(self, design: Design) -> Point:
-        if not design.narrowed:
-            return super().measure(design)
-        below = super().measure(replace(design, narrow=0.0, taught=0, scheme="int8"))
-        over = max(0.0, design.narrow - self.bears + (0.1 if design.size else 0.0))
-        drop, latency = below.drop + 40 * over, self.latency(design)
-        misses = (Miss("max_drop", 1.0, drop, "points"),) if drop > 1 else ()
-        return replace(below, design=design, latency_ms=latency, share=latency, drop=drop, misses=misses)
-
-
-def never(design: Design) -> float:
-    """Nothing pruned keeps the accuracy, and no smaller input."""
-    return -0.2
-
-
-def found_best(world: World) -> str:
-    best = pick(points(world.history), "latency")
-    assert best is not None
-    return best.name
-
-
-def test_narrowing_comes_first_and_is_bisected() -> None:
-    world = Narrowed(Asked(max_drop=1.0), never, arms=(Arm("table"), Arm("uniform")))
-    trained = [design for design in world.run() if design.trained]
-    names = [design.name for design in trained if design.narrowed]
-    assert names[0] == "n75-e6-int8-qat"
-    assert len(names) == len(set(names)) <= 5
-    assert all(design.narrowed for design in trained[: len(names)])
-    assert any(design.shape == "uniform" for design in trained)
-    assert found_best(world) == "n70-e6-int8-qat"
-
-
-def test_smaller_inputs_that_the_network_bears_are_narrowed_before_the_whole() -> None:
-    world = Narrowed(Asked(max_drop=1.0), lambda design: 0.0 if design.size else -0.2)
-    narrowed = [design for design in world.run() if design.narrowed]
-    assert {design.size for design in narrowed[:3]} == {96}
-    assert all(not design.epochs for design in narrowed[:3])
-    assert found_best(world) == "s96-n60-e6-int8-qat"
-
-
-def test_at_inputs_that_it_does_not_bear_the_network_is_recovered_and_narrowed() -> None:
-    world = Narrowed(
-        Asked(max_drop=1.0), lambda design: (0.1 if design.epochs else -0.2) if design.size else -0.2
-    )
-    world.run()
-    assert found_best(world) == "s96-e4-n60-e6-int8-qat"
-
-
-def test_what_cannot_be_narrowed_so_far_is_asked_for_less() -> None:
-    class Wide(Narrowed):
-        def measure(self, design: Design) -> Point:
-            if design.narrow > 0.6:
-                return Failure(design, "no less than 0.4 can be left", too_small=True)  # type: ignore[return-value]
-            return super().measure(design)
-
-    world = Wide(Asked(max_drop=1.0), never, arms=())
-    world.run()
-    assert found_best(world) == "n60-e6-int8-qat"
-
-
-def test_what_fails_otherwise_is_not_tried_again_with_less() -> None:
-    class Broken(Narrowed):
-        def measure(self, design: Design) -> Point:
-            if design.narrowed:
-                return Failure(design, "qat cannot simulate that")  # type: ignore[return-value]
-            return super().measure(design)
-
-    world = Broken(Asked(max_drop=1.0), never, arms=())
-    assert [design.narrow for design in world.run() if design.narrowed] == [0.75]
-
-
-def test_a_bound_that_narrowing_cannot_reach_is_none() -> None:
-    """What was too small for one size is beyond all of them, so the search is for what comes closest."""
-
-    class Wide(Narrowed):
-        def measure(self, design: Design) -> Point:
-            if design.narrow > 0.5:
-                return Failure(design, "no less than 0.5 can be left", too_small=True)  # type: ignore[return-value]
-            return super().measure(design)
-
-    world = Wide(Asked(max_drop=1.0, max_latency_ms=0.1), never, arms=())
-    world.run()
-    narrowed = [p.design.narrow for p in points(world.history) if p.design.narrowed]
-    assert max(narrowed) == 0.5
-
-
-def test_nothing_is_made_of_a_narrowed_network_but_what_it_is() -> None:
-    world = Narrowed(Asked(max_drop=1.0), never, arms=())
-    assert {design.scheme for design in world.run() if design.narrowed} == {"int8-qat"}
-
-
-def test_without_epochs_to_teach_nothing_is_narrowed() -> None:
-    assert not any(design.narrowed for design in World(Asked(max_drop=1.0), grows).run())
 
 
 def test_it_ends_within_5_percent_of_the_best_there_is() -> None:
@@ -318,16 +155,6 @@ def test_a_network_that_cannot_be_pruned_is_still_tried_smaller() -> None:
     assert pick(points(world.history), "latency") == world.history[Design(size=96, scheme="int8", epochs=8)]
 
 
-def judged(*outcomes: Outcome) -> History:
-    world = World(Asked(max_drop=1.0), grows)
-    return {Design(): world.measure(Design())} | {outcome.design: outcome for outcome in outcomes}
-
-
-def ratio(history: History, asked: Asked, level: int = 0) -> float | None:
-    world = World(asked, grows, arms=(Arm("uniform"),))
-    return next_ratio(history, world.space(), world.predict, Arm("uniform"), level)
-
-
 def test_bisection_goes_up_after_success_and_down_after_failure() -> None:
     world = World(Asked(max_drop=1.0), grows, arms=(Arm("uniform"),))
     half = world.measure(Design(0.5, epochs=4))
@@ -339,25 +166,6 @@ def test_bisection_goes_up_after_success_and_down_after_failure() -> None:
     between = ratio(judged(half, broken), Asked(max_drop=1.0))
     assert between is not None
     assert 0.5 < between < above
-
-
-def test_longer_recovery_starts_where_the_shorter_one_failed() -> None:
-    world = World(Asked(max_drop=1.0), grows, arms=(Arm("uniform"),))
-    history = judged(*(world.measure(Design(r, epochs=4)) for r in (0.5, 0.55, 0.6, 0.7)))
-    assert ratio(history, Asked(max_drop=1.0), level=1) == 0.55
-
-
-@pytest.mark.parametrize(("beaten", "first"), [(0.5, 0.55), (0.6, 0.65), (0.8, None)])
-def test_longer_recovery_goes_on_where_the_best_is_beaten_if_that_is_near(
-    beaten: float, first: float | None
-) -> None:
-    world = World(
-        Asked(max_drop=1.0), lambda design: 0.5 if not design.size else 0.95, arms=(Arm("uniform"),)
-    )
-    other = world.measure(Design(beaten, "table", epochs=4))
-    other = replace(other, share=(1 - beaten) ** 1.5, misses=())
-    history = judged(other, *(world.measure(Design(r, epochs=4)) for r in (0.5, 0.55, 0.7)))
-    assert ratio(history, Asked(max_drop=1.0), level=1) == first
 
 
 @pytest.mark.parametrize("goal", ["latency", "size"])

@@ -1,0 +1,92 @@
+"""When a search narrows, and what it makes of that, in made-up worlds where the truth is known."""
+
+from __future__ import annotations
+
+from optimize_worlds import Narrowed, World, found_best, grows, never
+
+from toolchain.optimize.arms import Arm
+from toolchain.optimize.asked import Asked
+from toolchain.optimize.design import Design
+from toolchain.optimize.points import Failure, Point, points
+
+
+def test_narrowing_comes_first_and_is_bisected() -> None:
+    world = Narrowed(Asked(max_drop=1.0), never, arms=(Arm("table"), Arm("uniform")))
+    trained = [design for design in world.run() if design.trained]
+    names = [design.name for design in trained if design.narrowed]
+    assert names[0] == "n75-e6-int8-qat"
+    assert len(names) == len(set(names)) <= 5
+    assert all(design.narrowed for design in trained[: len(names)])
+    assert any(design.shape == "uniform" for design in trained)
+    assert found_best(world) == "n70-e6-int8-qat"
+
+
+def test_smaller_inputs_that_the_network_bears_are_narrowed_before_the_whole() -> None:
+    world = Narrowed(Asked(max_drop=1.0), lambda design: 0.0 if design.size else -0.2)
+    narrowed = [design for design in world.run() if design.narrowed]
+    assert {design.size for design in narrowed[:3]} == {96}
+    assert all(not design.epochs for design in narrowed[:3])
+    assert found_best(world) == "s96-n60-e6-int8-qat"
+
+
+def test_at_inputs_that_it_does_not_bear_the_network_is_recovered_and_narrowed() -> None:
+    world = Narrowed(
+        Asked(max_drop=1.0), lambda design: (0.1 if design.epochs else -0.2) if design.size else -0.2
+    )
+    world.run()
+    assert found_best(world) == "s96-e4-n60-e6-int8-qat"
+
+
+def test_what_cannot_be_narrowed_so_far_is_asked_for_less() -> None:
+    class Wide(Narrowed):
+        def measure(self, design: Design) -> Point:
+            if design.narrow > 0.6:
+                return Failure(design, "no less than 0.4 can be left", too_small=True)  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Wide(Asked(max_drop=1.0), never, arms=())
+    world.run()
+    assert found_best(world) == "n60-e6-int8-qat"
+
+
+def test_what_fails_otherwise_is_not_tried_again_with_less() -> None:
+    class Broken(Narrowed):
+        def measure(self, design: Design) -> Point:
+            if design.narrowed:
+                return Failure(design, "qat cannot simulate that")  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Broken(Asked(max_drop=1.0), never, arms=())
+    assert [design.narrow for design in world.run() if design.narrowed] == [0.75]
+
+
+def test_a_bound_that_narrowing_cannot_reach_is_none() -> None:
+    """What was too small for one size is beyond all of them, so the search is for what comes closest."""
+
+    class Wide(Narrowed):
+        def measure(self, design: Design) -> Point:
+            if design.narrow > 0.5:
+                return Failure(design, "no less than 0.5 can be left", too_small=True)  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Wide(Asked(max_drop=1.0, max_latency_ms=0.1), never, arms=())
+    world.run()
+    narrowed = [p.design.narrow for p in points(world.history) if p.design.narrowed]
+    assert max(narrowed) == 0.5
+
+
+def test_nothing_is_made_of_a_narrowed_network_but_what_it_is() -> None:
+    world = Narrowed(Asked(max_drop=1.0), never, arms=())
+    assert {design.scheme for design in world.run() if design.narrowed} == {"int8-qat"}
+
+
+def test_without_epochs_to_teach_nothing_is_narrowed() -> None:
+    assert not any(design.narrowed for design in World(Asked(max_drop=1.0), grows).run())
+
+
+def test_sizes_that_have_to_be_recovered_are_narrowed_behind_all_pruning() -> None:
+    world = Narrowed(Asked(max_drop=1.0), lambda design: 0.1 if design.epochs else -0.2)
+    trained = [design for design in world.run() if design.trained]
+    composed = [number for number, design in enumerate(trained) if design.narrowed and design.epochs]
+    assert composed
+    assert min(composed) > max(number for number, design in enumerate(trained) if not design.narrowed)
