@@ -17,6 +17,7 @@ from onnx_helpers import artifact as as_artifact
 from toolchain import graph
 from toolchain.artifact import Form
 from toolchain.backbones.network import read
+from toolchain.calibration.chains import chains
 from toolchain.calibration.pictures import prepared
 from toolchain.data.dataset import Data
 from toolchain.errors import DataError, ModelError
@@ -99,6 +100,22 @@ def test_what_is_adopted_can_be_quantized(tmp_path: Path) -> None:
         noise_ratio(run(out / graph.PLAIN, feed), run(lent.out / graph.PLAIN, feed)) > 25
         or measured["layers"] == 0
     )
+
+
+def test_equal_biases_are_merged_for_no_layer(tmp_path: Path) -> None:
+    made = foreign()
+    first: dict[tuple[int, ...], str] = {}
+    for node in (node for node in made.graph.node if node.op_type == "Conv"):
+        shape = graph.weights(made)[node.input[2]].shape
+        node.input[2] = first.setdefault(shape, node.input[2])
+    graph.drop_unread(made)
+    assert len(first) < sum(node.op_type == "Conv" for node in made.graph.node)
+    out, _ = adopt(made, tmp_path)
+    adopted = graph.read(out / graph.PLAIN)
+    biases = [node.input[2] for node in adopted.graph.node if node.op_type == "Conv"]
+    assert len(set(biases)) == len(biases)
+    assert [len(chain.depthwise) for chain in chains(adopted)] == [1, 0]
+    assert len({tensor.name for tensor in adopted.graph.initializer}) == len(adopted.graph.initializer)
 
 
 @pytest.mark.parametrize("made", [ending("Softmax", axis=1), ending("Softmax", axis=-1)])

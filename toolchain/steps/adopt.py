@@ -47,6 +47,7 @@ class Adopt(Step):
     """
 
     step: Literal["adopt"] = "adopt"
+    version: ClassVar[int] = 2
     takes: ClassVar[Mapping[str, Form]] = {}
     gives: ClassVar[Form] = Form.ONNX
     uses: ClassVar[frozenset[str]] = frozenset({"val"})
@@ -274,7 +275,25 @@ def _brought(given: ModelProto, fold: bool) -> ModelProto:
     model = onnx.shape_inference.infer_shapes(model)
     graph.pool(model)
     _name_nodes(model)
+    _own_biases(model)
     return model
+
+
+def _own_biases(model: ModelProto) -> None:
+    """Give every node a bias of its own, in place: equal ones are often merged, and steps that change one layer would then
+    change others, or leave both alone."""
+    known = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in known:
+            continue
+        name = node.input[2]
+        if name in taken:
+            own = TensorProto()
+            own.CopyFrom(known[name])
+            own.name = node.input[2] = f"{node.name}.own.{name}"
+            model.graph.initializer.append(own)
+        taken.add(name)
 
 
 def _free_batch(model: ModelProto, sample: Sequence[parity.Floats]) -> bool:
