@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from toolchain.optimize import chart
 from toolchain.optimize.outcome import Found
 from toolchain.optimize.points import Failure, Point, Probe, told
 from toolchain.optimize.session import fastest
 from toolchain.record import JSON
-from toolchain.report import pruning, sensitivity, style, svg, text
-from toolchain.report.labels import Box, place, short
+from toolchain.report import pruning, sensitivity, style, text
 from toolchain.report.parts import PruningSensitivity, Sensitivity
 
 SCHEMA_VERSION = 1
-_WIDTH = 1000.0
-_NAMED = 12  # points of the front whose names are drawn
 _LAYERS = 40
 
 
@@ -138,7 +135,7 @@ def _words(point: Point) -> str:
 def render_page(found: Found) -> str:
     """The page; every name in it is escaped, nothing is loaded from elsewhere."""
     return style.render_page(
-        "optimize.html.j2", found=found, headline=headline(found), bounds=_bounds(found), drawing=drawing(found),
+        "optimize.html.j2", found=found, headline=headline(found), bounds=_bounds(found), drawing=chart.drawing(found),
         rows=[_row(found, point) for point in sorted(found.points, key=lambda p: p.share)],
         failed=[(o.design.name, o.why) for o in found.outcomes if isinstance(o, Failure)],
         probed=[(o.design.name, f"{o.latency_ms:.3f} ms") for o in found.outcomes if isinstance(o, Probe)],
@@ -197,68 +194,3 @@ def _layers(found: Found) -> list[Layer]:
         )
         for layer in dearest
     ]
-
-
-def drawing(found: Found) -> Markup | None:
-    """Points lost against latency: all points, the front as a line, the bounds as dashed ones."""
-    if not found.points:
-        return None
-    frame = svg.Frame(62.0, 34.0, _WIDTH - 14, 360.0)
-    base = next((p.latency_ms for p in found.points if p.name == "fp32"), found.points[0].latency_ms)
-    latency = {p.name: p.share * base for p in found.points}
-    drops = [p.drop for p in found.points] + (
-        [found.asked.max_drop] if found.asked.max_drop is not None else []
-    )
-    x = svg.Scale(0.0, 1.15 * max(latency.values()), frame.left, frame.right)
-    pad = 0.08 * (max(drops) - min(drops)) or 0.5
-    y = svg.Scale(min(drops) - pad, max(drops) + pad, frame.top, frame.bottom)
-    parts = [
-        frame.x_axis(
-            x, [(v, f"{v:.3g}") for v in x.ticks(8)], "median latency, ms, plain file (left is faster)"
-        ),
-        frame.y_axis(y, [(v, f"{v:.3g}") for v in y.ticks(6)], "points lost on val (higher is better)"),
-        *_limits(found, frame, x, y),
-    ]
-    line = [p for p in found.points if p.name in found.front]
-    line.sort(key=lambda p: p.share)
-    parts.append(
-        svg.path([(x(latency[p.name]), y(p.drop)) for p in line], "curve s0") if len(line) > 1 else Markup()
-    )
-    for point in found.points:
-        tone = "c1" if point.name in found.front else "c0"
-        hint = svg.hint(
-            f"{point.name}: {latency[point.name]:.3f} ms, {point.drop:.2f} points, {point.megabytes:.2f} MB"
-        )
-        at = (x(latency[point.name]), y(point.drop))
-        if point.name == found.chosen:
-            parts.append(svg.element("circle", cx=at[0], cy=at[1], r=9.0, class_="ring"))
-        parts.append(svg.element("circle", hint, cx=at[0], cy=at[1], r=5.0, class_=f"disc {tone}"))
-    parts += _names(line, latency, frame, (x, y))
-    return svg.drawing(_WIDTH, 404, "points lost against latency, all points", parts)
-
-
-def _limits(found: Found, frame: svg.Frame, x: svg.Scale, y: svg.Scale) -> list[Markup]:
-    """The bounds that lie inside the picture."""
-    drawn = []
-    if (most := found.asked.max_latency_ms) is not None and most <= x.high:
-        drawn.append(svg.line(x(most), frame.top, x(most), frame.bottom, "kept"))
-    if found.asked.max_drop is not None:
-        drawn.append(
-            svg.line(frame.left, y(found.asked.max_drop), frame.right, y(found.asked.max_drop), "kept")
-        )
-    return drawn
-
-
-def _names(
-    line: Sequence[Point], latency: dict[str, float], frame: svg.Frame, scales: tuple[svg.Scale, svg.Scale]
-) -> list[Markup]:
-    x, y = scales
-    places = [(x(latency[p.name]), y(p.drop)) for p in line]
-    taken = [Box(cx - 6, cy - 6, cx + 6, cy + 6) for cx, cy in places]
-    drawn = []
-    for point, (cx, cy) in list(zip(line, places, strict=True))[:_NAMED]:
-        words = short(point.name, 28)
-        box = place((words,), (cx, cy, 6.0), taken, Box(frame.left, frame.top, frame.right, frame.bottom))
-        taken.append(box)
-        drawn.append(svg.label(box.left, box.top + 14, words, "name"))
-    return drawn
