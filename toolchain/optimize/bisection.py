@@ -14,11 +14,14 @@ _HOPELESS = 15.0  # points by which a short recovery may miss a bound for a long
 _LONGER = 2 * GRID  # how much more than what a short recovery failed at is worth a longer one
 
 
-def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float | None:
+def next_ratio(
+    history: History, space: Space, predict: Predict, arm: Arm, level: int, *, patient: bool = False
+) -> float | None:
     """The next ratio of an arm at a level of recovery, or None when its bisection has ended.
 
     With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. Longer recovery
-    starts at the least ratio that failed with a shorter one, or the first above it that is promising.
+    starts at the least ratio that failed with a shorter one, or the first above it that is promising. patient: however
+    much a shorter one lost, and however far that ratio is.
     """
     lengths = space.lengths(arm)
     own = [_judged(history, space, arm, epochs) for epochs in lengths]
@@ -30,10 +33,10 @@ def next_ratio(history: History, space: Space, predict: Predict, arm: Arm, level
         return None
     if not own[level] and level > begins:
         before = min((ratio for ratio, up in own[level - 1].items() if not up), default=None)
-        if before is None or _hopeless(history, arm, before, lengths[level - 1]):
+        if before is None or (not patient and _hopeless(history, arm, before, lengths[level - 1])):
             return None
-        first = max(before, _snapped(low + GRID))
-        return first if first <= min(arm.top, before + _LONGER) + GRID / 2 else None
+        first, last = max(before, _snapped(low + GRID)), arm.top if patient else before + _LONGER
+        return first if first <= min(arm.top, last) + GRID / 2 else None
     if not any(own) and not begins:
         first = _start(history, space, arm, low)
         return first if first <= arm.top else None

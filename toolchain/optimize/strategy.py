@@ -36,7 +36,8 @@ _ROUNDING = 0.1  # points that rounding to integers must have cost, or another w
 
 
 def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
-    """Designs worth trying now, the most promising first; none of them is in the history."""
+    """Designs worth trying now, the most promising first; none of them is in the history. The last ones are what a shorter
+    recovery has all but ruled out."""
     for design in _proposals(history, space, predict):
         if design not in history:
             yield design
@@ -54,11 +55,13 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     for arm in space.arms:
         if arm.size:
             yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole, space.asked.goal))
-    for level, arm in _order(history, space):
-        ratio = next_ratio(history, space, predict, arm, level)
-        if ratio is not None:
-            epochs = space.lengths(arm)[level]
-            yield arm.design(ratio, epochs, leading(history, arm.whole, space.asked.goal))
+    order = list(_order(history, space))
+    for patient in (False, True):
+        for level, arm in order:
+            ratio = next_ratio(history, space, predict, arm, level, patient=patient)
+            if ratio is not None:
+                epochs = space.lengths(arm)[level]
+                yield arm.design(ratio, epochs, leading(history, arm.whole, space.asked.goal))
 
 
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
