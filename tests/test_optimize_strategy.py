@@ -267,6 +267,25 @@ def test_where_integers_are_slower_on_small_networks_the_search_goes_on_in_float
     assert best.design.ratio > 0.5
 
 
+def test_where_integers_gain_no_more_smaller_networks_are_tried_in_float_at_once() -> None:
+    """As on the quickstart: in int8 half of the network is no slower than a quarter of it, in float it is."""
+
+    class Flat(World):
+        def latency(self, design: Design) -> float:
+            whole = (1 - design.ratio) ** 1.5
+            return whole if design.scheme == "fp32" else max(0.27 + 0.01 * design.ratio, 0.5 * whole)
+
+        def predict(self, design: Design) -> float:
+            return self.latency(design) if design.scheme == "fp32" else 0.5 * (1 - design.ratio) ** 1.5
+
+    world = Flat(Asked(max_drop=1.0), lambda design: 0.8, arms=(Arm("table"),))
+    tried = world.run()
+    quarter = next(design for design in tried if design.ratio >= 0.75)
+    assert quarter.scheme == "int8"
+    assert world.history[replace(quarter, ratio=0.5)].share < world.history[quarter].share  # type: ignore[union-attr]
+    assert tried[tried.index(quarter) + 1] == quarter.network
+
+
 def test_where_size_counts_float_is_not_tried_again() -> None:
     world = World(Asked(max_drop=1.0, goal="size"), grows)
     tried = world.run()

@@ -93,7 +93,7 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:
-        yield from _in_float(trained)
+        yield from _in_float(history, space, predict, trained)
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
@@ -126,12 +126,16 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
     return promising(history, space, predict, sibling)
 
 
-def _in_float(trained: Sequence[Point]) -> Iterator[Design]:
-    """For each backbone and activations of which no trained network was tried in float, the fastest one."""
+def _in_float(history: History, space: Space, predict: Predict, trained: Sequence[Point]) -> Iterator[Design]:
+    """Trained networks as they are: for each backbone and activations the fastest, if none was tried in float, and then
+    those that are predicted to be fast enough so. Integers gain nothing more below some size, and floats do."""
     for whole in dict.fromkeys(point.design.whole for point in trained):
-        own = [point for point in trained if point.design.whole == whole]
+        own = sorted((p for p in trained if p.design.whole == whole), key=lambda p: (p.share, p.name))
         if all(point.design.scheme != "fp32" for point in own):
-            yield min(own, key=lambda point: point.share).design.network
+            yield own[0].design.network
+            continue
+        networks = dict.fromkeys(point.design.network for point in own)
+        yield from (network for network in networks if promising(history, space, predict, network))
 
 
 def _alike(history: History, design: Design, goal: Goal) -> bool:
