@@ -110,10 +110,9 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
     """Whether a network that was trained is promising in another way to quantize it.
 
     Integers gain less the smaller a network is, so where float leads, they are held against it on the network most like
-    this one that has both; what `narrow` takes differs from network to network. The rest is by prediction.
+    this one that has both. The rest is by prediction.
     """
-    by_latency = space.asked.goal not in OF_FILES and sibling.scheme not in BY_WEIGHTS
-    if by_latency and point.design.scheme == "fp32":
+    if space.asked.goal not in OF_FILES and point.design.scheme == "fp32":
         small = [p for p in composed(history) if p.design.trained and p.design.whole == sibling.whole]
         floats = {p.design: p.latency_ms for p in small if p.design.scheme == "fp32"}
         ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in floats]
