@@ -94,6 +94,12 @@ def _needed(history: History, space: Space, arm: Arm) -> int:
     return 0
 
 
+def untroubled(history: History, space: Space, arm: Arm) -> bool:
+    """Whether it is known how long an arm at another size is to be recovered, and no such recovery has failed."""
+    begins = _needed(history, space, arm)
+    return begins > 0 and all(_judged(history, space, arm, space.rungs[begins]).values())
+
+
 def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float, bool]:
     """By ratio, whether to prune more than this: in view of all ways in which the network was quantized."""
     found: dict[float, list[bool]] = {}

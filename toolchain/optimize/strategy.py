@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from toolchain.optimize.arms import OF_FILES, Arm, Predict, Space
 from toolchain.optimize.asked import Goal
-from toolchain.optimize.bisection import nearly_enough, next_ratio
+from toolchain.optimize.bisection import nearly_enough, next_ratio, untroubled
 from toolchain.optimize.design import Design
 from toolchain.optimize.known import (
     BY_WEIGHTS,
@@ -67,7 +67,8 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one, but where
     a short one has just failed before anything smaller is recovered as briefly. First come sizes that the network keeps
-    its accuracy at as it is, the fastest of them before the others.
+    its accuracy at as it is, the fastest of them before the others, and
+    before all these, until one fails, sizes of which it is known how long they are to be recovered.
 
     Narrowing comes before or behind all that: of the network at these sizes and at its own; at others, after a short
     recovery, it comes last.
@@ -76,7 +77,13 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
     narrowed = [(0, arm) for arm in narrowings(history, space)]
     first = [one for one in narrowed if space.narrows_first and not one[1].recovers]
     yield from first
-    arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
+    arms = sorted(
+        space.arms,
+        key=lambda arm: (
+            not untroubled(history, space, arm),
+            shares.get(replace(arm.whole, size=arm.size), 1.0),
+        ),
+    )
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
