@@ -107,6 +107,6 @@ def judged(*outcomes: Outcome) -> History:
     return {Design(): world.measure(Design())} | {outcome.design: outcome for outcome in outcomes}
 
 
-def ratio(history: History, asked: Asked, level: int = 0) -> float | None:
+def ratio(history: History, asked: Asked, level: int = 0, *, patient: bool = False) -> float | None:
     world = World(asked, grows, arms=(Arm("uniform"),))
-    return next_ratio(history, world.space(), world.predict, Arm("uniform"), level)
+    return next_ratio(history, world.space(), world.predict, Arm("uniform"), level, patient=patient)

@@ -10,7 +10,7 @@ from optimize_worlds import ARMS, WAYS, World, grows, judged, ratio
 
 from toolchain.optimize.arms import Arm, Space
 from toolchain.optimize.asked import Asked, Goal
-from toolchain.optimize.design import TOP, Design
+from toolchain.optimize.design import TOP, Design, Scheme
 from toolchain.optimize.known import leading
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
 from toolchain.optimize.strategy import propose
@@ -168,18 +168,20 @@ def test_bisection_goes_up_after_success_and_down_after_failure() -> None:
     assert 0.5 < between < above
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8-narrow"])
 @pytest.mark.parametrize("goal", ["latency", "size"])
 def test_integers_that_float_beat_on_a_like_network_are_not_tried_again_unless_size_counts(
-    goal: Goal,
+    goal: Goal, scheme: Scheme
 ) -> None:
     world = World(Asked(max_drop=1.0, goal=goal), lambda design: 0.9, arms=(Arm("uniform"),))
     half, smaller = (world.measure(Design(r, epochs=4)) for r in (0.5, 0.6))
-    integers = replace(world.measure(half.design), design=replace(half.design, scheme="int8"), latency_ms=0.4)
+    integers = replace(world.measure(half.design), design=replace(half.design, scheme=scheme), latency_ms=0.4)
     smaller = replace(smaller, share=0.1, megabytes=0.1)
     whole = (world.measure(Design(scheme="int8-stem")), world.measure(Design(scheme="int8")))
     history = judged(world.measure(Design()), *whole, half, integers, smaller)
-    proposed = list(propose(history, world.space(), lambda design: 0.01))
-    assert (replace(smaller.design, scheme="int8") in proposed) == (goal == "size")
+    space = replace(world.space(), schemes=("fp32", "int8", "int8-stem", "int8-narrow"))
+    proposed = list(propose(history, space, lambda design: 0.01))
+    assert (replace(smaller.design, scheme=scheme) in proposed) == (goal == "size")
 
 
 def test_a_probe_that_was_too_slow_sends_it_upwards_and_a_failure_ends_the_arm() -> None:

@@ -43,8 +43,8 @@ class Arm:
         return design.ratio if self.narrows is None else design.narrow
 
     @property
-    def recovers(self) -> bool:
-        """Whether what it narrows is recovered before."""
+    def narrows_recovered(self) -> bool:
+        """Whether it narrows a network that has to be recovered before."""
         return self.narrows is not None and self.narrows.epochs > 0
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from toolchain.optimize.arms import GRID, Arm, Predict, Space
@@ -19,25 +20,25 @@ def next_ratio(
 ) -> float | None:
     """The next ratio of an arm at a level of recovery, or None when its bisection has ended.
 
-    With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. Longer recovery
-    starts at the least ratio that failed with a shorter one, or the first above it that is promising. patient: however
-    much a shorter one lost, and however far that ratio is.
+    With goal "accuracy" only what is too large goes on upwards; else what keeps the accuracy does. A longer recovery than
+    the arm begins with starts at the least ratio that failed with the next shorter one, or the first above it that is
+    promising. patient: however much that one lost, and however far above it.
     """
-    lengths = space.lengths(arm)
+    lengths, begin = space.lengths(arm), begins(history, space, arm)
     own = [_judged(history, space, arm, epochs) for epochs in lengths]
-    kept = [ratio for found in own[: level + 1] for ratio, up in found.items() if up]
-    low = max([_floor(history, space, predict, arm, level), *kept])
-    high = min((ratio for ratio, up in own[level].items() if not up), default=arm.top + GRID)
-    begins = _needed(history, space, arm)
-    if level < begins or high <= low:
+    low = max(
+        [_floor(history, space, predict, arm, level), *(r for found in own for r, up in found.items() if up)]
+    )
+    high = min((r for found in own[level:] for r, up in found.items() if not up), default=arm.top + GRID)
+    if level < begin or high <= low:
         return None
-    if not own[level] and level > begins:
-        before = min((ratio for ratio, up in own[level - 1].items() if not up), default=None)
-        if before is None or (not patient and _hopeless(history, arm, before, lengths[level - 1])):
+    if not own[level] and level > begin:
+        before = _failed(own[level - 1])
+        if before is None or (not patient and _missed(history, arm, before, lengths[level - 1]) > _HOPELESS):
             return None
         first, last = max(before, _snapped(low + GRID)), arm.top if patient else before + _LONGER
         return first if first <= min(arm.top, last) + GRID / 2 else None
-    if not any(own) and not begins:
+    if not any(own) and not begin:
         first = _start(history, space, arm, low)
         return first if first <= arm.top else None
     middle = _snapped((low + high) / 2)
@@ -71,33 +72,36 @@ def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: in
 
 
 def nearly_enough(history: History, space: Space, arm: Arm, level: int) -> bool:
-    """Whether a recovery failed by little and none of the next length was tried. Not with goal "accuracy", where failing
-    is to be small enough."""
-    if level + 1 >= len(space.rungs) or space.asked.goal == "accuracy":
+    """Whether the least ratio that failed at a level missed by little, and none was recovered for the next length. Not with
+    goal "accuracy", where failing is to be small enough."""
+    lengths = space.lengths(arm)
+    if level + 1 >= len(lengths) or space.asked.goal == "accuracy":
         return False
-    if _judged(history, space, arm, space.rungs[level + 1]):
-        return False
-    own = [p for p in points(history) if arm.has(p.design) and p.design.epochs == space.rungs[level]]
-    return any(not p.accurate and p.worst <= _HOPELESS / 2 for p in own)
+    short, longer = (_judged(history, space, arm, epochs) for epochs in lengths[level : level + 2])
+    failed = _failed(short)
+    return (
+        failed is not None and not longer and _missed(history, arm, failed, lengths[level]) <= _HOPELESS / 2
+    )
 
 
-def _needed(history: History, space: Space, arm: Arm) -> int:
-    """The level that an arm begins at: at another size, the shortest recovery by which the network at its own size is
-    pruned beyond where a shorter one failed."""
+def begins(history: History, space: Space, arm: Arm) -> int:
+    """The level that an arm begins at: at another size, the shortest recovery by which the network at its own size was
+    pruned as far as a shorter one failed at, or further. Not with goal "accuracy"."""
     if not arm.size or space.asked.goal == "accuracy":
         return 0
-    own = [_judged(history, space, replace(arm, size=None), epochs) for epochs in space.rungs]
+    same = replace(arm, size=None)
+    own = [_judged(history, space, same, epochs) for epochs in space.rungs]
     for level in range(1, len(own)):
-        failed = [ratio for found in own[:level] for ratio, up in found.items() if not up]
-        if failed and any(up and ratio >= min(failed) for ratio, up in own[level].items()):
+        failed = [ratio for found in own[:level] if (ratio := _failed(found)) is not None]
+        if failed and any(ratio >= min(failed) for ratio in _kept(history, same, space.rungs[level])):
             return level
     return 0
 
 
 def untroubled(history: History, space: Space, arm: Arm) -> bool:
     """Whether it is known how long an arm at another size is to be recovered, and no such recovery has failed."""
-    begins = _needed(history, space, arm)
-    return begins > 0 and all(_judged(history, space, arm, space.rungs[begins]).values())
+    begin = begins(history, space, arm)
+    return begin > 0 and _failed(_judged(history, space, arm, space.rungs[begin])) is None
 
 
 def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float, bool]:
@@ -112,14 +116,21 @@ def _judged(history: History, space: Space, arm: Arm, epochs: int) -> dict[float
     return {ratio: judge(ups) for ratio, ups in found.items()}
 
 
-def _hopeless(history: History, arm: Arm, ratio: float, epochs: int) -> bool:
-    """Whether every file of a network ended so far off that training it longer is in vain."""
-    found = [
-        p
-        for p in points(history)
-        if arm.has(p.design) and (p.design.ratio, p.design.epochs) == (ratio, epochs)
-    ]
-    return bool(found) and all(point.worst > _HOPELESS for point in found)
+def _failed(judged: Mapping[float, bool]) -> float | None:
+    """The least ratio from which it does not go upwards."""
+    return min((ratio for ratio, up in judged.items() if not up), default=None)
+
+
+def _kept(history: History, arm: Arm, epochs: int) -> set[float]:
+    """Ratios of an arm that kept the accuracy after so many epochs."""
+    found = (p for p in points(history) if p.accurate and arm.has(p.design) and p.design.epochs == epochs)
+    return {arm.ratio(point.design) for point in found}
+
+
+def _missed(history: History, arm: Arm, ratio: float, epochs: int) -> float:
+    """Points by which the best file of a network missed a bound."""
+    found = (p for p in points(history) if arm.has(p.design) and p.design.epochs == epochs)
+    return min((point.worst for point in found if arm.ratio(point.design) == ratio), default=0.0)
 
 
 def _upwards(outcome: Outcome, space: Space) -> bool | None:

@@ -54,7 +54,7 @@ def drawing(found: Found) -> Markup | None:
         parts.append(svg.path([plane.at(p) for p in line], "curve s0"))
     for point in found.points:
         parts += _mark(point, plane, "c1" if point in line else "c0", chosen=point.name == found.chosen)
-    parts += _names(sorted(line[:_NAMED], key=lambda p: p.name != found.chosen), plane)
+    parts += _names(sorted(line, key=lambda p: p.name != found.chosen)[:_NAMED], plane)
     return svg.drawing(_WIDTH, 404, "points lost against latency, all points", parts)
 
 

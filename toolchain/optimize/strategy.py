@@ -4,8 +4,10 @@
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds. Narrowing likewise, of the
    network as it is, and at smaller inputs.
-3. Longer recovery where a shorter one ended, and, for each network that was trained, the other ways to quantize it. The
-   fastest is tried in float as well: what is fastest on the whole network may be slower on a small one.
+3. Longer recovery where a shorter one failed, sooner if by little; other sizes as long as the network's own needed.
+   For each network that was trained, the other ways to quantize it. The fastest is tried in float as well, and others
+   that promise to be faster so: what is fastest on the whole network may be slower on a small one.
+4. When nothing else is left, longer recovery of what a shorter one has all but ruled out.
 
 A design is proposed only if the latency that is predicted for it keeps its bound and beats what was found so far.
 """
@@ -17,7 +19,7 @@ from dataclasses import replace
 
 from toolchain.optimize.arms import OF_FILES, Arm, Predict, Space
 from toolchain.optimize.asked import Goal
-from toolchain.optimize.bisection import nearly_enough, next_ratio, untroubled
+from toolchain.optimize.bisection import begins, nearly_enough, next_ratio, untroubled
 from toolchain.optimize.design import Design
 from toolchain.optimize.known import (
     BY_WEIGHTS,
@@ -30,16 +32,18 @@ from toolchain.optimize.known import (
 )
 from toolchain.optimize.points import History, Point, pick, points
 
-SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
+_SIBLING = 1.25  # a way to quantize is tried on a pruned network when on the whole one it took so much of the best at most
 _NEAR = 3.0  # points of accuracy within which another way to quantize may mend a miss
 _ROUNDING = 0.1  # points that rounding to integers must have cost, or another way of it mends nothing
 
 
 def propose(history: History, space: Space, predict: Predict) -> Iterator[Design]:
-    """Designs worth trying now, the most promising first; none of them is in the history. The last ones are what a shorter
-    recovery has all but ruled out."""
+    """Designs worth trying now, the most promising first, each once; none of them is in the history. The last ones are what
+    a shorter recovery has all but ruled out."""
+    told = set(history)
     for design in _proposals(history, space, predict):
-        if design not in history:
+        if design not in told:
+            told.add(design)
             yield design
 
 
@@ -65,25 +69,21 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
 
 
 def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
-    """Levels of recovery and arms: a longer recovery of one arm comes with the short one of the next but one, but where
-    a short one has just failed before anything smaller is recovered as briefly. First come sizes that the network keeps
-    its accuracy at as it is, the fastest of them before the others, and
-    before all these, until one fails, sizes of which it is known how long they are to be recovered.
+    """Levels of recovery and arms, in the order in which they come.
+
+    First other sizes of which it is known how long to recover them, each until it fails. Of the rest, a longer recovery
+    of one arm comes with the short one of the next but one, or, where the short one missed by little, before that one goes
+    on; sizes that the network keeps its accuracy at as it is are the first arms, the fastest of them before the others.
 
     Narrowing comes before or behind all that: of the network at these sizes and at its own; at others, after a short
     recovery, it comes last.
     """
     shares = kept_sizes(history)
     narrowed = [(0, arm) for arm in narrowings(history, space)]
-    first = [one for one in narrowed if space.narrows_first and not one[1].recovers]
+    first = [one for one in narrowed if space.narrows_first and not one[1].narrows_recovered]
     yield from first
-    arms = sorted(
-        space.arms,
-        key=lambda arm: (
-            not untroubled(history, space, arm),
-            shares.get(replace(arm.whole, size=arm.size), 1.0),
-        ),
-    )
+    arms = sorted(space.arms, key=lambda arm: shares.get(replace(arm.whole, size=arm.size), 1.0))
+    yield from ((begins(history, space, arm), arm) for arm in arms if untroubled(history, space, arm))
     places = [
         (level * 2 + number, level, number) for level in range(len(space.rungs)) for number in range(len(arms))
     ]  # fmt: skip
@@ -133,15 +133,16 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
 
 
 def _in_float(history: History, space: Space, predict: Predict, trained: Sequence[Point]) -> Iterator[Design]:
-    """Trained networks as they are: for each backbone and activations the fastest, if none was tried in float, and then
-    those that are predicted to be fast enough so. Integers gain nothing more below some size, and floats do."""
+    """Trained networks as they are: for each backbone and activations the fastest, if none was tried in float, and then,
+    where latency is the goal, those that are predicted to beat the best so. Below some size integers gain nothing more,
+    and floats do."""
     for whole in dict.fromkeys(point.design.whole for point in trained):
         own = sorted((p for p in trained if p.design.whole == whole), key=lambda p: (p.share, p.name))
         if all(point.design.scheme != "fp32" for point in own):
             yield own[0].design.network
-            continue
-        networks = dict.fromkeys(point.design.network for point in own)
-        yield from (network for network in networks if promising(history, space, predict, network))
+        elif space.asked.goal == "latency":
+            networks = dict.fromkeys(point.design.network for point in own)
+            yield from (network for network in networks if promising(history, space, predict, network))
 
 
 def _alike(history: History, design: Design, goal: Goal) -> bool:
@@ -152,4 +153,4 @@ def _alike(history: History, design: Design, goal: Goal) -> bool:
         return True
     tried = {p.design.scheme: p.share for p in composed(history) if p.design.network == design.whole}
     lead = tried.get(leading(history, design.whole, goal), 1.0)
-    return design.scheme not in tried or tried[design.scheme] <= SIBLING * lead
+    return design.scheme not in tried or tried[design.scheme] <= _SIBLING * lead

@@ -280,8 +280,8 @@ def _brought(given: ModelProto, fold: bool) -> ModelProto:
 
 
 def _own_biases(model: ModelProto) -> None:
-    """Give every node a bias of its own, in place: equal ones are often merged, and steps that change one layer would then
-    change others, or leave both alone."""
+    """Give each convolution and Gemm a bias of its own, in place: equal ones are often merged, and steps that change one
+    layer would then change others, or leave both alone."""
     known = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 1}
     taken: set[str] = set()
     for node in model.graph.node:
