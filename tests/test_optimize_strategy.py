@@ -11,7 +11,7 @@ from optimize_worlds import ARMS, WAYS, World, grows, judged, ratio
 from toolchain.optimize.arms import Arm, Space
 from toolchain.optimize.asked import Asked, Goal
 from toolchain.optimize.design import TOP, Design, Scheme
-from toolchain.optimize.known import leading
+from toolchain.optimize.known import leading, limit
 from toolchain.optimize.points import Failure, History, Miss, Outcome, Point, Probe, pick, points
 from toolchain.optimize.strategy import propose
 
@@ -267,6 +267,21 @@ def test_where_integers_are_slower_on_small_networks_the_search_goes_on_in_float
     assert best is not None
     assert best.design.scheme == "fp32"
     assert best.design.ratio > 0.5
+
+
+def test_what_may_yet_be_narrowed_is_held_against_the_best_before_it_was() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    whole, plain = (
+        world.measure(Design()),
+        replace(world.measure(Design(0.5, epochs=4, scheme="int8")), share=0.2),
+    )
+    narrow = replace(plain, design=replace(plain.design, scheme="int8-narrow"), share=0.16)
+    history = judged(whole, plain, narrow)
+    assert limit(history, world.space(), world.predict) == pytest.approx(0.97 * 0.16)
+    assert limit(history, world.space(), world.predict, unnarrowed=True) == pytest.approx(0.97 * 0.2)
+    assert limit(judged(whole, plain), world.space(), world.predict, unnarrowed=True) == pytest.approx(
+        0.97 * 0.2
+    )
 
 
 def test_where_integers_gain_no_more_smaller_networks_are_tried_in_float_at_once() -> None:

@@ -57,7 +57,7 @@ def _start(history: History, space: Space, arm: Arm, low: float) -> float:
 
 def _floor(history: History, space: Space, predict: Predict, arm: Arm, level: int) -> float:
     """The greatest ratio of an arm that is predicted to be too slow to be of use (a step below 0 when none is)."""
-    most = limit(history, space, predict)
+    most = limit(history, space, predict, unnarrowed=arm.narrows is None)
     lowest = -GRID if arm.starts_whole else 0.0
     if most is None:
         return lowest

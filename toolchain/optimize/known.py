@@ -3,7 +3,7 @@ that is still to be reached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from toolchain.optimize.arms import GRID, OF_FILES, Arm, Predict, Space
@@ -66,9 +66,10 @@ def promising(history: History, space: Space, predict: Predict, design: Design) 
     return most is None or predict(design) <= most
 
 
-def limit(history: History, space: Space, predict: Predict) -> float | None:
+def limit(history: History, space: Space, predict: Predict, *, unnarrowed: bool = False) -> float | None:
     """The latency in ms that a design must be predicted to reach. A bound out of all reach is none: then the search
-    is for what comes closest."""
+    is for what comes closest. unnarrowed: of a design that `narrow` may yet make smaller, which is held against what the
+    best one was before."""
     found, asked = points(history), space.asked
     limits = []
     if asked.max_latency_ms and _least(history, space, predict) <= asked.max_latency_ms:
@@ -79,8 +80,17 @@ def limit(history: History, space: Space, predict: Predict) -> float | None:
         best = min((p for p in known if p.accurate and not p.slower), key=lambda p: p.share, default=None)
     if asked.goal == "latency" and best is not None:
         base = next((p.latency_ms for p in found if p.name == "fp32"), best.latency_ms / best.share)
-        limits.append(PROMISE * base * best.share)
+        limits.append(PROMISE * base * (_before(found, best) if unnarrowed else best.share))
     return min(limits, default=None)
+
+
+def _before(found: Sequence[Point], best: Point) -> float:
+    """The least share of fp32's latency that the best point's network has without `narrow`."""
+    if best.design.scheme not in BY_WEIGHTS:
+        return best.share
+    same = [p for p in found if p.design.network == best.design.network and not p.design.narrowed]
+    plain = min((p.share for p in same if p.design.scheme not in BY_WEIGHTS), default=best.share)
+    return max(best.share, plain)
 
 
 def _least(history: History, space: Space, predict: Predict) -> float:
