@@ -80,11 +80,11 @@ def limit(history: History, space: Space, predict: Predict, *, unnarrowed: bool 
         best = min((p for p in known if p.accurate and not p.slower), key=lambda p: p.share, default=None)
     if asked.goal == "latency" and best is not None:
         base = next((p.latency_ms for p in found if p.name == "fp32"), best.latency_ms / best.share)
-        limits.append(PROMISE * base * (_before(found, best) if unnarrowed else best.share))
+        limits.append(PROMISE * base * (before_narrow(found, best) if unnarrowed else best.share))
     return min(limits, default=None)
 
 
-def _before(found: Sequence[Point], best: Point) -> float:
+def before_narrow(found: Sequence[Point], best: Point) -> float:
     """The least share of fp32's latency that the best point's network has without `narrow`."""
     if best.design.scheme not in BY_WEIGHTS:
         return best.share

@@ -24,6 +24,7 @@ from toolchain.optimize.design import Design
 from toolchain.optimize.known import (
     BY_WEIGHTS,
     PROMISE,
+    before_narrow,
     composed,
     kept_sizes,
     leading,
@@ -95,7 +96,8 @@ def _order(history: History, space: Space) -> Iterator[tuple[int, Arm]]:
 
 
 def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Design]:
-    """Other ways to quantize networks that were trained: where one is best so far, or misses accuracy by little."""
+    """Other ways to quantize networks that were trained: where one is best so far, or would be if the best had not been
+    narrowed, or misses accuracy by little."""
     found = [p for p in composed(history) if p.design.network not in (Design(), space.whole)]
     trained = [p for p in found if p.accurate and p.design.trained]
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
@@ -104,7 +106,8 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
-        if point != best and not near:
+        unnarrowed = best is not None and point.accurate and point.share < before_narrow(found, best)
+        if point != best and not near and not unnarrowed:
             continue
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
         for scheme in ways:
