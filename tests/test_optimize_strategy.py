@@ -287,13 +287,15 @@ def test_what_may_yet_be_narrowed_is_held_against_the_best_before_it_was() -> No
 def test_a_network_that_was_better_before_the_best_was_narrowed_is_narrowed_too() -> None:
     world = World(Asked(max_drop=1.0), grows)
     space = replace(world.space(), schemes=("fp32", "int8", "int8-narrow"))
+    by_size = replace(space, asked=replace(world.asked, goal="size"))
     best = replace(world.measure(Design(0.5, epochs=4, scheme="int8")), share=0.2)
     narrow = replace(best, design=replace(best.design, scheme="int8-narrow"), share=0.16)
     for share, tried in ((0.17, True), (0.21, False)):
-        other = replace(world.measure(Design(0.6, epochs=8, scheme="int8")), share=share)
+        other = replace(world.measure(Design(0.6, epochs=8, scheme="int8")), share=share, megabytes=9.0)
         history = judged(world.measure(Design()), best, narrow, other)
         sibling = replace(other.design, scheme="int8-narrow")
         assert (sibling in propose(history, space, lambda design: 0.1)) == tried
+        assert sibling not in propose(history, by_size, lambda design: 0.1)
 
 
 def test_where_integers_gain_no_more_smaller_networks_are_tried_in_float_at_once() -> None:

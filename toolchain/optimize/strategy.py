@@ -103,10 +103,13 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
     best = pick(found, space.asked.goal) or min(trained, key=lambda p: p.share, default=None)
     if space.asked.goal not in OF_FILES:
         yield from _in_float(history, space, predict, trained)
+    by_latency = space.asked.goal == "latency"
     for point in found:
         rounding = point.drop - point.plain_drop if point.plain_drop is not None else point.drop
         near = not point.accurate and point.too_wrong <= _NEAR and rounding > _ROUNDING
-        unnarrowed = best is not None and point.accurate and point.share < before_narrow(found, best)
+        unnarrowed = (
+            by_latency and best is not None and point.accurate and point.share < before_narrow(found, best)
+        )
         if point != best and not near and not unnarrowed:
             continue
         ways = space.schemes if point.accurate else (*space.schemes, *space.mending)
