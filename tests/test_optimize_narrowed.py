@@ -6,7 +6,8 @@ from optimize_worlds import Narrowed, World, found_best, grows, never
 
 from toolchain.optimize.arms import Arm
 from toolchain.optimize.asked import Asked
-from toolchain.optimize.design import Design
+from toolchain.optimize.design import TOP, Design
+from toolchain.optimize.known import narrowings
 from toolchain.optimize.points import Failure, Point, points
 
 
@@ -87,3 +88,38 @@ def test_sizes_that_have_to_be_recovered_are_narrowed_behind_all_pruning() -> No
     assert composed
     before = {(d.shape, d.size) for d in trained[: min(composed)] if not d.narrowed}
     assert before == {(arm.shape, arm.size) for arm in world.arms}
+
+
+class Spare(Narrowed):
+    """Pruned to the edge, a network still holds until `bears` of what is left is gone as well."""
+
+    bears = 0.3
+
+
+def test_the_best_pruned_network_is_narrowed_little_by_little_when_nothing_else_is_left() -> None:
+    world = Spare(Asked(max_drop=1.0), grows, arms=(Arm("table"),))
+    tried = world.run()
+    composed = [design for design in tried if design.narrowed and design.ratio]
+    assert found_best(world) == "t70-e16-n30-e6-int8-qat"
+    assert {design.network for design in composed} == {Design(0.7, "table", epochs=16)}
+    assert composed[0].narrow == 0.05
+    assert tried[-len(composed) :] == composed
+
+
+def test_how_little_a_pruned_network_can_be_narrowed_says_nothing_of_the_whole() -> None:
+    class Stiff(Spare):
+        def measure(self, design: Design) -> Point:
+            if design.narrowed and design.ratio:
+                return Failure(design, "no less than 0.9 can be left", too_small=True)  # type: ignore[return-value]
+            return super().measure(design)
+
+    world = Stiff(Asked(max_drop=1.0), grows, arms=(Arm("table"),))
+    world.run()
+    arms = list(narrowings(world.history, world.space()))
+    assert [arm.top for arm in arms if not arm.narrows or not arm.narrows.ratio] == [TOP]
+    assert [arm.top for arm in arms if arm.narrows and arm.narrows.ratio] == [0.0]
+
+
+def test_with_goal_accuracy_a_pruned_network_is_not_narrowed() -> None:
+    world = Spare(Asked(max_latency_ms=0.2, goal="accuracy"), grows, arms=(Arm("table"),))
+    assert not any(design.narrowed and design.ratio for design in world.run())

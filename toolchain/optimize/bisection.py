@@ -49,7 +49,8 @@ def _start(history: History, space: Space, arm: Arm, low: float) -> float:
     """The first ratio of an arm: boldly, or no more than needed where nothing says that it keeps the accuracy."""
     later = low > 0 and any(point.design.trained for point in points(history))
     unsure = arm.starts_whole and replace(arm.whole, size=arm.size) not in kept_sizes(history)
-    careful = unsure or space.asked.max_latency_ms or (later and arm.narrows is None)
+    pruned = arm.narrows is not None and arm.narrows.ratio > 0
+    careful = unsure or space.asked.max_latency_ms or pruned or (later and arm.narrows is None)
     first = _snapped(low + GRID)
     bold = _START if arm.narrows is None else _NARROWED
     return first if careful else max(first, min(bold, arm.top))

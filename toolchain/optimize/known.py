@@ -46,18 +46,33 @@ def kept_sizes(history: History) -> dict[Design, float]:
 
 
 def narrowings(history: History, space: Space) -> Iterator[Arm]:
-    """An arm for each network that is narrowed: at sizes that need no recovery, the fastest first, at its own, at others."""
+    """An arm for each network that is narrowed: at sizes that need no recovery, the fastest first, at its own, at others;
+    the last is the best of those that were pruned."""
     if not space.taught:
         return
     kept = kept_sizes(history)
-    failed = [f.design.narrow for f in history.values() if isinstance(f, Failure) and f.too_small]
-    top = round(min([TOP, *(narrow - GRID for narrow in failed)]), 2)
     sizes = sorted((network for network in kept if not network.relu), key=lambda network: kept[network])
     others = (replace(space.whole, size=arm.size, epochs=space.rungs[0]) for arm in space.arms if arm.size)
     known = {network.size for network in sizes}
     recovered = (network for network in others if network.size not in known)
-    for network in dict.fromkeys((*sizes, space.whole, *recovered)):
+    for network in dict.fromkeys((*sizes, space.whole, *recovered, *_best_pruned(history, space))):
+        top = _narrowest(history, network)
         yield Arm("uniform", top=top, narrows=network, taught=space.taught)
+
+
+def _best_pruned(history: History, space: Space) -> list[Design]:
+    """The network of the best point, if it was pruned. With goal "accuracy" nothing is gained by less of it."""
+    best = pick(points(history), space.asked.goal)
+    if best is None or not best.design.ratio or best.design.relu or space.asked.goal == "accuracy":
+        return []
+    return [best.design.network]
+
+
+def _narrowest(history: History, network: Design) -> float:
+    """How far a network can be narrowed: what was too much for one size is for all, unless that one had been pruned."""
+    refused = (found.design for found in history.values() if isinstance(found, Failure) and found.too_small)
+    failed = [one.narrow for one in refused if not one.ratio or one.network == network]
+    return round(min([TOP, *(narrow - GRID for narrow in failed)]), 2)
 
 
 def promising(history: History, space: Space, predict: Predict, design: Design) -> bool:
