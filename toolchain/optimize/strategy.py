@@ -3,7 +3,7 @@
 1. Ways to quantize the network as it is: seconds each; then the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds. Narrowing likewise, of the
-   network as it is, and at smaller inputs.
+   network as it is, and at smaller inputs; at last of the best that was pruned.
 3. Longer recovery where a shorter one failed, sooner if by little; other sizes as long as the network's own needed.
    For each network that was trained, the other ways to quantize it. The fastest is tried in float as well, and others
    that promise to be faster so: what is fastest on the whole network may be slower on a small one.
