@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from toolchain.errors import ModelError
 from toolchain.graph import INPUT, LOGITS, attribute, weights
 from toolchain.simulate.operators import operator
+from toolchain.simulate.rounding import rounded
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SUFFIX = "_quantized"  # what onnxruntime's quantizer adds to a tensor's name
@@ -102,9 +103,7 @@ class Simulated(nn.Module):
         one, scale = self.rounded[number], getattr(self, f"scale{number}")
         value: Tensor = self.values[one.index]
         if one.axis is None:
-            return torch.fake_quantize_per_tensor_affine(
-                value, float(scale), 0, -one.limit, one.limit
-            )  # fmt: skip
+            return rounded(value, float(scale), 0, -one.limit, one.limit)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(value, scale, zeros, one.axis, -one.limit, one.limit)
 
@@ -136,9 +135,7 @@ class Simulated(nn.Module):
         limits = np.iinfo(zero.dtype)
         settings = (float(scale), int(zero), int(limits.min), int(limits.max))
         self._steps[node.output[0]] = settings[:2]
-        return _Call(
-            lambda x: torch.fake_quantize_per_tensor_affine(x, *settings), (node.input[0],), node.output[0]
-        )
+        return _Call(lambda x: rounded(x, *settings), (node.input[0],), node.output[0])
 
     def _padding(self, node: NodeProto) -> _Call:
         """A Pad of integers (see calibration/padding.py): what it pads with counts by scale and zero as well."""

@@ -21,6 +21,7 @@ from toolchain.learn.loop import fit
 from toolchain.learn.settings import Count, Distillation, Keep, NotNegative, Positive, Share, Training
 from toolchain.lineage import hand_on
 from toolchain.record import Measurement
+from toolchain.simulate.answering import Answering
 from toolchain.simulate.network import Simulated, trained
 from toolchain.step import Context, Step
 from toolchain.steps.quantize import Quantize, integer_weights
@@ -43,7 +44,7 @@ class Qat(Distillation, Training, Step):
     step: Literal["qat"] = "qat"
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.ONNX, "teacher": Form.ONNX}
     gives: ClassVar[Form] = Form.ONNX
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
     libraries: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "numpy", "pillow", *Quantize.libraries)
     teacher: str
@@ -95,7 +96,9 @@ class Qat(Distillation, Training, Step):
         quantized = static.integers(corrected, source / graph.PREPROCESS, context)
         reference = graph.read(taught / graph.PLAIN)
         graph.require_float(reference)
-        pupil, teacher = Simulated(quantized, graph.weights(corrected)), Simulated(reference)
+        pupil = Simulated(quantized, graph.weights(corrected))
+        on_cpu = context.device.torch.type == "cpu"
+        teacher = Answering(reference) if on_cpu else Simulated(reference)
         fitted, rows = fit(pupil, network, settings, context, teacher=teacher, distill=settings)
         if not isinstance(fitted, Simulated):  # fit trains in place
             raise TypeError(type(fitted))

@@ -22,7 +22,7 @@ class Recover(Distillation, Training, Step):
     """Training's and distillation's settings (see learn/settings.py). teacher: the artifact to learn from."""
 
     step: Literal["recover"] = "recover"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     takes: ClassVar[Mapping[str, Form]] = {"model": Form.TORCH, "teacher": Form.TORCH}
     gives: ClassVar[Form] = Form.TORCH
     uses: ClassVar[frozenset[str]] = frozenset({"train", "val", "device", "seed"})
