@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
 from optimize_worlds import Narrowed, World, found_best, grows, never
 
 from toolchain.optimize.arms import Arm
@@ -9,6 +13,7 @@ from toolchain.optimize.asked import Asked
 from toolchain.optimize.design import TOP, Design
 from toolchain.optimize.known import narrowings
 from toolchain.optimize.points import Failure, Point, points
+from toolchain.optimize.search import Search
 
 
 def test_narrowing_comes_first_and_is_bisected() -> None:
@@ -123,3 +128,17 @@ def test_how_little_a_pruned_network_can_be_narrowed_says_nothing_of_the_whole()
 def test_with_goal_accuracy_a_pruned_network_is_not_narrowed() -> None:
     world = Spare(Asked(max_latency_ms=0.2, goal="accuracy"), grows, arms=(Arm("table"),))
     assert not any(design.narrowed and design.ratio for design in world.run())
+
+
+def test_a_narrowed_network_is_predicted_from_its_integers_as_they_are() -> None:
+    """Behind `int8-narrow` what goes first has gone already."""
+    world = Narrowed(Asked(max_drop=1.0), never)
+    network = Design(0.9, "table", epochs=4)
+    found = {design: world.measure(design) for design in (Design(), network)}
+    for scheme, share in (("int8", 0.2), ("int8-narrow", 0.1)):
+        design = replace(network, scheme=scheme)
+        found[design] = replace(found[network], design=design, share=share)
+    trials = SimpleNamespace(reach=0.8, backbone="", whole=Design())
+    search = Search(trials, lambda _: None, found)  # type: ignore[arg-type]
+    narrowed = replace(network, narrow=0.5, taught=6, scheme="int8-qat")
+    assert search.predict(narrowed) == pytest.approx(0.2 * (1 - 0.8 * 0.5))

@@ -14,7 +14,7 @@ from toolchain.optimize.arms import GRID, OF_FILES, Arm, Space
 from toolchain.optimize.asked import Asked
 from toolchain.optimize.budget import OutOfTimeError
 from toolchain.optimize.design import TOP, Design, Scheme
-from toolchain.optimize.known import leading
+from toolchain.optimize.known import BY_WEIGHTS, composed, leading
 from toolchain.optimize.own import is_trained
 from toolchain.optimize.points import Failure, Outcome, Point, pick, points
 from toolchain.optimize.sensitivity import PICTURES, Sensitive
@@ -297,9 +297,9 @@ class Search:
         return way * side * width
 
     def _in_integers(self, network: Design) -> float:
-        """The least share of fp32's latency that a network has in integers, as measured, or else as predicted."""
-        known = (p for p in points(self.own) if p.design.network == network and not p.design.narrowed)
-        shares = [p.share for p in known if p.design.scheme not in ("fp32", "fp16")]
+        """The least share of fp32's latency that a network has in integers, nothing narrowed, as measured, or else as predicted."""
+        known = (p for p in composed(self.own) if p.design.network == network)
+        shares = [p.share for p in known if p.design.scheme not in {"fp32", "fp16", *BY_WEIGHTS}]
         return min(shares, default=None) or self._share(replace(network, scheme="int8"))
 
     def _width(self, design: Design) -> float:
