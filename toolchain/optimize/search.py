@@ -297,7 +297,7 @@ class Search:
         return way * side * width
 
     def _in_integers(self, network: Design) -> float:
-        """The least share of fp32's latency that a network has in integers, nothing narrowed, as measured, or else as predicted."""
+        """The least share of fp32's latency that a network has in integers and not narrowed, as measured or predicted."""
         known = (p for p in composed(self.own) if p.design.network == network)
         shares = [p.share for p in known if p.design.scheme not in {"fp32", "fp16", *BY_WEIGHTS}]
         return min(shares, default=None) or self._share(replace(network, scheme="int8"))
