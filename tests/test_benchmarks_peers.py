@@ -430,7 +430,19 @@ def test_a_case_may_name_the_settings_that_are_run_on_it(build: Path) -> None:
     assert few == [
         "NNCF.accurate", "Neural Compressor 2.6.tuned", "OpenVINO.float", "OpenVINO.nncf-mixed",
     ]  # fmt: skip
-    assert rivals("magnetic_tile_3") == rivals("imagenet_sample") == RIVALS
+    assert rivals("magnetic_tile_3") == rivals("imagenet_sample")
+
+
+def test_settings_for_one_kind_of_processor_are_run_there_only() -> None:
+    def named(isa: str) -> set[str]:
+        return {rival.cell(one) for rival in rivals("imagenet_sample", isa) for one in rival.settings}
+
+    every = {rival.cell(one) for rival in RIVALS for one in rival.settings}
+    assert named("x86-avx2") == every
+    assert every - named("x86-vnni") == {
+        rival.cell(one) for rival in RIVALS for one in rival.settings if one.isa
+    }
+    assert "onnxruntime.static-reduced" in named("x86-avx2") - named("x86-vnni")
 
 
 @pytest.mark.parametrize("case", SOME)
@@ -444,7 +456,7 @@ def test_the_settings_of_several_seeds_are_those_that_came_near_with_one(case: s
         good = [row for row in rows if row.get("within 1 point") and row["tool"] != "OpenVINO"]
         near = [row for row in good if row["faster"] >= 0.95 * max(each["faster"] for each in good)]
     assert {(row["tool"], row["setting"]) for row in near} == {
-        (tool, setting) for tool, settings in SOME[case].items() for setting in settings
+        (rival.name, one.name) for rival in rivals(f"{case}_1", "x86-vnni") for one in rival.settings
     }
 
 

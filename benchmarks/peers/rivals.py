@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from toolchain.runtime import host
+
 
 @dataclass(frozen=True)
 class Setting:
     """One way to use a rival. `documented`: where its makers describe it; `what`: what it is, in words.
 
     foreign: the file runs in another runtime than ONNX Runtime (OpenVINO's), and is a reference only. found: which layers
-    it names is in no documentation of theirs; it was found here.
+    it names is in no documentation of theirs; it was found here. isa: the processors that it is meant for (host.isa()), or
+    all.
     """
 
     name: str
@@ -19,6 +22,7 @@ class Setting:
     documented: str
     foreign: bool = False
     found: bool = False
+    isa: str = ""
 
     @property
     def file(self) -> str:
@@ -44,6 +48,7 @@ class Rival:
         return replace(self, settings=tuple(each for each in self.settings if each.name in settings))
 
 
+AVX2 = "x86-avx2"
 ORT_PAGE = "onnxruntime docs, Quantize ONNX models"
 OLIVE_PAGE = "Olive docs, ONNX quantization"
 NNCF_PAGE = "NNCF docs, Post-training quantization"
@@ -58,6 +63,9 @@ RIVALS = (
         Setting("static-u8s8", "pre-processed, u8s8, per channel",
                 f"{ORT_PAGE}: Pre-processing; Data type selection; When to use reduce-range and per-channel"),
         Setting("static-u8s8-entropy", "the same, entropy calibration", f"{ORT_PAGE}: Static quantization"),
+        Setting("static-reduced", "u8s8, per channel, reduce_range",
+                f"{ORT_PAGE}: When to use reduce-range and per-channel quantization", isa=AVX2),
+        Setting("static-u8u8", "pre-processed, u8u8, per channel", f"{ORT_PAGE}: Data type selection", isa=AVX2),
         Setting("dynamic", "quantize_dynamic, defaults", f"{ORT_PAGE}: Dynamic quantization"),
         Setting("dynamic-u8", "quantize_dynamic, u8 weights, per channel", f"{ORT_PAGE}: Data type selection"),
     )),
@@ -66,11 +74,16 @@ RIVALS = (
                 f"{ORT_PAGE}: nodes_to_exclude, Debugging", found=True),
         Setting("first-two-float", "u8s8 per channel, first two convolutions in float",
                 f"{ORT_PAGE}: nodes_to_exclude, Debugging", found=True),
+        Setting("first-float-reduced", "the first convolution in float, reduce_range",
+                f"{ORT_PAGE}: nodes_to_exclude, reduce-range", found=True, isa=AVX2),
+        Setting("first-two-float-reduced", "the first two convolutions in float, reduce_range",
+                f"{ORT_PAGE}: nodes_to_exclude, reduce-range", found=True, isa=AVX2),
     )),
     Rival("Olive", "olive", "olive_driver.py", (
         Setting("static", "OnnxStaticQuantization, defaults", OLIVE_PAGE),
         Setting("static-u8s8", "OnnxQuantizationPreprocess; u8s8, per channel", f"{OLIVE_PAGE}; pass options"),
         Setting("static-u8s8-operators", "the same, QOperator format", f"{OLIVE_PAGE}; pass options"),
+        Setting("static-reduced", "the same, reduce_range", f"{OLIVE_PAGE}; pass options", isa=AVX2),
         Setting("dynamic", "OnnxDynamicQuantization, defaults", OLIVE_PAGE),
     )),
     Rival("NNCF", "nncf", "nncf_driver.py", (
@@ -82,6 +95,7 @@ RIVALS = (
         Setting("defaults", "quantization.fit, defaults", f"{INC_PAGE}: Quantization, get started"),
         Setting("all-pictures", "calibration_sampling_size: all pictures", f"{INC_PAGE}: PostTrainingQuantConfig"),
         Setting("first-float", "the same, first_conv_or_matmul_quantization: False", f"{INC_PAGE}: Quantization, recipes"),
+        Setting("first-float-reduced", "the same, reduce_range: True", f"{INC_PAGE}: PostTrainingQuantConfig", isa=AVX2),
         Setting("tuned", "accuracy-aware tuning against agreement with fp32", f"{INC_PAGE}: Tuning strategies"),
         Setting("tuned-int8", "the same, quant_level 1", f"{INC_PAGE}: Tuning strategies, quant_level"),
     )),
@@ -89,6 +103,9 @@ RIVALS = (
         Setting("dynamic", "avx512_vnni, dynamic: what its command line does", f"{OPTIMUM_PAGE}: CLI"),
         Setting("static", "avx512_vnni, static (per channel), MinMax", f"{OPTIMUM_PAGE}: Static quantization example"),
         Setting("static-percentile", "the same, 99.999th percentile", f"{OPTIMUM_PAGE}: AutoCalibrationConfig.percentiles"),
+        Setting("static-avx2", "avx2, static, MinMax", f"{OPTIMUM_PAGE}: AutoQuantizationConfig.avx2", isa=AVX2),
+        Setting("static-avx2-reduced", "avx2, static, reduce_range=True", f"{OPTIMUM_PAGE}: AutoQuantizationConfig.avx2",
+                isa=AVX2),
     )),
     Rival("ModelOpt", "modelopt", "modelopt_driver.py", (
         Setting("defaults", "modelopt.onnx.quantization.quantize int8, defaults", MODELOPT_PAGE),
@@ -104,17 +121,28 @@ RIVALS = (
 )  # fmt: skip
 
 _STATIC: Mapping[str, Collection[str]] = {
-    "onnxruntime": ("static-u8s8", "static-u8s8-entropy"),
-    "Olive": ("static-u8s8", "static-u8s8-operators"),
-    "Neural Compressor 2.6": ("defaults", "all-pictures", "first-float", "tuned", "tuned-int8"),
-    "optimum-onnx": ("static", "static-percentile"),
+    "onnxruntime": ("static-u8s8", "static-u8s8-entropy", "static-reduced"),
+    "Olive": ("static-u8s8", "static-u8s8-operators", "static-reduced"),
+    "Neural Compressor 2.6": (
+        "defaults",
+        "all-pictures",
+        "first-float",
+        "first-float-reduced",
+        "tuned",
+        "tuned-int8",
+    ),
+    "optimum-onnx": ("static", "static-percentile", "static-avx2", "static-avx2-reduced"),
 }
 # Cases on which not every setting is run, but those that came near with the first seed: on blood cells within a point of
 # fp32 and at most 5 % slower than the fastest such file; on magnetic tile less than 10 points lost (others: 30 to 78).
 SOME: Mapping[str, Mapping[str, Collection[str]]] = {
-    "blood_cells_seeds": {**_STATIC, "onnxruntime, nodes_to_exclude": ("first-float", "first-two-float")},
+    "blood_cells_seeds": {
+        **_STATIC, "onnxruntime, nodes_to_exclude": (
+            "first-float", "first-two-float", "first-float-reduced", "first-two-float-reduced",
+        ),
+    },
     "blood_cells_small_seeds": {
-        **_STATIC, "onnxruntime, nodes_to_exclude": ("first-float",), "NNCF": ("defaults", "mixed"),
+        **_STATIC, "onnxruntime, nodes_to_exclude": ("first-float", "first-float-reduced"), "NNCF": ("defaults", "mixed"),
     },
     "magnetic_tile_seeds": {
         "NNCF": ("accurate",), "Neural Compressor 2.6": ("tuned",), "OpenVINO": ("float", "nncf-mixed"),
@@ -122,9 +150,13 @@ SOME: Mapping[str, Mapping[str, Collection[str]]] = {
 }  # fmt: skip
 
 
-def rivals(part: str) -> tuple[Rival, ...]:
-    """Those that are run on a case or a part of it, with the settings that are."""
+def rivals(part: str, isa: str | None = None) -> tuple[Rival, ...]:
+    """Those that are run on a case or a part of it, with the settings that are; isa: of the processor, else this one's."""
+    here = isa or host.isa()
+    meant = [
+        rival.only([one.name for one in rival.settings if one.isa in ("", here)]) for rival in RIVALS
+    ]  # fmt: skip
     for case, kept in SOME.items():
         if part.startswith(case):
-            return tuple(rival.only(kept[rival.name]) for rival in RIVALS if rival.name in kept)
-    return RIVALS
+            return tuple(rival.only(kept[rival.name]) for rival in meant if rival.name in kept)
+    return tuple(meant)

@@ -24,11 +24,17 @@ def preprocessed(task: Task) -> Path:
     return before
 
 
-def static_u8s8(task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, **extra: object) -> None:
-    """Pre-processing, then u8 activations and s8 weights per channel, as the page on quantization advises x86-64."""
+def static_u8s8(
+    task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, weights: QuantType = QuantType.QInt8, *,
+    reduced: bool = False, **extra: object,
+) -> None:  # fmt: skip
+    """Pre-processing, then u8 activations and s8 weights per channel, as the page on quantization advises x86-64.
+
+    weights, reduced: what it advises where pairs of u8 x s8 saturate, unsigned weights or 7 bits.
+    """
     quantize_static(
-        preprocessed(task), task.out, Reader(task), activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        per_channel=True, calibrate_method=method, extra_options=extra,
+        preprocessed(task), task.out, Reader(task), activation_type=QuantType.QUInt8, weight_type=weights,
+        per_channel=True, calibrate_method=method, reduce_range=reduced, extra_options=extra,
     )  # fmt: skip
 
 
@@ -54,6 +60,8 @@ if __name__ == "__main__":
         "static": static,
         "static-u8s8": static_u8s8,
         "static-u8s8-entropy": entropy,
+        "static-reduced": lambda task: static_u8s8(task, reduced=True),
+        "static-u8u8": lambda task: static_u8s8(task, weights=QuantType.QUInt8),
         "dynamic": dynamic,
         "dynamic-u8": dynamic_u8,
     })  # fmt: skip

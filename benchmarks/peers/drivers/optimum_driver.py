@@ -1,4 +1,4 @@
-"""optimum-onnx's ORTQuantizer with its preset for AVX-512 VNNI, as its guide calls it."""
+"""optimum-onnx's ORTQuantizer with its presets for AVX-512 VNNI and for AVX2, as its guide calls it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def dynamic(task: Task) -> None:
     keep(task)
 
 
-def static(task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, **bins: Any) -> None:
+def static(
+    task: Task, method: CalibrationMethod = CalibrationMethod.MinMax, preset: Any = None, **bins: Any
+) -> None:
     """The guide's static example. `partial_fit` would need less memory, but forgets every shard but the last."""
-    config = AutoQuantizationConfig.avx512_vnni(is_static=True)
+    config = preset or AutoQuantizationConfig.avx512_vnni(is_static=True)
     calibration = CalibrationConfig("", "", "", len(task.calibration), method=method, **bins)
     own = quantizer(task)
     ranges = own.fit(
@@ -57,6 +59,10 @@ if __name__ == "__main__":
     main({
         "dynamic": dynamic,
         "static": static,
+        "static-avx2": lambda task: static(task, preset=AutoQuantizationConfig.avx2(is_static=True)),
+        "static-avx2-reduced": lambda task: static(
+            task, preset=AutoQuantizationConfig.avx2(is_static=True, reduce_range=True)
+        ),
         "static-percentile": lambda task: static(
             task, CalibrationMethod.Percentile, num_bins=2048, percentile=99.999
         ),
