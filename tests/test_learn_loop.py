@@ -219,6 +219,17 @@ def test_a_teacher_is_followed_even_where_the_labels_say_otherwise(tmp_path: Pat
     assert state_bytes(teacher) == frozen
 
 
+def test_a_teacher_on_a_cpu_answers_few_pictures_at_a_time_and_all_of_them(tmp_path: Path) -> None:
+    teacher, _ = tiny()
+    seen: list[int] = []
+    teacher.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    model, network = tiny()
+    lent = context(tmp_path, data())
+    fit(model, network, settings(epochs=1, batch_size=20), lent, teacher=teacher)
+    assert max(seen) == 8
+    assert sum(seen) == len(lent.data.train)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
