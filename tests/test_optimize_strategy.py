@@ -334,3 +334,26 @@ def test_no_layer_gives_more_than_the_arm_allows_and_something_is_tried(top: flo
     assert max(ratios) == min(top, max(ratios)) > 0
     if top <= 0.45:  # accuracy holds that far, so the last step is tried as well
         assert max(ratios) == top
+
+
+def test_a_size_is_not_tried_again_when_another_way_to_quantize_leads() -> None:
+    world = World(Asked(max_drop=1.0), grows)
+    stem = Design(scheme="int8-stem")
+    first = {design: world.measure(design) for design in (Design(), Design(scheme="int8"), stem)}
+    first[stem] = replace(first[stem], share=0.49)  # leads for now
+    sized = next(d for d in propose(first, world.space(), world.predict) if d.size and not d.trained)
+    assert sized == Design(size=96, scheme="int8-stem")
+    first[sized] = world.measure(sized)
+    first[stem] = replace(first[stem], share=0.6)
+    assert not any(d.size and not d.trained for d in propose(first, world.space(), world.predict))
+
+
+@pytest.mark.parametrize(("gained", "tried"), [(1.0, False), (0.9, True)])
+def test_a_way_that_gained_nothing_on_a_like_network_is_not_tried_again(gained: float, tried: bool) -> None:
+    """Whatever was predicted: times of two networks apart differ by more than two ways do."""
+    world = World(Asked(max_drop=1.0), grows)
+    small, smaller = (world.measure(Design(r, epochs=4, scheme="int8")) for r in (0.4, 0.5))
+    other = replace(small, design=replace(small.design, scheme="int8-stem"), share=gained * small.share)
+    history = judged(world.measure(Design()), small, other, smaller)
+    sibling = replace(smaller.design, scheme="int8-stem")
+    assert (sibling in propose(history, world.space(), lambda design: 0.01)) == tried

@@ -23,11 +23,11 @@ from toolchain.optimize.bisection import begins, nearly_enough, next_ratio, untr
 from toolchain.optimize.design import Design
 from toolchain.optimize.known import (
     BY_WEIGHTS,
-    PROMISE,
     before_narrow,
     composed,
     kept_sizes,
     leading,
+    limit,
     narrowings,
     promising,
 )
@@ -57,8 +57,9 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     if any(arm.relu for arm in space.arms):
         usual = (scheme for scheme in space.schemes if scheme not in BY_WEIGHTS)
         yield from (replace(space.whole, scheme=scheme, relu=True) for scheme in usual)
+    sized = {design.network for design in history if design.size and not design.trained}
     for arm in space.arms:
-        if arm.size:
+        if arm.size and replace(arm.whole, size=arm.size) not in sized:
             yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole, space.asked.goal))
     order = list(_order(history, space))
     for patient in (False, True):
@@ -122,18 +123,19 @@ def _siblings(history: History, space: Space, predict: Predict) -> Iterator[Desi
 def _worth(history: History, space: Space, predict: Predict, point: Point, sibling: Design) -> bool:
     """Whether a network that was trained is promising in another way to quantize it.
 
-    Integers gain less the smaller a network is, so where float leads, they are held against it on the network most like
-    this one that has both. The rest is by prediction.
+    How the two ways compare on the network most like this one that has both, tells more than a prediction: integers gain
+    less the smaller a network is.
     """
-    if space.asked.goal not in OF_FILES and point.design.scheme == "fp32":
+    most = limit(history, space, predict)
+    if space.asked.goal not in OF_FILES and most is not None:
         small = [p for p in composed(history) if p.design.trained and p.design.whole == sibling.whole]
-        floats = {p.design: p.latency_ms for p in small if p.design.scheme == "fp32"}
-        ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in floats]
+        known = {p.design.network: p.share for p in small if p.design.scheme == point.design.scheme}
+        ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in known]
         near = min(
             ways, default=None,
             key=lambda p: (p.design.size != sibling.size, abs(p.design.ratio - sibling.ratio), p.name),
         )  # fmt: skip
-        if near is not None and near.latency_ms > PROMISE * floats[near.design.network]:
+        if near is not None and point.latency_ms * near.share / known[near.design.network] > most:
             return False
     return promising(history, space, predict, sibling)
 
