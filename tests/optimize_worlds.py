@@ -88,6 +88,8 @@ class Narrowed(World):
         over = max(0.0, design.narrow - self.bears + (0.1 if design.size else 0.0))
         drop, latency = below.drop + 40 * over, self.latency(design)
         misses = (Miss("max_drop", 1.0, drop, "points"),) if drop > 1 else ()
+        bound = self.asked.max_latency_ms
+        misses += (Miss("max_latency_ms", bound, latency, "ms"),) if bound and latency > bound else ()
         return replace(below, design=design, latency_ms=latency, share=latency, drop=drop, misses=misses)
 
 

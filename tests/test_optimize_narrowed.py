@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from optimize_worlds import Narrowed, World, found_best, grows, never
+from optimize_worlds import Narrowed, World, found_best, grows, judged, never
 
 from toolchain.optimize.arms import Arm
 from toolchain.optimize.asked import Asked
@@ -125,6 +125,22 @@ def test_how_little_a_pruned_network_can_be_narrowed_says_nothing_of_the_whole()
     assert [arm.top for arm in arms if arm.narrows and arm.narrows.ratio] == [0.0]
 
 
+def test_where_no_point_keeps_the_bound_on_latency_the_fastest_that_keeps_the_accuracy_is_narrowed() -> None:
+    world = Narrowed(Asked(max_drop=1.0, max_latency_ms=0.15), grows, arms=(Arm("table"),))
+    pruned = Design(0.5, "table", epochs=4, scheme="int8")
+    found = judged(*(world.measure(design) for design in (Design(), Design(scheme="int8"), pruned)))
+    assert not any(point.feasible for point in points(found))
+    assert [arm.narrows for arm in narrowings(found, world.space())] == [Design(), pruned.network]
+
+
+def test_what_other_steps_could_not_narrow_limits_nothing() -> None:
+    world = Spare(Asked(max_drop=1.0), grows, arms=(Arm("table"),))
+    world.run()
+    refused = Design(own="hand-made")
+    world.history[refused] = Failure(refused, "no less than 0.9 can be left", too_small=True)
+    assert {arm.top for arm in narrowings(world.history, world.space())} == {TOP}
+
+
 def test_with_goal_accuracy_a_pruned_network_is_not_narrowed() -> None:
     world = Spare(Asked(max_latency_ms=0.2, goal="accuracy"), grows, arms=(Arm("table"),))
     assert not any(design.narrowed and design.ratio for design in world.run())
@@ -142,3 +158,16 @@ def test_a_narrowed_network_is_predicted_from_its_integers_as_they_are() -> None
     search = Search(trials, lambda _: None, found)  # type: ignore[arg-type]
     narrowed = replace(network, narrow=0.5, taught=6, scheme="int8-qat")
     assert search.predict(narrowed) == pytest.approx(0.2 * (1 - 0.8 * 0.5))
+
+
+def test_a_size_is_predicted_from_the_same_size_quantized_otherwise() -> None:
+    world = World(Asked(max_drop=1.0), never)
+    shares = {Design(): 1.0, Design(scheme="int8"): 0.5, Design(size=96, scheme="int8"): 0.25}
+    found = {
+        design: replace(world.measure(design), share=share, latency_ms=share)
+        for design, share in shares.items()
+    }
+    trials = SimpleNamespace(backbone="", whole=Design(), costs=None, recipe_side=160)
+    search = Search(trials, lambda _: None, found)  # type: ignore[arg-type]
+    assert search.predict(Design(size=96)) == pytest.approx(0.5)
+    assert search.predict(Design(size=64)) == pytest.approx((64 / 160) ** 1.6)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from toolchain.backbones.network import Network
 from toolchain.data.augment import Augmenter
 from toolchain.data.loader import Batch, Batches, EvalBatches, Loading, weights_by_class
-from toolchain.errors import HostError, TrainingError
+from toolchain.device import memory_ran_out
+from toolchain.errors import HostError, ToolchainError, TrainingError
 from toolchain.learn import curves
 from toolchain.learn.checkpoint import Checkpoint, identity
 from toolchain.learn.curves import Curves, EpochRow
@@ -98,9 +99,8 @@ def _told(training: Training, context: Context) -> Iterator[None]:
             f"a batch norm cannot learn from a batch of one picture: with {len(context.data.train)} pictures take a "
             f"batch_size of 3 or more ({training.batch_size} now), or norm_statistics: kept"
         ) from error
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError, ToolchainError) as error:
+        if not memory_ran_out(error):
             raise
         raise HostError(
             f"no memory left on '{context.device.name}': take a smaller batch_size than {training.batch_size} "

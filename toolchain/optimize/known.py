@@ -47,7 +47,7 @@ def kept_sizes(history: History) -> dict[Design, float]:
 
 def narrowings(history: History, space: Space) -> Iterator[Arm]:
     """An arm for each network that is narrowed: at sizes that need no recovery, the fastest first, at its own, at others;
-    the last is the best of those that were pruned."""
+    the last is the best so far, if it was pruned."""
     if not space.taught:
         return
     kept = kept_sizes(history)
@@ -61,8 +61,8 @@ def narrowings(history: History, space: Space) -> Iterator[Arm]:
 
 
 def _best_pruned(history: History, space: Space) -> list[Design]:
-    """The network of the best point, if it was pruned. With goal "accuracy" nothing is gained by less of it."""
-    best = pick(points(history), space.asked.goal)
+    """The network of the best point so far, if it was pruned. With goal "accuracy" nothing is gained by less of it."""
+    best = best_of(points(history), space.asked.goal)
     if best is None or not best.design.ratio or best.design.relu or space.asked.goal == "accuracy":
         return []
     return [best.design.network]
@@ -70,7 +70,8 @@ def _best_pruned(history: History, space: Space) -> list[Design]:
 
 def _narrowest(history: History, network: Design) -> float:
     """How far a network can be narrowed: what was too much for one size is for all, unless that one had been pruned."""
-    refused = (found.design for found in history.values() if isinstance(found, Failure) and found.too_small)
+    failures = (found for found in history.values() if isinstance(found, Failure) and found.too_small)
+    refused = (found.design for found in failures if found.design.narrowed)
     failed = [one.narrow for one in refused if not one.ratio or one.network == network]
     return round(min([TOP, *(narrow - GRID for narrow in failed)]), 2)
 
@@ -90,13 +91,22 @@ def limit(history: History, space: Space, predict: Predict, *, unnarrowed: bool 
     if asked.max_latency_ms and _least(history, space, predict) <= asked.max_latency_ms:
         limits.append(asked.max_latency_ms)
     known = [*found, *space.rivals]
-    best = pick(known, asked.goal)
-    if best is None:
-        best = min((p for p in known if p.accurate and not p.slower), key=lambda p: p.share, default=None)
+    best = best_of(known, asked.goal)
     if asked.goal == "latency" and best is not None:
-        base = next((p.latency_ms for p in found if p.name == "fp32"), best.latency_ms / best.share)
+        base = whole_ms(found) or best.latency_ms / best.share
         limits.append(PROMISE * base * (before_narrow(found, best) if unnarrowed else best.share))
     return min(limits, default=None)
+
+
+def best_of(found: Sequence[Point], goal: Goal) -> Point | None:
+    """The best point, or the fastest that keeps the accuracy where none keeps every bound."""
+    lasting = (p for p in found if p.accurate and not p.slower)
+    return pick(found, goal) or min(lasting, key=lambda p: p.share, default=None)
+
+
+def whole_ms(found: Sequence[Point]) -> float | None:
+    """fp32's latency in ms as it was measured first: what shares are multiplied by."""
+    return next((p.latency_ms for p in found if p.name == "fp32"), None)
 
 
 def before_narrow(found: Sequence[Point], best: Point) -> float:

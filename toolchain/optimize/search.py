@@ -289,8 +289,7 @@ class Search:
         way = self._measured(alike) or self._measured(plain) or self._measured(self.whole) or 1.0
         side = 1.0
         if design.size:
-            sized = self._measured(replace(alike, size=design.size))
-            side = sized / way if sized else (design.size / self.trials.recipe_side) ** 1.6
+            side = self._side(replace(design.whole, size=design.size), design.scheme)
         width = 1.0
         if design.ratio:
             width = self._width(design)
@@ -301,6 +300,18 @@ class Search:
         known = (p for p in composed(self.own) if p.design.network == network)
         shares = [p.share for p in known if p.design.scheme not in {"fp32", "fp16", *BY_WEIGHTS}]
         return min(shares, default=None) or self._share(replace(network, scheme="int8"))
+
+    def _side(self, network: Design, scheme: Scheme) -> float:
+        """The share of a whole network's latency that is left at another input size: in this way to quantize, in another, or
+        as it usually is."""
+        ways = [scheme, *(p.design.scheme for p in points(self.own) if p.design.network == network)]
+        for way in ways:
+            sized = self._measured(replace(network, scheme=way))
+            whole = self._measured(replace(network, size=None, scheme=way))
+            if sized and whole:
+                return sized / whole
+        side = self.trials.recipe_side
+        return float(((network.size or side) / side) ** 1.6)
 
     def _width(self, design: Design) -> float:
         costs = self.trials.costs

@@ -3,7 +3,7 @@
 1. Ways to quantize the network as it is: seconds each; then the recipe's own variants that are made otherwise.
 2. For every arm (how channels are chosen, input size, importance), pruning by bisection: towards the greatest share
    that keeps the accuracy, or, with goal "accuracy", the smallest that keeps the other bounds. Narrowing likewise, of the
-   network as it is, and at smaller inputs; at last of the best that was pruned.
+   network as it is, and at smaller inputs; at last of the best so far, if it was pruned.
 3. Longer recovery where a shorter one failed, sooner if by little; other sizes as long as the network's own needed.
    For each network that was trained, the other ways to quantize it. The fastest is tried in float as well, and others
    that promise to be faster so: what is fastest on the whole network may be slower on a small one.
@@ -30,6 +30,7 @@ from toolchain.optimize.known import (
     limit,
     narrowings,
     promising,
+    whole_ms,
 )
 from toolchain.optimize.points import History, Point, pick, points
 
@@ -57,7 +58,7 @@ def _proposals(history: History, space: Space, predict: Predict) -> Iterator[Des
     if any(arm.relu for arm in space.arms):
         usual = (scheme for scheme in space.schemes if scheme not in BY_WEIGHTS)
         yield from (replace(space.whole, scheme=scheme, relu=True) for scheme in usual)
-    sized = {design.network for design in history if design.size and not design.trained}
+    sized = {p.design.network for p in composed(history) if p.design.size and not p.design.trained}
     for arm in space.arms:
         if arm.size and replace(arm.whole, size=arm.size) not in sized:
             yield replace(arm.whole, size=arm.size, scheme=leading(history, arm.whole, space.asked.goal))
@@ -126,18 +127,23 @@ def _worth(history: History, space: Space, predict: Predict, point: Point, sibli
     How the two ways compare on the network most like this one that has both, tells more than a prediction: integers gain
     less the smaller a network is.
     """
-    most = limit(history, space, predict)
-    if space.asked.goal not in OF_FILES and most is not None:
-        small = [p for p in composed(history) if p.design.trained and p.design.whole == sibling.whole]
+    most, base = limit(history, space, predict), whole_ms(points(history))
+    if space.asked.goal not in OF_FILES and most is not None and base is not None:
+        small = [p for p in composed(history) if p.design.trained and _of_one_arm(p.design, sibling)]
         known = {p.design.network: p.share for p in small if p.design.scheme == point.design.scheme}
         ways = [p for p in small if p.design.scheme == sibling.scheme and p.design.network in known]
         near = min(
             ways, default=None,
             key=lambda p: (p.design.size != sibling.size, abs(p.design.ratio - sibling.ratio), p.name),
         )  # fmt: skip
-        if near is not None and point.latency_ms * near.share / known[near.design.network] > most:
+        if near is not None and base * point.share * near.share / known[near.design.network] > most:
             return False
     return promising(history, space, predict, sibling)
+
+
+def _of_one_arm(one: Design, other: Design) -> bool:
+    """Whether their channels were chosen in the same way, whatever the size."""
+    return (one.whole, one.shape, one.importance) == (other.whole, other.shape, other.importance)
 
 
 def _in_float(history: History, space: Space, predict: Predict, trained: Sequence[Point]) -> Iterator[Design]:

@@ -63,10 +63,6 @@ if __name__ == "__main__":
             task, calibration_sampling_size=[len(task.calibration)],
             recipes={"first_conv_or_matmul_quantization": False},
         ),
-        "first-float-reduced": lambda task: fit(
-            task, calibration_sampling_size=[len(task.calibration)], reduce_range=True,
-            recipes={"first_conv_or_matmul_quantization": False},
-        ),
         "tuned": tuned,
         "tuned-int8": lambda task: tuned(task, quant_level=1),  # from all in int8 towards float
     })  # fmt: skip
