@@ -283,3 +283,12 @@ def test_biases_of_more_than_30_bits_are_kept(integers: tuple[ModelProto, ModelP
     np.testing.assert_allclose(counted[:2], value[:2], rtol=1e-6)
     after = next(t for t in trained(network, changed).graph.initializer if t.name == bias.name)
     np.testing.assert_allclose(numpy_helper.to_array(after)[:2], value[:2], rtol=1e-6)
+
+
+def test_a_norm_of_its_own_answers_as_in_onnxruntime_and_stays_as_it_is() -> None:
+    rng = np.random.default_rng(3)
+    constants = {name: rng.uniform(0.5, 2, size=3).astype(np.float32) for name in ("s", "b", "m", "v")}
+    node = make_node("BatchNormalization", ["input", *constants], ["logits"], name="norm", epsilon=1e-3)
+    source = model([node], constants, shape=("N", 3, 16, 16))
+    np.testing.assert_allclose(simulated(source, PICTURES), run(source, PICTURES), atol=1e-5)
+    assert not list(Simulated(source).parameters())

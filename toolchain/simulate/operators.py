@@ -170,6 +170,13 @@ def _layer_norm(node: NodeProto, _: Constants) -> Operator:
     return lambda x, weight, bias=None: F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
+def _batch_norm(node: NodeProto, _: Constants) -> Operator:
+    """One that nothing before it could take up, as in DenseNets; it stays as it is."""
+    _only(node, "training_mode", 0)
+    epsilon = attribute(node, "epsilon", 1e-5)
+    return lambda x, scale, bias, mean, variance: F.batch_norm(x, mean, variance, scale, bias, eps=epsilon)
+
+
 def _hard_sigmoid(node: NodeProto, _: Constants) -> Operator:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     return lambda x: torch.clamp(alpha * x + beta, 0, 1)
@@ -207,6 +214,7 @@ def _torch_pads(begin: Sequence[int], end: Sequence[int]) -> list[int]:
 _MAKERS: Mapping[str, Callable[[NodeProto, Constants], Operator]] = {
     "Add": _plain(torch.add),
     "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
     "Clip": _clip,
     "Concat": _joined,
     "Conv": _conv,
