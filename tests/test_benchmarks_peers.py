@@ -443,6 +443,8 @@ def test_settings_for_one_kind_of_processor_are_run_there_only() -> None:
         rival.cell(one) for rival in RIVALS for one in rival.settings if one.isa
     }
     assert "onnxruntime.static-reduced" in named("x86-avx2") - named("x86-vnni")
+    chosen = {f"{tool}.{name}" for some in SOME.values() for tool, names in some.items() for name in names}
+    assert chosen <= every
 
 
 @pytest.mark.parametrize("case", SOME)

@@ -122,14 +122,7 @@ RIVALS = (
 _STATIC: Mapping[str, Collection[str]] = {
     "onnxruntime": ("static-u8s8", "static-u8s8-entropy", "static-reduced", "static-u8u8"),
     "Olive": ("static-u8s8", "static-u8s8-operators", "static-reduced"),
-    "Neural Compressor 2.6": (
-        "defaults",
-        "all-pictures",
-        "first-float",
-        "first-float-reduced",
-        "tuned",
-        "tuned-int8",
-    ),
+    "Neural Compressor 2.6": ("defaults", "all-pictures", "first-float", "tuned", "tuned-int8"),
     "optimum-onnx": ("static", "static-percentile", "static-avx2", "static-avx2-reduced"),
 }
 # Cases on which not every setting is run, but those that came near with the first seed: on blood cells within a point of

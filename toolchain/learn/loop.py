@@ -36,9 +36,8 @@ from toolchain.learn.state import State
 from toolchain.progress import Task
 from toolchain.step import Context
 
-_CACHED = (
-    8  # pictures: of 32 at once each takes 1.5 times as long (MobileNetV2, 128 and 160 pixels, 512 KiB of L2)
-)
+# Pictures that a teacher answers at a time: of 32 each takes 1.5 times as long (MobileNetV2, 128 and 160 pixels).
+_CACHED = 8
 _NEWS_SECONDS = 0.25  # between looks at the losses: each waits for the device
 
 

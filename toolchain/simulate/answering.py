@@ -24,10 +24,9 @@ class Answering(nn.Module):
         super().__init__()
         file = model.SerializeToString()
         self._session = Session(file, threads=torch.get_num_threads())
+        # Which network it is, for checkpoints: it has no weights that torch knows.
         digest = np.frombuffer(hashlib.sha256(file).digest(), np.uint8).copy()
-        self.register_buffer(
-            "digest", torch.from_numpy(digest)
-        )  # which network: it has no weights that torch knows
+        self.register_buffer("digest", torch.from_numpy(digest))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of a batch on the CPU, without gradients."""
